@@ -1,0 +1,194 @@
+"""The floor law: a file imports only from floors below its own, and the package loads no more than it needs."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "fisher_lab"
+
+FLOORS = [
+    ["stats", "linalg", "likelihoods", "layers", "functional"],  # numerics; p(y|z); module adapters; LayerStats
+    ["matrices", "capture", "problems"],  # structures; model + batch -> {layer: LayerStats}; named problems
+    ["approximations", "exact", "errors", "plots"],  # one method a file; torch.func truth; error measures; figures
+    ["running"],  # the only holder of estimation state
+    ["diagnose"],  # compare(...)
+    ["optim"],  # optimizers
+    ["report", "training"],  # HTML report, training loop
+    ["cli"],  # the command line calls all of them
+    ["__init__", "__main__"],  # the public face
+]
+FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS, start=1) for unit in units}
+
+# What `import fisher_lab` must not load beyond what torch loads itself: each is imported where it is first used.
+LATE = ["matplotlib", "pandas", "sklearn", "skimage", "mlxtend", "jinja2", "tyro", "rich", "selenium", "hypothesis"]
+LATE += ["scipy.stats", "scipy.optimize", "scipy.signal", "scipy.ndimage", "scipy.interpolate", "scipy.integrate"]
+
+
+def module_name(path: Path, package: Path) -> str:
+    """The dotted name of a file of the package: fisher_lab/matrices/__init__.py is fisher_lab.matrices."""
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def unit_of(module: str) -> str:
+    """The name that has a floor: the file or folder right below the package."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below this one but the bodies of `if TYPE_CHECKING:`, which never run."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+            for branch in child.orelse:
+                yield branch
+                yield from runtime_nodes(branch)
+        else:
+            yield child
+            yield from runtime_nodes(child)
+
+
+def imported_modules(path: Path, package: Path) -> set[str]:
+    """The modules of the package that a file imports, at its top or inside a function."""
+    here = module_name(path, package)
+    folder = here.split(".") if path.name == "__init__.py" else here.split(".")[:-1]
+    found = set()
+    for node in runtime_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = folder[: len(folder) - node.level + 1] if node.level else []
+            source = ".".join(base + ([node.module] if node.module else []))
+            for alias in node.names:  # `from source import x` means the module x if there is one, else a name in it
+                target = package.parent.joinpath(*source.split("."), alias.name)
+                is_module = target.with_suffix(".py").is_file() or (target / "__init__.py").is_file()
+                found.add(f"{source}.{alias.name}" if is_module else source)
+    return {name for name in found if name.split(".")[0] == package.name}
+
+
+def import_graph(package: Path) -> dict[str, set[str]]:
+    """Each module of the package with the modules of the package it imports."""
+    files = sorted(package.rglob("*.py"))
+    return {module_name(path, package): imported_modules(path, package) for path in files}
+
+
+def violations(graph: dict[str, set[str]]) -> list[str]:
+    """One sentence for each import that the floor law forbids."""
+    wrong = []
+    for module, imports in graph.items():
+        unit = unit_of(module)
+        if unit not in FLOOR_OF:
+            wrong.append(f"{module} stands on no floor: give {unit!r} one in FLOORS and in the design page of the docs")
+            continue
+        for imported in sorted(imports):
+            other = unit_of(imported)
+            if other != unit and FLOOR_OF.get(other, len(FLOORS)) >= FLOOR_OF[unit]:
+                wrong.append(f"{module} (floor {FLOOR_OF[unit]}) imports {imported} (floor {FLOOR_OF.get(other)})")
+    return wrong
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one import circle, or nothing."""
+    try:
+        TopologicalSorter({module: imports - {module} for module, imports in graph.items()}).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_every_file_imports_only_from_floors_below_its_own():
+    graph = import_graph(PACKAGE)
+    assert "fisher_lab" in graph
+    assert not violations(graph), "\n".join(violations(graph))
+
+
+def test_no_import_goes_in_a_circle():
+    assert not circle(import_graph(PACKAGE)), " -> ".join(circle(import_graph(PACKAGE)))
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """A function that writes a small package from {file: text} and returns its import graph."""
+
+    def plant(files):
+        for name, text in files.items():
+            path = tmp_path / "fisher_lab" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return import_graph(tmp_path / "fisher_lab")
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("linalg.py", "import fisher_lab.running"),
+        ("linalg.py", "from fisher_lab import running"),
+        ("linalg.py", "from .running import Running"),
+        ("linalg.py", "def f():\n    from . import running"),
+        ("linalg.py", "from . import stats"),  # its own floor, another unit
+        ("capture.py", "import fisher_lab as fl"),  # the public face stands on top
+        ("matrices/dense.py", "from ..exact import exact_fisher"),
+        ("matrices/dense.py", "if not TYPE_CHECKING:\n    from ..exact import exact_fisher"),
+        ("matrices/dense.py", "if TYPE_CHECKING:\n    pass\nelse:\n    from ..exact import exact_fisher"),
+        ("nowhere.py", ""),
+    ],
+)
+def test_a_planted_violation_is_found(planted, file, text):
+    others = {"__init__.py": "", "running.py": "", "stats.py": "", "exact.py": "", "matrices/__init__.py": ""}
+    assert len(violations(planted(others | {file: text}))) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import torch\nfrom fisher_lab import stats",
+        "from .base import FisherMatrix",
+        "from ..stats import LayerStats",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..running import Running",
+        "import typing\nif typing.TYPE_CHECKING:\n    from ..running import Running",
+    ],
+)
+def test_what_is_allowed_is_not_reported(planted, text):
+    files = {"__init__.py": "from .matrices import dense", "stats.py": "", "running.py": "", "matrices/base.py": ""}
+    graph = planted(files | {"matrices/__init__.py": "from .dense import Dense", "matrices/dense.py": text})
+    assert not violations(graph)
+    assert not circle(graph)
+
+
+def test_a_planted_circle_is_found(planted):
+    files = {"matrices/__init__.py": "", "matrices/base.py": "from . import dense"}
+    assert circle(planted(files | {"matrices/dense.py": "def f():\n    from .base import FisherMatrix"}))
+
+
+PROBE = """
+import json, sys, time
+import torch
+before = set(sys.modules)
+start = time.perf_counter()
+import fisher_lab
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "loaded": sorted(set(sys.modules) - before)}))
+"""
+
+
+def probe() -> dict:
+    """What `import fisher_lab` costs on top of `import torch`, measured in a fresh interpreter."""
+    run = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    return json.loads(run.stdout)
+
+
+def test_import_is_light():
+    runs = [probe()]
+    while min(run["seconds"] for run in runs) >= 1 and len(runs) < 3:  # the first may compile, and machines are busy
+        runs.append(probe())
+    heavy = [name for name in LATE if name in runs[0]["loaded"]]
+    assert not heavy, f"import fisher_lab loads {', '.join(heavy)}: import them where they are first used"
+    assert min(run["seconds"] for run in runs) < 1

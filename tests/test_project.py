@@ -1,0 +1,96 @@
+"""Promises of the project's own files: packaging, pins, README commands, sizes."""
+
+import importlib
+import importlib.metadata
+import importlib.resources
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def normalised(name: str) -> str:
+    """The one spelling of a distribution's name: lower case, hyphens."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def required_names(requirements: list[str]) -> set[str]:
+    """The distribution names of requirements such as `torch>=2.6`."""
+    return {normalised(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
+
+
+def pins(file: str) -> dict[str, str]:
+    """The `name==version` lines of a requirements file; any other line is an error."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {normalised(name): version for name, version in pairs}
+
+
+def test_extras_and_command_exist():
+    assert set(PROJECT["project"]["optional-dependencies"]) == {"data", "dev", "docs"}
+    module, function = PROJECT["project"]["scripts"]["fisher-lab"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_everything_declared_is_pinned():
+    declared = required_names(PROJECT["project"]["dependencies"])
+    declared = declared.union(*map(required_names, PROJECT["project"]["optional-dependencies"].values()))
+    pinned = pins("constraints.txt")
+    assert not declared - {"fisher-lab"} - set(pinned)
+    assert pinned["torch"] == "2.13.0"
+    assert not [version for version in pinned.values() if "+" in version]
+
+
+def test_peers_are_pinned_apart():
+    # They are installed without their dependencies, since those break other packages; a shared pin must agree.
+    constraints, peers = pins("constraints.txt"), pins("requirements-peers.txt")
+    assert {"curvlinops-for-pytorch", "nngeometry"} <= set(peers)
+    assert not [name for name in peers if constraints.get(name, peers[name]) != peers[name]]
+    assert not {"torchvision", "curvlinops-for-pytorch", "nngeometry", "backpack-for-pytorch"} & set(constraints)
+
+
+def test_types_are_shipped():
+    assert PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["fisher_lab"]
+    assert importlib.resources.files("fisher_lab").joinpath("py.typed").is_file()
+
+
+def test_version_is_written_once():
+    assert importlib.metadata.version("fisher-lab") == PROJECT["project"]["version"]
+    assert importlib.import_module("fisher_lab").__version__ == PROJECT["project"]["version"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_make_commands_in_the_pages_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:^|`|\$ )make ([a-z-]+)", text, flags=re.MULTILINE))
+    assert "test" in named
+    assert not named - targets
+
+
+def test_every_target_is_documented_and_phony():
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
+    assert targets == set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, flags=re.MULTILINE))
+    assert targets == set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split())
+
+
+def test_continuous_integration_runs_the_command_of_the_readme():
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    commands = [line for line in lines if line and not line.startswith("#")]
+    assert re.fullmatch(r"make (VENV=\S+ )?test", commands[-1])
+
+
+def test_no_file_is_too_long_to_read():
+    files = [path for path in (ROOT / "fisher_lab").rglob("*.py") if len(path.read_text("utf-8").splitlines()) >= 400]
+    assert not files
+
+
+def test_no_test_steps_aside_silently():
+    # A missing peer must fail in continuous integration: ask for it by the fixture or the marker `peers`.
+    word = "import" + "orskip"
+    assert not [path for path in (ROOT / "tests").rglob("*.py") if word in path.read_text(encoding="utf-8")]

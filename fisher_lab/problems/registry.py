@@ -1,0 +1,187 @@
+"""What a problem is, and the register of those that ship with the library.
+
+A problem is a function with default settings that returns a `Problem`; the decorator `problem` registers it under its
+name. Adding one takes one file in this package.
+"""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, get_args
+
+from torch import Tensor, nn
+
+from fisher_lab.likelihoods import FisherKind
+
+FISHERS = get_args(FisherKind)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, how its outputs are read, and the examples on which its Fisher matrix is measured.
+
+    Attributes:
+        name: what the problem is called in tables and files.
+        model: the network; problems of this library come in evaluation mode and float32.
+        likelihood: a likelihood of `fisher_lab.likelihoods` or a torch loss module.
+        data: the measuring examples, x `[N, *input]` and y `[N, *label]`; a user's own problem may give anything that
+            `compare` takes.
+        settings: everything needed to make the problem again, as plain JSON values.
+        fisher: "true", "mc" or "empirical": the kind of Fisher matrix that is affordable for this problem.
+        train_data: all training examples, x and y, or None.
+        test_data: examples that were not trained on, x and y, or None.
+
+    Raises:
+        TypeError: if `model` is no module, or a class was given as the likelihood instead of an instance.
+        ValueError: if `fisher` is not one of the three kinds.
+
+    See Also:
+        `problem` registers a function that returns one, `load` finds one by name.
+    """
+
+    name: str
+    model: nn.Module
+    likelihood: Any
+    data: Any
+    settings: dict[str, Any] = field(default_factory=dict)
+    fisher: FisherKind = "true"
+    train_data: tuple[Tensor, Tensor] | None = None
+    test_data: tuple[Tensor, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(
+                f"problem {self.name!r} has a model of type {type(self.model).__name__}, "
+                "expected a torch.nn.Module: return the network itself"
+            )
+        if inspect.isclass(self.likelihood):
+            name = self.likelihood.__name__
+            raise TypeError(
+                f"problem {self.name!r} has the class {name} as its likelihood, expected an instance: write {name}()"
+            )
+        if self.fisher not in FISHERS:
+            raise ValueError(
+                f"problem {self.name!r} has fisher={self.fisher!r}, "
+                f"expected one of {', '.join(FISHERS)}: choose one of these"
+            )
+
+
+class Description(NamedTuple):
+    """One line about a problem, and its settings with their defaults."""
+
+    summary: str
+    settings: dict[str, Any]
+
+
+_REGISTERED: dict[str, Callable[..., Problem]] = {}
+
+
+def problem(function: Callable[..., Any]) -> Callable[..., Problem]:
+    """Register a function that builds a problem under the function's name (decorator).
+
+    Args:
+        function: keyword settings with defaults -> a `Problem`, or a tuple (model, likelihood, data). The first line of
+            its docstring is its summary.
+
+    Returns:
+        The function, which now always returns a `Problem` whose settings hold the values it was called with.
+
+    Raises:
+        ValueError: if another function is registered under this name.
+
+    See Also:
+        `names`, `describe`, `load`.
+    """
+    name = function.__name__
+    signature = inspect.signature(function)
+    taken = _REGISTERED.get(name)
+    if taken is not None and inspect.getsourcefile(inspect.unwrap(taken)) != inspect.getsourcefile(function):
+        raise ValueError(
+            f"a problem named {name!r} is registered already, by {taken.__module__}: give the new function another name"
+        )
+
+    @functools.wraps(function)
+    def build(*args: Any, **settings: Any) -> Problem:
+        bound = signature.bind(*args, **settings)
+        bound.apply_defaults()
+        return as_problem(function(*bound.args, **bound.kwargs), name, dict(bound.arguments))
+
+    _REGISTERED[name] = build
+    return build
+
+
+def names() -> list[str]:
+    """The names of all registered problems, sorted."""
+    return sorted(_REGISTERED)
+
+
+def describe() -> dict[str, Description]:
+    """For every registered problem the first line of its docstring and its settings with their defaults."""
+    return {name: Description(summary(_REGISTERED[name]), defaults(_REGISTERED[name])) for name in names()}
+
+
+def registered(name: str) -> Callable[..., Problem] | None:
+    """The function registered under `name`, or None."""
+    return _REGISTERED.get(name)
+
+
+def summary(function: Callable[..., Any]) -> str:
+    """The first line of a function's docstring, or the empty string."""
+    lines = (inspect.getdoc(function) or "").strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The settings of a function that have a default, with it."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def as_problem(result: Any, name: str, settings: dict[str, Any]) -> Problem:
+    """Make a `Problem` of what a problem function returned.
+
+    Args:
+        result: a `Problem`, or a tuple (model, likelihood, data).
+        name: used where the result has no name of its own.
+        settings: the values the function was called with; those recorded by the function itself win.
+
+    Raises:
+        TypeError: if the result is neither.
+    """
+    if isinstance(result, tuple) and len(result) == 3:
+        model, likelihood, data = result
+        result = Problem(name, model, likelihood, data)
+    if not isinstance(result, Problem):
+        what = (
+            f"a tuple of {len(result)} entries"
+            if isinstance(result, tuple)
+            else f"an object of type {type(result).__name__}"
+        )
+        raise TypeError(
+            f"problem {name!r} returned {what}, "
+            "expected a Problem or a tuple (model, likelihood, data): return one of these"
+        )
+    name = result.name or name
+    recorded = {"name": name, **settings, **result.settings}
+    return replace(result, name=name, settings={key: plain(value) for key, value in recorded.items()})
+
+
+def plain(value: Any) -> Any:
+    """The same value in JSON's types; what has none becomes its repr."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    return repr(value)
+
+
+def annotated_type(function: Callable[..., Any], setting: str) -> Any:
+    """The annotated type of a setting, or None if there is none or it cannot be evaluated."""
+    try:
+        return typing.get_type_hints(inspect.unwrap(function)).get(setting)
+    except (NameError, TypeError):
+        return None

@@ -1,0 +1,309 @@
+"""The problems that ship with the library: what they hold, that they are seeded, what they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fisher_lab import problems
+from fisher_lab.problems import data, training
+
+SHAPES = {
+    "digits_mlp": ((200, 64), (200,), (200, 10)),
+    "iris_regression": ((120, 2), (120, 2), (120, 2)),
+    "martens_grosse": ((1000, 256), (1000,), (1000, 10)),
+    "mnist_autoencoder": ((200, 64), (200, 64), (200, 64)),
+}
+NAMES = sorted(SHAPES)
+
+
+def quick(name, **settings):
+    """A problem after very few steps."""
+    return problems.load(name, **{"steps": 3, **settings})
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def made(request):
+    return quick(request.param)
+
+
+def parameters(made):
+    return torch.cat([p.detach().flatten() for p in made.model.parameters()])
+
+
+def test_every_problem_of_the_package_is_tested_here():
+    ours = {name for name in problems.names() if registered_in_package(name)}
+    assert ours == set(SHAPES)
+
+
+def registered_in_package(name):
+    return problems.registry.registered(name).__module__.startswith("fisher_lab.problems.")
+
+
+def test_data_and_outputs_have_the_promised_shapes(made):
+    x, y = made.data
+    x_shape, y_shape, z_shape = SHAPES[made.name]
+    assert (tuple(x.shape), tuple(y.shape)) == (x_shape, y_shape)
+    with torch.no_grad():
+        assert tuple(made.model(x).shape) == z_shape
+
+
+def test_the_model_is_ready_to_be_measured(made):
+    assert not any(module.training for module in made.model.modules())
+    assert all(p.dtype == torch.float32 and p.grad is None and p.requires_grad for p in made.model.parameters())
+    assert all(b.dtype == torch.float32 for b in made.model.buffers() if b.is_floating_point())
+    assert made.data[0].dtype in (torch.float32, torch.int64)
+    assert made.data[1].dtype in (torch.float32, torch.int64)
+
+
+def test_labels_and_outputs_fit_the_likelihood(made):
+    for x, y in (made.data, made.test_data):
+        with torch.no_grad():
+            z = made.model(x[:20])
+        made.likelihood.check_output(z)
+        made.likelihood.check_labels(z, y[:20])
+        assert torch.isfinite(made.likelihood.loss(z, y[:20]))
+
+
+def test_measuring_examples_are_the_first_training_examples(made):
+    for part, whole in zip(made.data, made.train_data, strict=True):
+        assert torch.equal(part, whole[: len(part)])
+
+
+def test_settings_are_json_and_make_the_same_problem_again(made):
+    recorded = json.loads(json.dumps(made.settings))
+    assert recorded == made.settings
+    assert len(recorded["data_sha256"]) == 64
+    for key in ("data_sha256", "final_training_loss"):
+        recorded.pop(key)
+    again = problems.load(recorded.pop("name"), **recorded)
+    assert again.settings == made.settings
+    assert torch.equal(parameters(again), parameters(made))
+    assert all(torch.equal(a, b) for a, b in zip(again.data, made.data, strict=True))
+
+
+def test_the_seed_changes_the_model_and_not_the_data(made):
+    other = quick(made.name, seed=1)
+    assert not torch.equal(parameters(other), parameters(made))
+    assert all(torch.equal(a, b) for a, b in zip(other.data, made.data, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_global_random_state_is_neither_read_nor_changed(name):
+    first = quick(name)
+    torch.manual_seed(123)
+    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - the global state
+    second = quick(name)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], before_numpy)  # noqa: NPY002
+    assert torch.equal(parameters(first), parameters(second))
+
+
+def test_another_default_dtype_and_disabled_gradients_make_no_difference():
+    expected = quick("digits_mlp")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            got = quick("digits_mlp")
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(parameters(got), parameters(expected))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_lowers_the_loss(name):
+    untrained, trained = quick(name, steps=0), quick(name, steps=40)
+    assert trained.settings["final_training_loss"] < untrained.settings["final_training_loss"]
+
+
+def test_the_quick_problem_learns():
+    made = problems.load("digits_mlp")
+    x, y = made.test_data
+    with torch.no_grad():
+        assert (made.model(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_zero_steps_is_the_start():
+    made = problems.load("digits_mlp", steps=0)
+    with training.seeded(0):
+        start = training.mlp((64, 20, 10), torch.nn.Tanh)
+    assert torch.equal(parameters(made), torch.cat([p.detach().flatten() for p in start.parameters()]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"examples": 0}, ValueError, "examples=0, expected a whole number from 1 to 1400"),
+        ({"examples": 1401}, ValueError, "there are no more training examples"),
+        ({"steps": -1}, ValueError, "steps=-1, expected a whole number, 0 or more: use 0 for the untrained model"),
+        ({"batch": 0}, ValueError, "batch=0"),
+        ({"batch": 1401}, ValueError, "batch=1401"),
+        ({"seed": -1}, ValueError, "seed=-1"),
+        ({"lr": 0.0}, ValueError, "lr=0.0, expected a positive finite number"),
+        ({"lr": float("nan")}, ValueError, "lr=nan"),
+        ({"widths": ()}, TypeError, "at least one width"),
+        ({"widths": (20, 0)}, ValueError, "a layer needs at least one unit"),
+        ({"steps": 2.5}, TypeError, "expected a whole number"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_sentence(settings, error, words):
+    with pytest.raises(error, match=words) as caught:
+        problems.load("digits_mlp", **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_training_that_diverges_is_refused():
+    with pytest.raises(ValueError, match=r"training loss is (inf|nan) after 3 steps with lr=1e\+30.*use a smaller lr"):
+        quick("iris_regression", lr=1e30)
+
+
+def test_a_direct_call_refuses_wrong_types_too():
+    from fisher_lab.problems.digits_mlp import digits_mlp
+
+    with pytest.raises(TypeError, match=r"steps=2.5 of type float"):
+        digits_mlp(steps=2.5)
+    with pytest.raises(TypeError, match=r"lr='fast' of type str"):
+        digits_mlp(lr="fast")
+
+
+def test_the_full_autoencoder_has_the_papers_layers_and_asks_for_monte_carlo():
+    made = problems.load("mnist_autoencoder", full="true", steps=0, examples=2)
+    sizes = [m.in_features for m in made.model if isinstance(m, torch.nn.Linear)]
+    assert sizes == [784, 1000, 500, 250, 30, 250, 500, 1000]
+    assert made.settings["widths"] == [1000, 500, 250, 30]
+    assert made.settings["side"] == 28
+    assert made.fisher == "mc"
+    activations = [isinstance(m, torch.nn.ReLU) for m in made.model]
+    assert activations.count(True) == 6
+    with pytest.raises(ValueError, match="full=True together with widths"):
+        problems.load("mnist_autoencoder", full=True, widths=(20, 5))
+
+
+def test_the_autoencoders_code_and_output_are_linear():
+    model = problems.load("mnist_autoencoder", steps=0).model
+    kinds = [type(m).__name__ for m in model]
+    assert kinds == ["Linear", "ReLU"] * 2 + ["Linear"] + ["Linear", "ReLU"] * 2 + ["Linear"]
+
+
+def test_the_bernoulli_loss_sums_over_pixels_and_averages_over_images():
+    made = quick("mnist_autoencoder")
+    x, y = made.data
+    with torch.no_grad():
+        z = made.model(x)
+    expected = torch.nn.BCEWithLogitsLoss()(z, y) * z.shape[1]
+    torch.testing.assert_close(made.likelihood.loss(z, y), expected)
+
+
+def test_importing_the_problems_imports_no_data_package():
+    late = ["sklearn", "skimage", "mlxtend", "pandas", "matplotlib", "pydoc_data"]
+    code = f"import sys, fisher_lab.problems; print([m for m in {late} if m in sys.modules])"
+    root = Path(problems.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_missing_data_package_is_named_with_the_cure(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match=r'scikit-learn.*pip install "fisher-lab\[data\]"') as caught:
+        problems.load("digits_mlp")
+    assert "\n" not in str(caught.value)
+
+
+class TestData:
+    def test_the_first_examples_have_every_class_equally_often(self):
+        _, y = data.mnist(16).train
+        assert torch.equal(y.bincount(), torch.full((10,), 400))
+        assert all(abs(count - 10) <= 1 for count in y[:100].bincount(minlength=10).tolist())
+
+    def test_training_and_test_digits_are_all_of_them_and_in_range(self):
+        digits = data.mnist(28)
+        assert digits.train[0].shape == (4000, 1, 28, 28)
+        assert digits.test[0].shape == (1000, 1, 28, 28)
+        assert digits.train[0].min() == 0
+        assert digits.train[0].max() == 1
+        rows = torch.cat([digits.train[0], digits.test[0]]).flatten(1)
+        assert len(rows.unique(dim=0)) == 5000
+
+    @pytest.mark.parametrize("side", [0, 29])
+    def test_a_side_outside_the_images_is_refused(self, side):
+        with pytest.raises(ValueError, match=f"side={side}, expected 1 to 28"):
+            data.mnist(side)
+
+    def test_iris_is_standardised_on_the_training_examples(self):
+        (x, y), _, _ = data.iris_sizes()
+        for part in (x, y):
+            torch.testing.assert_close(part.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+            torch.testing.assert_close(part.std(0), torch.ones(2), atol=1e-5, rtol=0)
+
+    def test_the_fingerprint_sees_values_shape_and_type(self):
+        a = torch.arange(6)
+        prints = {data.fingerprint(b) for b in (a, a.reshape(2, 3), a.int(), a + 1, a.float())}
+        assert len(prints) == 5
+        assert data.fingerprint(a) == data.fingerprint(a.numpy())
+
+
+class TestCache:
+    @pytest.fixture(autouse=True)
+    def fresh(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        self.path = tmp_path / "fisher_lab" / "a.npz"
+        self.reads = 0
+
+    def read(self):
+        self.reads += 1
+        return np.arange(4), np.ones(2)
+
+    def get(self):
+        x, y = data._cached("a.npz", self.read, lambda x, y: x.shape == (4,) and y.shape == (2,))
+        assert np.array_equal(x, np.arange(4))
+        assert np.array_equal(y, np.ones(2))
+
+    def test_the_second_time_reads_the_cache(self):
+        self.get()
+        self.get()
+        assert self.reads == 1
+        assert [p.name for p in self.path.parent.iterdir()] == ["a.npz"]
+
+    @pytest.mark.parametrize("content", [b"", b"PK half a file", None])
+    def test_a_damaged_cache_is_replaced(self, content):
+        self.get()
+        self.path.write_bytes(self.path.read_bytes()[:200] if content is None else content)
+        self.get()
+        self.get()
+        assert self.reads == 2
+
+    def test_a_directory_that_cannot_be_written_means_no_cache(self, tmp_path):
+        (tmp_path / "fisher_lab").write_text("a file in the way")
+        self.get()
+        self.get()
+        assert self.reads == 2
+
+    def test_an_interrupted_write_leaves_nothing(self, monkeypatch):
+        def interrupted(file, **arrays):
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(np, "savez_compressed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            self.get()
+        assert list(self.path.parent.iterdir()) == []
+
+    def test_no_home_directory_means_no_cache(self, monkeypatch):
+        def homeless():
+            raise RuntimeError
+
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", homeless)
+        assert data.cache_directory() is None
+        self.get()
+        assert self.reads == 1
+
+    def test_a_relative_cache_home_is_ignored(self, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", "here")
+        assert data.cache_directory() == Path(os.path.expanduser("~")) / ".cache" / "fisher_lab"

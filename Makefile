@@ -69,8 +69,8 @@ constraints: ## pin anew all dependencies but torch in constraints.txt
 	echo "installing the newest versions of everything beside $$(cat "$$fresh/torch.txt")"; \
 	"$$fresh/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
 		-c "$$fresh/torch.txt" -e '.[data,dev,docs]'; \
-	"$$fresh/venv/bin/python" -m pip freeze --exclude-editable | sed 's/+[^ ]*$$//' > "$$fresh/new.txt"; \
-	cp "$$fresh/new.txt" constraints.txt; \
+	"$$fresh/venv/bin/python" -m pip freeze --exclude-editable > "$$fresh/frozen.txt"; \
+	sed 's/+[^ ]*$$//' "$$fresh/frozen.txt" > constraints.txt; \
 	echo "constraints.txt: $$(wc -l < constraints.txt) packages"
 
 clean: ## remove the virtual environment, caches and build products (runs/ is kept)

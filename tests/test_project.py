@@ -4,6 +4,8 @@ import importlib
 import importlib.metadata
 import importlib.resources
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -35,6 +37,13 @@ def test_extras_and_command_exist():
     assert set(PROJECT["project"]["optional-dependencies"]) == {"data", "dev", "docs"}
     module, function = PROJECT["project"]["scripts"]["fisher-lab"].split(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_installed_command_starts_anywhere(tmp_path):
+    # The one beside this interpreter: elsewhere on the path may lie another version.
+    command = Path(sys.executable).with_name("fisher-lab")
+    run = subprocess.run([command, "--help"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_everything_declared_is_pinned():

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "fisher_lab"
 
 FLOORS = [
-    ["stats", "linalg", "likelihoods", "layers", "functional"],  # numerics; p(y|z); module adapters; LayerStats
+    ["stats", "linalg", "memory", "likelihoods", "layers", "functional"],  # numerics; p(y|z); adapters; LayerStats
     ["matrices", "capture", "problems"],  # structures; model + batch -> {layer: LayerStats}; named problems
     ["approximations", "exact", "errors", "plots"],  # one method a file; torch.func truth; error measures; figures
     ["running"],  # the only holder of estimation state

@@ -94,7 +94,7 @@ def _typed(function: Callable[..., Any], parameter: inspect.Parameter | None, na
     kind: Any = type(default)
     if default is None or default is inspect.Parameter.empty:
         kind = annotated_type(function, key)
-    entry = type(default[0]) if kind is tuple and default else int
+    entry = type(default[0]) if isinstance(default, tuple) and default else int
     try:
         return convert(value, kind, entry)
     except ValueError as error:
@@ -252,7 +252,7 @@ def _function_of(module: ModuleType, name: str, target: str) -> Callable[..., An
     what = (
         f"{target!r} has no function {name!r}"
         if function is None
-        else f"{name!r} in {target!r} is a {type(function).__name__}, not a function"
+        else f"{name!r} in {target!r} is of type {type(function).__name__}, not a function"
     )
     raise ValueError(
         f"{what}{_did_you_mean(name, own)}: name a function that returns a Problem or a tuple (model, likelihood, data)"

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab.likelihoods import FisherKind, Likelihood
-from fisher_lab.problems.data import Dataset, local_generator
+from fisher_lab.problems.data import Dataset, local_generator, standard_torch
 from fisher_lab.problems.registry import Problem
 
 
+@standard_torch()
 def trained_problem(
     build: Callable[[], nn.Module],
     likelihood: Likelihood,
@@ -141,16 +142,11 @@ def mlp(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Have modules initialised from `seed`, in float32 on the CPU, and everything global put back afterwards."""
-    dtype = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    """Have modules initialised from `seed`, and the global random state put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the accelerators' generators too.
         torch.default_generator.manual_seed(seed)
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
+        yield
 
 
 def check_count(name: str, value: int, low: int, high: int | None, cure: str) -> None:

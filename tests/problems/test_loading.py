@@ -116,7 +116,7 @@ def test_a_file_may_import_its_neighbours(own_file):
         ("a_class", TypeError, r"write MSELoss\(\)"),
         ("needed", TypeError, "needs the setting 'size'"),
         ("tripel", ValueError, r"no function 'tripel' \(did you mean 'triple'\?\)"),
-        ("number", ValueError, "'number' in .* is a int, not a function"),
+        ("number", ValueError, "'number' in .* is of type int, not a function"),
         ("not a name", ValueError, "cannot read the problem"),
         ("broken", ModuleNotFoundError, "not_installed_anywhere"),
     ],

@@ -1,0 +1,130 @@
+"""From which photograph is this patch? Colour patches of the photos that come with scikit-image and scikit-learn.
+
+Each patch has its mean colour removed, so that the colour alone does not tell. Training patches lie wholly in the left
+75 % of a photo and test patches wholly in the right 25 %: no pixel is in both.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fisher_lab.likelihoods import Categorical
+from fisher_lab.problems.data import (
+    SPLIT_SEED,
+    Dataset,
+    fingerprint,
+    local_generator,
+    require,
+    standard_torch,
+    stratified_order,
+)
+from fisher_lab.problems.registry import Problem, problem
+from fisher_lab.problems.training import check_widths, trained_problem
+
+SIDE, TRAIN_EACH, TEST_EACH, LEAST_CONTRAST = 32, 200, 40, 0.02
+SCIKIT_IMAGE = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
+
+
+@problem
+def photo_patches_cnn(
+    photos: str = "all",
+    channels: tuple[int, ...] = (8, 16),
+    examples: int = 100,
+    steps: int = 300,
+    lr: float = 1e-2,
+    batch: int = 50,
+    seed: int = 0,
+) -> Problem:
+    """Plain, depthwise and pointwise convolutions with GroupNorm on 32x32 colour patches: which of 9 photos is it from?
+
+    Args:
+        photos: "all" nine of scikit-image and scikit-learn, or "scikit-learn" for its two.
+        channels: of the first convolution and of the pointwise one; even numbers, for GroupNorm has two groups.
+        examples: number of measuring examples, at most 200 per photo.
+        steps: of training; 0 leaves the network at its start.
+        lr: learning rate.
+        batch: examples per step.
+        seed: of the start and the order of the examples; the patches are always the same.
+
+    Raises:
+        ValueError: for other photos or channels, or if a package with photos is not installed.
+    """
+    check_widths("channels", channels)
+    if len(channels) != 2 or any(c % 2 for c in channels):
+        raise ValueError(f"got channels={channels}, expected two even numbers: write such as (8, 16)")
+    names, images = read_photos(photos)
+    return trained_problem(
+        lambda: network(channels[0], channels[1], len(images)),
+        Categorical(),
+        patches(images),
+        seed=seed,
+        steps=steps,
+        examples=examples,
+        lr=lr,
+        batch=batch,
+        classes=names,
+    )
+
+
+def network(first: int, second: int, classes: int) -> nn.Sequential:
+    """Patches `[N, 3, 32, 32]` -> logits `[N, classes]`."""
+    return nn.Sequential(
+        nn.Conv2d(3, first, 5, stride=2, padding=2),
+        nn.GroupNorm(2, first),
+        nn.ReLU(),
+        nn.Conv2d(first, first, 3, stride=2, padding=1, groups=first),
+        nn.Conv2d(first, second, 1),
+        nn.GroupNorm(2, second),
+        nn.ReLU(),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(4 * second, classes),
+    )
+
+
+def read_photos(photos: str) -> tuple[list[str], list[np.ndarray]]:
+    """The names and pixels `[height, width, 3]` uint8 of the photos."""
+    if photos not in ("all", "scikit-learn"):
+        raise ValueError(f"got photos={photos!r}, expected 'all' or 'scikit-learn': choose one of these")
+    sample = require("sklearn.datasets", "scikit-learn").load_sample_images()
+    names = [Path(name).stem for name in sample.filenames]
+    images = list(sample.images)
+    if photos == "all":
+        bundled: Any = require("skimage.data", "scikit-image")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # readers of old image files warn about themselves
+            images += [getattr(bundled, name)() for name in SCIKIT_IMAGE]
+        names += SCIKIT_IMAGE
+    return names, images
+
+
+@standard_torch()
+def patches(images: list[np.ndarray]) -> Dataset:
+    """Training and test patches of photos `[height, width, 3]`: x `[N, 3, 32, 32]`, y `[N]` the index of the photo."""
+    generator = local_generator(SPLIT_SEED)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for left, each in ((True, TRAIN_EACH), (False, TEST_EACH)):
+        xs, ys = [], []
+        for label, image in enumerate(images):
+            cut = int(0.75 * image.shape[1])
+            found = patches_of(image[:, :cut] if left else image[:, cut:])
+            found = found[torch.randperm(len(found), generator=generator)[:each]]
+            xs.append(found)
+            ys.append(torch.full((len(found),), label))
+        x, y = torch.cat(xs), torch.cat(ys)
+        order = stratified_order(y, generator)
+        parts.append((x[order], y[order]))
+    return Dataset(parts[0], parts[1], fingerprint(*images))
+
+
+def patches_of(image: np.ndarray) -> Tensor:
+    """Half overlapping patches `[n, 3, 32, 32]` of a photo `[height, width, 3]`, without flat ones and mean colours."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(torch.float32) / 255
+    found = pixels.unfold(1, SIDE, SIDE // 2).unfold(2, SIDE, SIDE // 2)  # [3, rows, columns, 32, 32]
+    found = found.permute(1, 2, 0, 3, 4).reshape(-1, 3, SIDE, SIDE)
+    found = found[found.flatten(1).std(1) > LEAST_CONTRAST]
+    return found - found.mean((2, 3), keepdim=True)

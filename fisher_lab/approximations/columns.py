@@ -1,0 +1,56 @@
+"""Moments that keep columns (inputs and output gradients of examples) instead of a mean.
+
+Used where the columns are smaller than the matrix they stand for. The moments are `g`, `a` (absent when the
+per-example gradients are explicit) and `weight`, one per example, summing to 1; or the `block` they were turned into.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fisher_lab.approximations.base import Moments
+from fisher_lab.stats import LayerStats
+
+
+def keep(stats: LayerStats) -> Moments:
+    """The columns of `stats`, equally weighted."""
+    moments = {"g": stats.g, "weight": torch.full((stats.N,), 1 / stats.N, dtype=stats.g.dtype, device=stats.g.device)}
+    return moments if stats.a is None else {"a": stats.a, **moments}
+
+
+def to_stats(moments: Moments) -> LayerStats:
+    """Kept columns as LayerStats, the weights inside g."""
+    g, weight = moments["g"], moments["weight"]
+    root = (weight * len(weight)).sqrt()
+    return LayerStats(moments.get("a"), g * root.view(1, -1, *(1,) * (g.ndim - 2)))
+
+
+def mix(old: Moments, new: Moments, weight: float | Tensor) -> Moments:
+    """Weighted concatenation of the examples; older ones first."""
+    mixed = {
+        "g": torch.cat([old["g"], new["g"]], 1),
+        "weight": torch.cat([old["weight"] * (1 - weight), new["weight"] * weight]),
+    }
+    if "a" in new:
+        mixed["a"] = torch.cat([old["a"], new["a"]])
+    return mixed
+
+
+def trim(moments: Moments, most: int) -> Moments:
+    """The `most` heaviest examples, ties to the earliest, their weights summing to 1 again.
+
+    In a running mean all examples weigh the same and the first are kept; in a moving average the newest weigh most.
+    """
+    weight = moments["weight"]
+    if len(weight) <= most:
+        return moments
+    order = (weight / weight.max()).mul(-1).mul(1e6).round().argsort(stable=True)[:most]
+    kept = {"g": moments["g"][:, order], "weight": weight[order] / weight[order].sum()}
+    return {**kept, "a": moments["a"][order]} if "a" in moments else kept
+
+
+def size(moments: Moments) -> int:
+    """Numbers held."""
+    return sum(x.numel() for x in moments.values())
+

@@ -1,0 +1,144 @@
+"""KPSVD: Koroko et al. (2022): the nearest Kronecker product S (x) T in Frobenius norm (Van Loan & Pitsianis 1993).
+
+|F - S (x) T| = |Z - vec(S) vec(T)^T| for the rearrangement Z of F, whose products are
+
+    Z T = 1/N sum P T P^T          Z^T S = 1/N sum P^T S P,
+
+so the leading singular pair of Z follows by power iteration from T = I, whose first half-step is TKFAC's U1. With rank-one columns S = sum_n alpha_n G_n with G_n = sum_r g g^T, and alpha
+is the leading eigenvector of K_X K_G: (K_X)_nm = (a_n . a_m)^2, (K_G)_nm = sum_{r,s} (g_rn . g_sm)^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fisher_lab.approximations import columns
+from fisher_lab.approximations.base import Approximation, Moments
+from fisher_lab.matrices import FisherMatrix, Kronecker
+from fisher_lab.stats import LayerStats
+
+TOLERANCE = 1e-10  # change of the unit-norm factors; stopping on sigma would leave its square root in the factors
+MAX_ITERATIONS = 1000
+MOST_EXAMPLES = 5000  # above this many the N x N matrices cost more than iterating on the factors
+
+
+@dataclass(frozen=True)
+class KPSVD(Approximation):
+    """Best Kronecker product of two factors in Frobenius norm; it does not keep the trace.
+
+    Keeps the columns of the batch until a first matrix is assembled; from then on (in a trainer) every observation is
+    one power-iteration half-step for each factor from the previous ones.
+
+    State: d_out^2 + d_in^2. See also: TKFAC (one step of the iteration), KFAC.
+    """
+
+    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
+        """The columns, or `S` and `T` one half-step from `matrix`."""
+        if not isinstance(matrix, Kronecker):
+            return columns.keep(stats)
+        G, A = matrix.factors
+        return {"S": _left_step(stats, _unit(A)), "T": _right_step(stats, _unit(G))}
+
+    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+        """sigma S (x) T, sqrt(sigma) in each factor."""
+        if "S" in moments:
+            S, T = moments["S"], moments["T"]
+            scale = (_norm(S) * _norm(T)) ** 0.25
+            return Kronecker((_divide(S, scale), _divide(T, scale)))
+        stats = columns.to_stats(moments)
+        in_examples = stats.rank_one and stats.N <= MOST_EXAMPLES
+        S, T = _solve_in_examples(stats) if in_examples else _solve_in_factors(stats)
+        return Kronecker((S, T))
+
+    def average(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
+        """Linear mix of the factors, or weighted concatenation of the columns."""
+        if "S" in new:
+            return super().average(old, new, weight) if "S" in old else new
+        return columns.mix(old, new, weight)
+
+
+def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
+    """Power iteration on S `[Q, d_out, d_out]` and T `[Q, d_in, d_in]`."""
+    T = torch.eye(stats.d_in, dtype=stats.g.dtype, device=stats.g.device).expand(stats.Q, -1, -1)
+    S, T = _unit(_left_step(stats, T)), _unit(T)
+    for _ in range(MAX_ITERATIONS):
+        new_T = _unit(_right_step(stats, S))
+        new_S = _left_step(stats, new_T)
+        sigma = _norm(new_S)
+        new_S = _unit(new_S)
+        change = torch.maximum(_norm(new_S - S).max(), _norm(new_T - T).max())
+        S, T = new_S, new_T
+        if change < TOLERANCE:
+            break
+    return S * sigma.sqrt(), T * sigma.sqrt()
+
+
+def _left_step(stats: LayerStats, T: Tensor) -> Tensor:
+    total = stats.g.new_zeros(stats.Q, stats.d_out, stats.d_out)
+    for P in stats.per_example():
+        total = total + torch.einsum("rnqoi,rnqpi->qop", P @ T, P)
+    return total / stats.N
+
+
+def _right_step(stats: LayerStats, S: Tensor) -> Tensor:
+    total = stats.g.new_zeros(stats.Q, stats.d_in, stats.d_in)
+    for P in stats.per_example():
+        total = total + torch.einsum("rnqoi,rnqoj->qij", S @ P, P)
+    return total / stats.N
+
+
+def _solve_in_examples(stats: LayerStats) -> tuple[Tensor, Tensor]:
+    """Power iteration on the weights of the examples, group by group (rank-one columns)."""
+    assert stats.a is not None
+    pairs = [_examples_of_group(stats.a[:, 0, q], stats.g[:, :, 0, q]) for q in range(stats.Q)]
+    return torch.stack([S for S, _ in pairs]), torch.stack([T for _, T in pairs])
+
+
+def _examples_of_group(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """S and T of one group from a `[N, d_in]` and g `[R, N, d_out]`."""
+    KX, KG = (a @ a.T).square(), _gram_of_outer(g)
+    alpha = a.square().sum(1)  # the weights of T = I
+    alpha = alpha / (alpha @ KG @ alpha).clamp(min=torch.finfo(a.dtype).tiny).sqrt()
+    for _ in range(MAX_ITERATIONS):
+        beta = KG @ alpha
+        beta = beta / (beta @ KX @ beta).clamp(min=torch.finfo(a.dtype).tiny).sqrt()
+        new = KX @ beta
+        sigma = (new @ KG @ new).clamp(min=0).sqrt()
+        new = new / sigma.clamp(min=torch.finfo(a.dtype).tiny)
+        step = new - alpha
+        alpha = new
+        if (step @ KG @ step).clamp(min=0).sqrt() < TOLERANCE:
+            break
+    root = (sigma / len(a)).sqrt()
+    weighted = g * (alpha * root).clamp(min=0).sqrt()[None, :, None]
+    S = torch.einsum("rno,rnp->op", weighted, weighted)
+    return S, a.T @ (a * (beta * root)[:, None])
+
+
+def _gram_of_outer(g: Tensor) -> Tensor:
+    """<G_n, G_m> `[N, N]` for G_n = sum_r g_rn g_rn^T, g `[R, N, d_out]`."""
+    R, N, d_out = g.shape
+    if d_out <= R:
+        H = torch.einsum("rno,rnp->nop", g, g).flatten(1)
+        return H @ H.T
+    K = g.new_zeros(N, N)
+    for r in range(R):
+        for s in range(r, R):
+            block = (g[r] @ g[s].T).square()
+            K += block if r == s else block + block.T
+    return K
+
+
+def _norm(M: Tensor) -> Tensor:
+    return torch.linalg.matrix_norm(M, keepdim=True)
+
+
+def _divide(M: Tensor, scale: Tensor) -> Tensor:
+    return M / torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def _unit(M: Tensor) -> Tensor:
+    return _divide(M, _norm(M))

@@ -1,0 +1,29 @@
+"""LNGD: Liu et al. (2024), layer-wise natural gradient: F ~ diag(U1) (x) U2 / t, with U1, U2, t as in TKFAC.
+
+The paper samples gradients at the layer; measured here is its structure, from the layer's true gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fisher_lab.approximations.base import Approximation, Moments
+from fisher_lab.approximations.tkfac import unit_trace
+from fisher_lab.matrices import FisherMatrix, Kronecker
+from fisher_lab.stats import LayerStats
+
+
+@dataclass(frozen=True)
+class LNGD(Approximation):
+    """TKFAC with the output factor cut to its diagonal; keeps the trace of F.
+
+    State: d_out + d_in^2. See also: TKFAC, MiniBlock (its blocks contain LNGD's).
+    """
+
+    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
+        """diag U1 `[Q, d_out]` and U2 `[Q, d_in, d_in]`."""
+        return {"u1": stats.squares().sum(-1), "U2": stats.right()}
+
+    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+        """diag(U1) (x) U2 / t."""
+        return Kronecker((moments["u1"], unit_trace(moments["U2"])))

@@ -1,0 +1,57 @@
+"""TKFAC: Gao et al. (2020), Theorem 4.1 and eqs. 4.4-4.9; for shared weights the surrogate under their Assumption 4.1.
+
+F ~ U1 (x) U2 / t: the Kronecker product with the same two partial traces as F (t = tr U1 = tr U2), per group.
+
+    full:    U1 = 1/N sum P P^T               U2 = 1/N sum P^T P
+    expand:  U1 = 1/N sum_t |a|^2 g g^T       U2 = 1/N sum_t |g|^2 a a^T      (positions uncorrelated)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fisher_lab.approximations.base import Approximation, Moments, check_choice
+from fisher_lab.matrices import FisherMatrix, Kronecker
+from fisher_lab.stats import LayerStats
+
+
+@dataclass(frozen=True)
+class TKFAC(Approximation):
+    """Trace-restricted KFAC.
+
+    Exact wherever F is a Kronecker product. On a plain Linear layer it equals TN with two modes and keeps the trace.
+
+    Args:
+        spatial: for weights shared over positions. "expand" (the paper's) takes positions as uncorrelated and keeps the
+            trace of that surrogate; "full" keeps the trace of F.
+
+    State: d_out^2 + d_in^2. See also: TEKFAC, TN, KFAC.
+    """
+
+    spatial: Literal["expand", "full"] = "expand"
+
+    def __post_init__(self) -> None:
+        check_choice("TKFAC", "spatial", self.spatial, ("expand", "full"))
+
+    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
+        """Partial traces U1 `[Q, d_out, d_out]` and U2 `[Q, d_in, d_in]`."""
+        if self.spatial == "full" or stats.a is None or stats.T == 1:
+            return {"U1": stats.left(), "U2": stats.right()}
+        a, g = stats.a, stats.g
+        return {
+            "U1": torch.einsum("rntqo,rntqp,ntq->qop", g, g, a.square().sum(-1)) / stats.N,
+            "U2": torch.einsum("ntqi,ntqj,ntq->qij", a, a, g.square().sum((0, -1))) / stats.N,
+        }
+
+    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+        """U1 (x) U2 / t."""
+        return Kronecker((moments["U1"], unit_trace(moments["U2"])))
+
+
+def unit_trace(M: torch.Tensor) -> torch.Tensor:
+    """M / tr M for PSD matrices `[Q, n, n]`; zero where M is zero."""
+    t = M.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    return M / torch.where(t > 0, t, torch.ones_like(t))

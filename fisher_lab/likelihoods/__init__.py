@@ -1,0 +1,15 @@
+"""Likelihoods p(y | z) of a model output z, and torch's losses in their place."""
+
+from fisher_lab.likelihoods.base import FisherKind as FisherKind
+from fisher_lab.likelihoods.base import Likelihood as Likelihood
+from fisher_lab.likelihoods.base import check_fisher as check_fisher
+from fisher_lab.likelihoods.bernoulli import Bernoulli as Bernoulli
+from fisher_lab.likelihoods.categorical import Categorical as Categorical
+from fisher_lab.likelihoods.gaussian import Gaussian as Gaussian
+from fisher_lab.likelihoods.losses import TorchLoss as TorchLoss
+from fisher_lab.likelihoods.losses import as_likelihood as as_likelihood
+
+
+def registry() -> dict[str, type[Likelihood]]:
+    """Every likelihood known, by class name (`TorchLoss` wraps the others and is left out)."""
+    return {name: cls for name, cls in Likelihood._registry.items() if cls is not TorchLoss}

@@ -1,0 +1,81 @@
+"""Categorical likelihood: softmax over classes, -log p = cross-entropy. Root: sqrt(p_c) (e_c - p)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fisher_lab.likelihoods.base import Likelihood
+
+
+class Categorical(Likelihood):
+    """Labels y (class indices) with probabilities softmax(z) along `dim`; all other dimensions are positions.
+
+    The factor has the C columns sqrt(p_c) (e_c - p) per position: their outer products sum to diag(p) - p p^T.
+
+    Args:
+        dim: dimension of z that holds the classes; -1 for `[N, C]` and `[N, L, C]`, 1 for torch's `[N, C, L]`.
+    """
+
+    def __init__(self, dim: int = -1) -> None:
+        self.dim = dim
+
+    def factor(self, z: Tensor) -> Tensor:
+        """S `[L * C, N, *output]`, L positions."""
+        p = z.movedim(self.dim, -1).softmax(-1)
+        N, C, positions = p.shape[0], p.shape[-1], p.shape[1:-1]
+        p = p.reshape(N, -1, C)
+        L = p.shape[1]
+        root = p.sqrt().permute(2, 0, 1).unsqueeze(-1) * (torch.eye(C, dtype=z.dtype, device=z.device)[:, None, None] - p)
+        if L > 1:  # one column touches one position
+            eye = torch.eye(L, dtype=z.dtype, device=z.device)
+            root = torch.einsum("cnlk,lm->lcnmk", root, eye).flatten(0, 1)
+        return root.reshape(-1, N, *positions, C).movedim(-1, self._class_dim(z) + 1)
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Class indices `[N, *positions]`."""
+        p = z.movedim(self.dim, -1).softmax(-1)
+        # the exponential race draws from p without a host read, unlike torch.multinomial
+        return (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1)
+
+    def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
+        """log p `[N]` for class indices y `[N, *positions]`, or class probabilities y of the shape of z."""
+        logp = z.movedim(self.dim, -1).log_softmax(-1)
+        if y.is_floating_point():
+            picked = (logp * y.movedim(self.dim, -1)).sum(-1)
+        else:
+            picked = logp.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+        return picked.reshape(z.shape[0], -1).sum(1)
+
+    def check_output(self, z: Tensor) -> None:
+        """At least two classes along `dim`."""
+        super().check_output(z)
+        if not -z.ndim < self.dim < z.ndim or self.dim == 0 or z.shape[self.dim] < 2:
+            raise ValueError(
+                f"The model returned shape {tuple(z.shape)}, but {self!r} expects at least 2 classes along dimension "
+                f"{self.dim}; for one logit per label use Bernoulli() or BCEWithLogitsLoss."
+            )
+
+    def check_labels(self, z: Tensor, y: Tensor) -> None:
+        """Class indices in range, one per position, or probabilities of the shape of z."""
+        if y.is_floating_point():
+            super().check_labels(z, y)
+            return
+        expected = list(z.shape)
+        C = expected.pop(self.dim)
+        if list(y.shape) != expected or y.dtype == torch.bool:
+            raise ValueError(
+                f"{self.name} got labels {y.dtype} {tuple(y.shape)} for outputs {tuple(z.shape)} with classes along "
+                f"dimension {self.dim}, expected class indices of shape {tuple(expected)}."
+            )
+        if y.numel() and not bool(((y >= 0) & (y < C)).all()):
+            raise ValueError(
+                f"{self.name} got labels from {int(y.min())} to {int(y.max())}, expected 0 to {C - 1} for {C} outputs; "
+                "check the labels and the model's last layer."
+            )
+
+    def _class_dim(self, z: Tensor) -> int:
+        return self.dim % z.ndim
+
+    def __repr__(self) -> str:
+        return f"Categorical(dim={self.dim})"

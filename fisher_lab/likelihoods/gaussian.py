@@ -1,0 +1,43 @@
+"""Gaussian likelihood with fixed variance: -log p = |z - y|^2 / (2 variance) + constant. Root: e_c / sqrt(variance)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fisher_lab.likelihoods.base import Likelihood, diagonal_columns
+
+
+class Gaussian(Likelihood):
+    """Labels y = z + noise, independent outputs of the given variance.
+
+    Args:
+        variance: variance of the noise, > 0.
+
+    Raises:
+        ValueError: if the variance is not positive and finite.
+    """
+
+    def __init__(self, variance: float = 1.0) -> None:
+        if not (variance > 0 and math.isfinite(variance)):
+            raise ValueError(f"Gaussian got variance={variance}, expected a positive finite number.")
+        self.variance = float(variance)
+
+    def factor(self, z: Tensor) -> Tensor:
+        """S `[K, N, *output]`, K outputs per example."""
+        return diagonal_columns(torch.full_like(z, self.variance**-0.5))
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """z + N(0, variance) `[N, *output]`."""
+        return z + torch.empty_like(z).normal_(0.0, math.sqrt(self.variance), generator=generator)
+
+    def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
+        """Log density `[N]` of y `[N, *output]`."""
+        residual = (z - y).flatten(1)
+        constant = residual.shape[1] * math.log(2 * math.pi * self.variance)
+        return -0.5 * (residual.square().sum(1) / self.variance + constant)
+
+    def __repr__(self) -> str:
+        return f"Gaussian(variance={self.variance:g})"

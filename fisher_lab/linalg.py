@@ -1,0 +1,134 @@
+"""Numerics that know nothing of Fisher matrices: mode products, symmetric powers, the Lanczos method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def symmetrize(M: Tensor) -> Tensor:
+    """(M + M^T) / 2 over the last two axes."""
+    return (M + M.transpose(-1, -2)) / 2
+
+
+def mode_product(X: Tensor, factors: Sequence[Tensor | None], transpose: bool = False) -> Tensor:
+    """Multiply every mode of X by its matrix.
+
+    Args:
+        X: `[..., Q, n_1, ..., n_k]`.
+        factors: per mode `[Q, n_i, n_i]`, or `[Q, n_i]` for a diagonal, or None for the identity.
+        transpose: multiply by the transposes.
+    """
+    k = len(factors)
+    for mode, factor in enumerate(factors):
+        if factor is None:
+            continue
+        if factor.ndim == 2:
+            X = X * factor.reshape(factor.shape[0], *(factor.shape[1] if m == mode else 1 for m in range(k)))
+            continue
+        M = factor.transpose(-1, -2) if transpose else factor
+        sizes = X.shape[X.ndim - k :]
+        if mode == k - 1 and k <= 2:
+            X = X @ M.transpose(-1, -2) if k == 2 else (M @ X.unsqueeze(-1)).squeeze(-1)
+            continue
+        # view the tensor as [..., Q, before, n_mode, after] and multiply n_mode from the left
+        before = int(torch.Size(sizes[:mode]).numel()) if mode else 1
+        Y = X.reshape(*X.shape[: X.ndim - k], before, sizes[mode], -1)
+        X = (M.unsqueeze(1) @ Y).reshape(X.shape)
+    return X
+
+
+def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (clamped at zero) and eigenvectors of symmetric PSD matrices `[..., n, n]`."""
+    values, vectors = torch.linalg.eigh(symmetrize(M))
+    return values.clamp(min=0), vectors
+
+
+def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0) -> Tensor:
+    """(values + damping)^p, with 0 for a negative power of zero (the pseudo-inverse)."""
+    shifted = values + damping
+    if p >= 0:
+        return shifted**p
+    tiny = torch.finfo(shifted.dtype).tiny
+    return torch.where(shifted > tiny, shifted.clamp(min=tiny) ** p, torch.zeros_like(shifted))
+
+
+def psd_power(M: Tensor, p: float) -> Tensor:
+    """M^p of symmetric PSD matrices `[..., n, n]` by eigendecomposition."""
+    values, vectors = eigh(M)
+    return (vectors * shifted_power(values, p).unsqueeze(-2)) @ vectors.transpose(-1, -2)
+
+
+def spd_inverse(M: Tensor) -> Tensor:
+    """Inverse of symmetric positive definite matrices `[..., n, n]` by Cholesky; NaN where the factorisation fails."""
+    L, info = torch.linalg.cholesky_ex(M)
+    return torch.where((info > 0)[..., None, None], torch.full_like(L, torch.nan), torch.cholesky_inverse(L))
+
+
+class Extremes(NamedTuple):
+    """Outermost eigenvalues of a symmetric operator, each within `residual` of a true one."""
+
+    low: float
+    high: float
+    residual: float
+
+    @property
+    def norm(self) -> float:
+        """Spectral norm."""
+        return max(abs(self.low), abs(self.high))
+
+
+def lanczos(
+    apply: Callable[[Tensor], Tensor],
+    start: Tensor,
+    tolerance: float = 1e-3,
+    max_steps: int = 200,
+    check_every: int = 4,
+) -> Extremes:
+    """Extreme eigenvalues of a symmetric operator by the Lanczos method with full re-orthogonalisation.
+
+    Stops when the end of the spectrum that dominates in absolute value has a residual below `tolerance` times that
+    value. Ritz values lie inside the spectrum, so the result is a lower bound that some eigenvalue lies within
+    `residual` of.
+
+    Args:
+        apply: the operator, on vectors `[d]`.
+        start: start vector `[d]`.
+        tolerance: relative residual at which to stop.
+        max_steps: most products with the operator.
+        check_every: steps between two looks at the Ritz values.
+    """
+    d = start.numel()
+    steps = min(max_steps, d)
+    basis = start.new_zeros(steps, d)
+    basis[0] = start / start.norm()
+    alpha, beta = start.new_zeros(steps), start.new_zeros(steps)
+    for k in range(steps):
+        w = apply(basis[k])
+        alpha[k] = w @ basis[k]
+        for _ in range(2):  # twice is enough
+            w = w - basis[: k + 1].T @ (basis[: k + 1] @ w)
+        beta[k] = w.norm()
+        last = k + 1 == steps
+        if last or (k + 1) % check_every == 0 or float(beta[k]) <= 1e-14 * float(alpha[: k + 1].abs().max()):
+            found = _ritz(alpha[: k + 1], beta[: k + 1])
+            exhausted = float(beta[k]) <= 1e-13 * found.norm
+            if last or exhausted or found.residual <= tolerance * found.norm:
+                return found
+        if not last:
+            basis[k + 1] = w / beta[k]
+    raise AssertionError("unreachable")
+
+
+def _ritz(alpha: Tensor, beta: Tensor) -> Extremes:
+    """End Ritz values of the tridiagonal matrix and the residual of the one larger in absolute value."""
+    tridiagonal = torch.diag(alpha)
+    if len(alpha) > 1:
+        tridiagonal = tridiagonal + torch.diag(beta[:-1], 1) + torch.diag(beta[:-1], -1)
+    values, vectors = torch.linalg.eigh(tridiagonal)
+    low, high = float(values[0]), float(values[-1])
+    end = 0 if abs(low) > abs(high) else -1
+    return Extremes(low, high, float(beta[-1] * vectors[-1, end].abs()))

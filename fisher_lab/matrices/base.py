@@ -1,0 +1,206 @@
+"""The FisherMatrix noun: a symmetric PSD matrix over one weight W, acting on arrays of W's shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from fisher_lab.linalg import lanczos
+from fisher_lab.memory import available_bytes, readable
+from fisher_lab.stats import CHUNK_BYTES, LayerStats
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+DampingStyle = Literal["exact", "factored"]
+
+
+class FisherMatrix(ABC):
+    """Symmetric positive semi-definite matrix over the entries of W `[d_out, d_in]`, row-major.
+
+    Structures are frozen dataclasses that hold tensors and owe `shape`, `_apply`, `trace`, `frobenius_norm`,
+    `scaled` and `_powered`; everything else has a right, possibly slow, default here.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Shape `(d_out, d_in)` of W."""
+
+    @abstractmethod
+    def _apply(self, X: Tensor) -> Tensor:
+        """The matrix times vec(X), for X `[..., d_out, d_in]`."""
+
+    @abstractmethod
+    def trace(self) -> Tensor:
+        """Sum of the eigenvalues, a scalar."""
+
+    @abstractmethod
+    def frobenius_norm(self) -> Tensor:
+        """Root of the sum of squared eigenvalues, a scalar."""
+
+    @abstractmethod
+    def scaled(self, c: float | Tensor) -> FisherMatrix:
+        """c times this matrix, c >= 0."""
+
+    @abstractmethod
+    def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
+        """(self + damping I)^p."""
+
+    # -- what every structure gets ---------------------------------------------------------------------------------
+    @property
+    def dim(self) -> int:
+        """Number of parameters d."""
+        return math.prod(self.shape)
+
+    def __matmul__(self, X: Tensor) -> Tensor:
+        """The matrix times vec(X), for X `[..., d_out, d_in]`, in the shape of X."""
+        if X.ndim < 2 or tuple(X.shape[-2:]) != tuple(self.shape):
+            raise ValueError(
+                f"Got an array of shape {tuple(X.shape)}, expected [..., {self.shape[0]}, {self.shape[1]}]: "
+                "a FisherMatrix acts on arrays of the shape of its weight (bias as the last column)."
+            )
+        return self._apply(X)
+
+    def powered(self, p: float, damping: float | Tensor = 0.0, style: DampingStyle = "exact") -> FisherMatrix:
+        """(self + damping I)^p as a FisherMatrix, factorised once; damping 0 with p < 0 is the pseudo-inverse.
+
+        Args:
+            p: the power, for instance -1.
+            damping: lambda >= 0, on the scale of the Fisher.
+            style: "exact" adds lambda I; "factored" (Kronecker only) brings the k factors to equal mean eigenvalue
+                and adds lambda^(1/k) to each.
+
+        Raises:
+            ValueError: negative damping, or "factored" for a structure without factors.
+        """
+        if not isinstance(damping, Tensor) and not (damping >= 0 and math.isfinite(damping)):
+            raise ValueError(f"Got damping={damping}, expected a finite number >= 0.")
+        if style == "factored":
+            return self._powered_factored(p, damping)
+        if style != "exact":
+            raise ValueError(f'Got style={style!r}, expected "exact" or "factored".')
+        return self._powered(p, damping)
+
+    def _powered_factored(self, p: float, damping: float | Tensor) -> FisherMatrix:  # noqa: ARG002
+        raise ValueError(
+            f"{type(self).__name__} got factored damping, expected exact damping: only Kronecker products have factors "
+            'to damp; use style="exact".'
+        )
+
+    def power(self, X: Tensor, p: float, damping: float | Tensor = 0.0, style: DampingStyle = "exact") -> Tensor:
+        """(self + damping I)^p times vec(X), for X `[..., d_out, d_in]`; see `powered` to factorise once."""
+        return self.powered(p, damping, style) @ X
+
+    def solve(self, X: Tensor, damping: float | Tensor, style: DampingStyle = "exact") -> Tensor:
+        """(self + damping I)^-1 vec(X), for X `[..., d_out, d_in]`."""
+        return self.power(X, -1.0, damping, style)
+
+    def dense(self) -> Tensor:
+        """The matrix itself `[d, d]`.
+
+        Raises:
+            ValueError: if it would not fit into the memory that is free.
+        """
+        d = self.dim
+        need = 2 * d * d * torch.finfo(self.dtype).bits // 8
+        if need > available_bytes():
+            raise ValueError(
+                f"A dense block with d={d} needs {readable(need)} and {readable(available_bytes())} is free; "
+                "use @, solve and the norms, which need no dense matrix."
+            )
+        return self._dense()
+
+    def _dense(self) -> Tensor:
+        return torch.cat([(self @ E).flatten(1) for E in self.identity_chunks()])
+
+    def identity_chunks(self) -> Iterator[Tensor]:
+        """The identity in pieces `[c, d_out, d_in]`, a few rows of it at a time."""
+        d = self.dim
+        step = max(1, CHUNK_BYTES // (8 * d))
+        for start in range(0, d, step):
+            rows = min(step, d - start)
+            E = torch.zeros(rows, d, dtype=self.dtype, device=self.device)
+            E[torch.arange(rows), torch.arange(start, start + rows)] = 1
+            yield E.view(rows, *self.shape)
+
+    def eigenvalues(self) -> Tensor:
+        """All eigenvalues `[d]`, ascending."""
+        return torch.linalg.eigvalsh(self.dense())
+
+    def spectral_norm(self) -> Tensor:
+        """Largest eigenvalue, a scalar (by the Lanczos method where the structure gives no shortcut)."""
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(self.dim, generator=generator, dtype=self.dtype).to(self.device)
+        found = lanczos(lambda v: self._apply(v.view(self.shape)).flatten(), start, tolerance=1e-6)
+        return torch.tensor(found.high, dtype=self.dtype, device=self.device)
+
+    def quadratic(self, stats: LayerStats) -> Tensor:
+        """<F, self>_Frobenius for the block F of `stats`: 1/N sum over its columns of vec(P)^T self vec(P)."""
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        for P in stats.per_example():
+            P = P.flatten(2, 3)
+            total = total + (P * self._apply(P)).sum()
+        return total / stats.N
+
+    def to_scipy(self) -> LinearOperator:
+        """This matrix as a `scipy.sparse.linalg.LinearOperator` `[d, d]` on the CPU."""
+        from scipy.sparse.linalg import LinearOperator
+
+        def matmat(V: Any) -> Any:
+            X = torch.as_tensor(V, dtype=self.dtype, device=self.device).T.reshape(-1, *self.shape)
+            return self._apply(X).flatten(1).T.cpu().numpy()
+
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        return LinearOperator(
+            (self.dim, self.dim), matvec=lambda v: matmat(v.reshape(-1, 1))[:, 0], matmat=matmat,
+            rmatvec=lambda v: matmat(v.reshape(-1, 1))[:, 0], dtype=dtype,
+        )  # fmt: skip
+
+    # -- tensors: bytes, device, checkpoints -----------------------------------------------------------------------
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor held, by a dotted name."""
+        found: dict[str, Tensor] = {}
+        self._visit(lambda name, tensor: found.setdefault(name, tensor))
+        return found
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> Self:
+        """The same structure holding other tensors, named as in `tensors`."""
+        return self._visit(lambda name, _: tensors[name])
+
+    def _visit(self, fn: Callable[[str, Tensor], Tensor], prefix: str = "") -> Self:
+        def visit(name: str, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return fn(name, value)
+            if isinstance(value, FisherMatrix):
+                return value._visit(fn, f"{name}.")
+            if isinstance(value, LayerStats):
+                a = None if value.a is None else fn(f"{name}.a", value.a)
+                return value.like(a, fn(f"{name}.g", value.g))
+            if isinstance(value, tuple):
+                return tuple(visit(f"{name}.{i}", item) for i, item in enumerate(value))
+            return value
+
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return type(self)(**{f.name: visit(prefix + f.name, getattr(self, f.name)) for f in fields})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors held."""
+        return sum(x.numel() * x.element_size() for x in self.tensors().values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the entries."""
+        return next(iter(self.tensors().values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.tensors().values())).device

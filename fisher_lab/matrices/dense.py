@@ -1,0 +1,68 @@
+"""A block stored as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fisher_lab.linalg import eigh, shifted_power
+from fisher_lab.matrices.base import FisherMatrix
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(FisherMatrix):
+    """Any PSD matrix.
+
+    Args:
+        matrix: `[d, d]`.
+        weight_shape: shape `(d_out, d_in)` of W.
+    """
+
+    matrix: Tensor
+    weight_shape: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of W."""
+        return self.weight_shape
+
+    def _apply(self, X: Tensor) -> Tensor:
+        return (X.flatten(-2) @ self.matrix).view(X.shape)
+
+    def trace(self) -> Tensor:
+        """Sum of the diagonal."""
+        return self.matrix.diagonal().sum()
+
+    def frobenius_norm(self) -> Tensor:
+        """Norm of the entries."""
+        return torch.linalg.norm(self.matrix)
+
+    def spectral_norm(self) -> Tensor:
+        """Largest eigenvalue, by the dense route up to d = 2000 and by Lanczos above."""
+        return self.eigenvalues()[-1] if self.dim <= 2000 else super().spectral_norm()
+
+    def eigenvalues(self) -> Tensor:
+        """All eigenvalues, ascending."""
+        return self._eigenvalues
+
+    @cached_property
+    def _eigenvalues(self) -> Tensor:
+        return torch.linalg.eigvalsh(self.matrix)
+
+    @cached_property
+    def _eigh(self) -> tuple[Tensor, Tensor]:
+        return eigh(self.matrix)
+
+    def scaled(self, c: float | Tensor) -> Dense:
+        """c times the entries."""
+        return Dense(self.matrix * c, self.weight_shape)
+
+    def _powered(self, p: float, damping: float | Tensor) -> Dense:
+        values, vectors = self._eigh
+        return Dense((vectors * shifted_power(values, p, damping)) @ vectors.T, self.weight_shape)
+
+    def _dense(self) -> Tensor:
+        return self.matrix

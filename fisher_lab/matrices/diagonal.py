@@ -1,0 +1,58 @@
+"""A diagonal block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fisher_lab.linalg import shifted_power
+from fisher_lab.matrices.base import FisherMatrix
+from fisher_lab.stats import LayerStats
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalMatrix(FisherMatrix):
+    """One number per parameter.
+
+    Args:
+        values: the diagonal in the shape of W `[d_out, d_in]`.
+    """
+
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of W."""
+        return self.values.shape[0], self.values.shape[1]
+
+    def _apply(self, X: Tensor) -> Tensor:
+        return X * self.values
+
+    def trace(self) -> Tensor:
+        """Sum of the diagonal."""
+        return self.values.sum()
+
+    def frobenius_norm(self) -> Tensor:
+        """Norm of the diagonal."""
+        return torch.linalg.norm(self.values)
+
+    def spectral_norm(self) -> Tensor:
+        """Largest entry."""
+        return self.values.max()
+
+    def eigenvalues(self) -> Tensor:
+        """The diagonal, sorted."""
+        return self.values.flatten().sort().values
+
+    def quadratic(self, stats: LayerStats) -> Tensor:
+        """Only the diagonal of F counts."""
+        return (self.values * stats.squares().flatten(0, 1)).sum()
+
+    def scaled(self, c: float | Tensor) -> DiagonalMatrix:
+        """c times the diagonal."""
+        return DiagonalMatrix(self.values * c)
+
+    def _powered(self, p: float, damping: float | Tensor) -> DiagonalMatrix:
+        return DiagonalMatrix(shifted_power(self.values, p, damping))

@@ -1,0 +1,65 @@
+"""A block that is diagonal in a Kronecker product of orthogonal bases (EKFAC, TEKFAC, damped inverses of KFAC)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fisher_lab.linalg import mode_product, shifted_power
+from fisher_lab.matrices.base import FisherMatrix
+from fisher_lab.stats import LayerStats
+
+
+@dataclass(frozen=True, eq=False)
+class EigenbasisDiagonal(FisherMatrix):
+    """(B_1 (x) ... (x) B_k) diag(values) (B_1 (x) ... (x) B_k)^T, per group.
+
+    Args:
+        basis: orthogonal matrices `[Q, n_i, n_i]`, one per mode; None stands for the identity.
+        values: eigenvalues `[Q, n_1, ..., n_k]`.
+    """
+
+    basis: tuple[Tensor | None, ...]
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of W: the first mode are the rows, the others the columns."""
+        Q, first, *rest = self.values.shape
+        return Q * first, math.prod(rest)
+
+    def _apply(self, X: Tensor) -> Tensor:
+        Y = mode_product(X.reshape(*X.shape[:-2], *self.values.shape), self.basis, transpose=True)
+        return mode_product(Y * self.values, self.basis).reshape(X.shape)
+
+    def trace(self) -> Tensor:
+        """Sum of the eigenvalues."""
+        return self.values.sum()
+
+    def frobenius_norm(self) -> Tensor:
+        """Norm of the eigenvalues."""
+        return torch.linalg.norm(self.values)
+
+    def spectral_norm(self) -> Tensor:
+        """Largest eigenvalue."""
+        return self.values.abs().max()
+
+    def eigenvalues(self) -> Tensor:
+        """The values, sorted."""
+        return self.values.flatten().sort().values
+
+    def quadratic(self, stats: LayerStats) -> Tensor:
+        """<F, self> = sum of the values times the squares of the columns in the basis."""
+        if len(self.basis) != 2:
+            return super().quadratic(stats)
+        return (self.values * stats.squares((self.basis[0], self.basis[1]))).sum()
+
+    def scaled(self, c: float | Tensor) -> EigenbasisDiagonal:
+        """c times the values."""
+        return EigenbasisDiagonal(self.basis, self.values * c)
+
+    def _powered(self, p: float, damping: float | Tensor) -> EigenbasisDiagonal:
+        return EigenbasisDiagonal(self.basis, shifted_power(self.values, p, damping))

@@ -1,0 +1,122 @@
+"""A Kronecker product of k factors per group (KFAC, TKFAC, TN, Shampoo, KPSVD, LNGD)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fisher_lab.linalg import eigh, mode_product, shifted_power, spd_inverse, symmetrize
+from fisher_lab.matrices.base import FisherMatrix
+from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
+from fisher_lab.stats import LayerStats
+
+
+@dataclass(frozen=True, eq=False)
+class Kronecker(FisherMatrix):
+    """U_1 (x) ... (x) U_k, block-diagonal over Q groups; for k = 2 it maps X to G X A.
+
+    Args:
+        factors: PSD matrices `[Q, n_i, n_i]`, or diagonals `[Q, n_i]`; the first acts on the rows of W.
+    """
+
+    factors: tuple[Tensor, ...]
+
+    @property
+    def modes(self) -> tuple[int, ...]:
+        """Sizes `(Q, n_1, ..., n_k)`."""
+        return (self.factors[0].shape[0], *(factor.shape[1] for factor in self.factors))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of W: the first mode are the rows, the others the columns."""
+        Q, first, *rest = self.modes
+        return Q * first, math.prod(rest)
+
+    def _apply(self, X: Tensor) -> Tensor:
+        return mode_product(X.reshape(*X.shape[:-2], *self.modes), self.factors).reshape(X.shape)
+
+    def trace(self) -> Tensor:
+        """Sum over groups of the product of the traces."""
+        return self._per_group([_diagonal(factor).sum(-1) for factor in self.factors]).sum()
+
+    def frobenius_norm(self) -> Tensor:
+        """Root of the sum over groups of the product of squared norms."""
+        return self._per_group([factor.square().flatten(1).sum(-1) for factor in self.factors]).sum().sqrt()
+
+    def spectral_norm(self) -> Tensor:
+        """Largest product of largest eigenvalues."""
+        tops = [factor.amax(-1) if factor.ndim == 2 else torch.linalg.eigvalsh(factor)[:, -1] for factor in self.factors]
+        return self._per_group(tops).max()
+
+    @staticmethod
+    def _per_group(numbers: list[Tensor]) -> Tensor:
+        return torch.stack(numbers).prod(0)
+
+    @cached_property
+    def eigenbasis(self) -> EigenbasisDiagonal:
+        """This matrix in its eigenbasis."""
+        pairs = [(factor, None) if factor.ndim == 2 else eigh(factor) for factor in self.factors]
+        values = pairs[0][0]
+        for other, _ in pairs[1:]:
+            values = values.unsqueeze(-1) * other.reshape(len(other), *(1,) * (values.ndim - 1), -1)
+        return EigenbasisDiagonal(tuple(vectors for _, vectors in pairs), values)
+
+    def eigenvalues(self) -> Tensor:
+        """Products of the factors' eigenvalues, sorted."""
+        return self.eigenbasis.eigenvalues()
+
+    def quadratic(self, stats: LayerStats) -> Tensor:
+        """<F, self>; sum of (g^T G g)(a^T A a) where the columns have rank one."""
+        if len(self.factors) != 2 or stats.a is None:
+            return super().quadratic(stats)
+        g = _multiply(stats.g, self.factors[0])
+        a = _multiply(stats.a, self.factors[1])
+        if stats.T == 1:
+            return torch.einsum("nq,nq->", (g * stats.g).sum((0, 2, 4)), (a * stats.a).sum((1, 3))) / stats.N
+        chunks = zip(stats.per_example(), stats.like(a, g).per_example(), strict=True)
+        return torch.stack([(P * Y).sum() for P, Y in chunks]).sum() / stats.N
+
+    def scaled(self, c: float | Tensor) -> Kronecker:
+        """c times the first factor."""
+        return Kronecker((self.factors[0] * c, *self.factors[1:]))
+
+    def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
+        return self.eigenbasis._powered(p, damping)
+
+    def _powered_factored(self, p: float, damping: float | Tensor) -> Kronecker:
+        k = len(self.factors)
+        shift = damping ** (1 / k)
+        powers = []
+        for factor in self.balanced():
+            if factor.ndim == 2:
+                powers.append(shifted_power(factor, p, shift))
+            elif p == -1:
+                eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+                powers.append(spd_inverse(symmetrize(factor) + shift * eye))
+            else:
+                values, vectors = eigh(factor)
+                powers.append((vectors * shifted_power(values, p, shift).unsqueeze(-2)) @ vectors.transpose(-1, -2))
+        return Kronecker(tuple(powers))
+
+    def balanced(self) -> tuple[Tensor, ...]:
+        """The factors scaled to equal mean eigenvalue in every group; their product is unchanged.
+
+        For k = 2 damping them by sqrt(lambda) is KFAC's pi split, for any k it is TNT's damping with eps^k = lambda.
+        """
+        means = torch.stack([_diagonal(factor).mean(-1) for factor in self.factors])  # [k, Q]
+        common = means.clamp(min=0).log().mean(0).exp()
+        scale = torch.where(means > 0, common / means, torch.zeros_like(means))
+        return tuple(f * s.view(-1, *(1,) * (f.ndim - 1)) for f, s in zip(self.factors, scale, strict=True))
+
+
+def _diagonal(factor: Tensor) -> Tensor:
+    return factor if factor.ndim == 2 else factor.diagonal(dim1=-2, dim2=-1)
+
+
+def _multiply(x: Tensor, factor: Tensor) -> Tensor:
+    """Factor times the vectors x `[..., Q, n]`."""
+    return x * factor if factor.ndim == 2 else torch.einsum("...qi,qij->...qj", x, factor)

@@ -1,0 +1,132 @@
+"""A block held as its columns: F = 1/N sum vec(P) vec(P)^T (the exact Fisher, TENGraD)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fisher_lab.linalg import eigh, shifted_power
+from fisher_lab.matrices.base import FisherMatrix
+from fisher_lab.matrices.dense import Dense
+from fisher_lab.stats import LayerStats
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(FisherMatrix):
+    """U U^T / N for the columns U of a LayerStats, never formed.
+
+    Args:
+        stats: inputs and output gradients of the layer.
+    """
+
+    stats: LayerStats
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of W."""
+        return self.stats.shape
+
+    def _apply(self, X: Tensor) -> Tensor:
+        return self.stats.combine(self.stats.project(X)) / self.stats.N
+
+    def trace(self) -> Tensor:
+        """Mean squared norm of the columns."""
+        return self.stats.squares().sum()
+
+    def frobenius_norm(self) -> Tensor:
+        """Norm of the Gram matrix."""
+        return self._norm
+
+    @cached_property
+    def _norm(self) -> Tensor:
+        return self.stats.overlap().sqrt()
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """K = U^T U / N `[R * N, R * N]`, whose eigenvalues are those of F besides zeros."""
+        return self.stats.gram() / self.stats.N
+
+    @cached_property
+    def _gram_eigh(self) -> tuple[Tensor, Tensor]:
+        return eigh(self.gram)
+
+    @property
+    def columns(self) -> int:
+        """Number of columns R * N."""
+        return self.stats.R * self.stats.N
+
+    def eigenvalues(self) -> Tensor:
+        """Those of the Gram matrix, padded with zeros or cut."""
+        if self.dim <= self.columns:
+            return super().eigenvalues()
+        values = torch.linalg.eigvalsh(self.gram).clamp(min=0)
+        return torch.cat([values.new_zeros(self.dim - self.columns), values])
+
+    def quadratic(self, stats: LayerStats) -> Tensor:
+        """<F, self> = squared norm of the cross Gram matrix."""
+        return stats.overlap(self.stats)
+
+    def scaled(self, c: float | Tensor) -> LowRank:
+        """Columns times sqrt(c)."""
+        return LowRank(self.stats.like(self.stats.a, self.stats.g * c**0.5))
+
+    def _dense(self) -> Tensor:
+        return self.stats.dense()
+
+    def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
+        """Woodbury: (lambda I + U U^T/N)^p = lambda^p I + U V diag(((k + lambda)^p - lambda^p) / k) V^T U^T / N."""
+        if self.dim <= self.columns:
+            return Dense(self.dense(), self.shape)._powered(p, damping)
+        values, vectors = self._gram_eigh
+        # directions in the null space of K carry no column: their weight is irrelevant, so the division is guarded
+        shift = shifted_power(torch.zeros((), dtype=self.dtype, device=self.device), p, damping)
+        kept = values > values[-1] * self.dim * torch.finfo(self.dtype).eps
+        safe = torch.where(kept, values, torch.ones_like(values))
+        weights = torch.where(kept, (shifted_power(safe, p, damping) - shift) / safe, torch.zeros_like(values))
+        core = (vectors * weights) @ vectors.T
+        return ShiftedLowRank(self.stats, core, shift)
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftedLowRank(FisherMatrix):
+    """shift I + U core U^T / N: a damped power of a low-rank block.
+
+    Args:
+        stats: the columns U.
+        core: symmetric `[R * N, R * N]`.
+        shift: scalar, >= 0.
+    """
+
+    stats: LayerStats
+    core: Tensor
+    shift: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of W."""
+        return self.stats.shape
+
+    def _apply(self, X: Tensor) -> Tensor:
+        s = self.stats.project(X)
+        s = (s.flatten(-2) @ self.core).view(s.shape)
+        return self.shift * X + self.stats.combine(s) / self.stats.N
+
+    def trace(self) -> Tensor:
+        """From the Gram matrix."""
+        return self.shift * self.dim + (self.core * self.stats.gram()).sum() / self.stats.N
+
+    def frobenius_norm(self) -> Tensor:
+        """From the Gram matrix."""
+        M = self.core @ self.stats.gram() / self.stats.N
+        square = self.shift**2 * self.dim + 2 * self.shift * M.diagonal().sum() + (M * M.T).sum()
+        return square.clamp(min=0).sqrt()
+
+    def scaled(self, c: float | Tensor) -> ShiftedLowRank:
+        """c times both parts."""
+        return ShiftedLowRank(self.stats, self.core * c, self.shift * c)
+
+    def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
+        return Dense(self.dense(), self.shape)._powered(p, damping)

@@ -1,7 +1,7 @@
 """The seeded start and the short training that all problems share.
 
-The same settings give the same parameters bit for bit on one machine with one number of threads; torch's global random
-state is neither read nor changed.
+The same settings give the same parameters bit for bit on one machine, however many threads it may use; torch's global
+random state is neither read nor changed.
 """
 
 import math
@@ -61,7 +61,8 @@ def trained_problem(
     check_rate("lr", lr)
     with seeded(seed):
         model = build().to(torch.float32)
-    loss = train(model, likelihood, data.train, steps=steps, lr=lr, batch=batch, seed=seed)
+    with one_thread():
+        loss = train(model, likelihood, data.train, steps=steps, lr=lr, batch=batch, seed=seed)
     x, y = data.train
     recorded = {
         **settings,
@@ -147,6 +148,17 @@ def seeded(seed: int) -> Iterator[None]:
         # Not torch.manual_seed, which would seed the accelerators' generators too.
         torch.default_generator.manual_seed(seed)
         yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: sums over several depend, in their last bits, on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_count(name: str, value: int, low: int, high: int | None, cure: str) -> None:

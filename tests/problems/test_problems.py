@@ -123,6 +123,17 @@ def test_another_default_dtype_or_device_and_disabled_gradients_make_no_differen
     assert all(torch.equal(a, b) for a, b in zip(got.data, made.data, strict=True))
 
 
+def test_the_number_of_threads_makes_no_difference(made):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))  # 1 where there were several, else 2
+        other = quick(made.name)
+        assert torch.get_num_threads() == 3 - min(threads, 2)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(parameters(other), parameters(made))
+
+
 def test_an_output_depends_on_its_own_example_only(made):
     x, _ = made.data
     with torch.no_grad():

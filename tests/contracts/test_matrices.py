@@ -1,0 +1,417 @@
+"""What every FisherMatrix promises, for an instance of every structure: each operation equals plain dense algebra.
+
+A new structure joins by one line in `MATRICES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fisher_lab import matrices
+from fisher_lab.matrices import (
+    BlockDiagonal,
+    Dense,
+    DiagonalMatrix,
+    DirectSum,
+    EigenbasisDiagonal,
+    FactoredRows,
+    FisherMatrix,
+    Kronecker,
+    LowRank,
+)
+from tests.helpers import assert_psd, assert_same, dense_fisher, frobenius, kron, random_orthogonal, random_stats
+
+POWERS = (-1.0, -0.5, 0.5, 1.0)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def psd(*shape: int, seed: int = 0, rank: int | None = None) -> Tensor:
+    """Random PSD matrices `[..., n, n]`, of full rank unless `rank` says otherwise."""
+    X = normal(*shape[:-1], rank or 2 * shape[-1], seed=seed)
+    return X @ X.transpose(-1, -2) / X.shape[-1]
+
+
+def positive(*shape: int, seed: int = 0) -> Tensor:
+    return normal(*shape, seed=seed).square() + 0.1
+
+
+def bases(Q: int, n: int) -> Tensor:
+    return torch.stack([random_orthogonal(n, 7 * q + n) for q in range(Q)])
+
+
+MATRICES: dict[str, Callable[[], FisherMatrix]] = {
+    "Kronecker": lambda: Kronecker((psd(1, 3, 3), psd(1, 4, 4, seed=1))),
+    "Kronecker, two groups": lambda: Kronecker((psd(2, 3, 3), psd(2, 4, 4, seed=1))),
+    "Kronecker, three modes": lambda: Kronecker((psd(1, 2, 2), psd(1, 3, 3, seed=1), psd(1, 2, 2, seed=2))),
+    "Kronecker, four modes, two groups": lambda: Kronecker(tuple(psd(2, 2, 2, seed=s) for s in range(4))),
+    "Kronecker, one mode": lambda: Kronecker((psd(1, 4, 4),)),
+    "Kronecker, diagonal left": lambda: Kronecker((positive(2, 3), psd(2, 4, 4))),
+    "Kronecker, diagonal right": lambda: Kronecker((psd(1, 3, 3), positive(1, 4))),
+    "Kronecker, diagonals": lambda: Kronecker((positive(1, 3), positive(1, 4, seed=1))),
+    "Kronecker, singular": lambda: Kronecker((psd(1, 3, 3, rank=1), psd(1, 4, 4, rank=2))),
+    "EigenbasisDiagonal": lambda: EigenbasisDiagonal((bases(1, 3), bases(1, 4)), positive(1, 3, 4)),
+    "EigenbasisDiagonal, two groups": lambda: EigenbasisDiagonal((bases(2, 3), bases(2, 4)), positive(2, 3, 4)),
+    "EigenbasisDiagonal, one-sided": lambda: EigenbasisDiagonal((None, bases(1, 4)), positive(1, 3, 4)),
+    "EigenbasisDiagonal, three modes": lambda: EigenbasisDiagonal(
+        (bases(1, 3), bases(1, 2), bases(1, 2)), positive(1, 3, 2, 2)
+    ),
+    "BlockDiagonal, rows": lambda: BlockDiagonal(psd(3, 4, 4), (3, 4)),
+    "BlockDiagonal, kernels": lambda: BlockDiagonal(psd(6, 2, 2), (3, 4)),
+    "BlockDiagonal, columns": lambda: BlockDiagonal(psd(4, 3, 3), (3, 4), 1),
+    "BlockDiagonal, columns, two groups": lambda: BlockDiagonal(psd(8, 3, 3), (6, 4), 2),
+    "DiagonalMatrix": lambda: DiagonalMatrix(positive(3, 4)),
+    "LowRank, few columns": lambda: LowRank(random_stats(0, N=3, R=1, d_out=3, d_in=4)),
+    "LowRank, many columns": lambda: LowRank(random_stats(0, N=9, R=2, d_out=3, d_in=4)),
+    "LowRank, positions and groups": lambda: LowRank(random_stats(0, N=3, T=3, Q=2, R=2, d_out=3, d_in=4)),
+    "LowRank, explicit gradients": lambda: LowRank(type(random_stats(0)).of_gradients(normal(2, 3, 1, 3, 4))),
+    "Dense": lambda: Dense(psd(12, 12), (3, 4)),
+    "Dense, singular": lambda: Dense(psd(12, 12, rank=5), (3, 4)),
+    "BlockDiagonal, singular": lambda: BlockDiagonal(psd(3, 4, 4, rank=2), (3, 4)),
+    "DiagonalMatrix, singular": lambda: DiagonalMatrix(positive(3, 4) * (torch.arange(12).reshape(3, 4) % 3 > 0)),
+    "DirectSum": lambda: DirectSum((Kronecker((psd(1, 3, 3), psd(1, 2, 2), psd(1, 2, 2))), Dense(psd(3, 3), (3, 1)))),
+    "DirectSum, blocks": lambda: DirectSum((BlockDiagonal(psd(6, 2, 2), (3, 4)), DiagonalMatrix(positive(3, 1)))),
+    "FactoredRows": lambda: FactoredRows(normal(5, 4), positive(5, 3)),
+    "FactoredRows, few examples": lambda: FactoredRows(normal(2, 4), positive(2, 3)),
+}
+FACTORED = [name for name in MATRICES if name.startswith("Kronecker")]
+
+
+@pytest.fixture(params=MATRICES)
+def matrix(request) -> FisherMatrix:
+    return MATRICES[request.param]()
+
+
+def dense_of(matrix: FisherMatrix) -> Tensor:
+    """The matrix by its action on unit vectors, one at a time `[d, d]`."""
+    d_out, d_in = matrix.shape
+    columns = []
+    for i in range(d_out * d_in):
+        unit = torch.zeros(d_out * d_in, dtype=matrix.dtype)
+        unit[i] = 1
+        columns.append((matrix @ unit.reshape(d_out, d_in)).reshape(-1))
+    return torch.stack(columns, 1)
+
+
+def dense_power(M: Tensor, p: float, damping: float) -> Tensor:
+    """(M + damping)^p by eigh; eigenvalues that are rounding noise have no negative power."""
+    values, vectors = torch.linalg.eigh((M + M.T) / 2)
+    shifted = values.clamp(min=0) + damping
+    noise = shifted <= 1e-12 * shifted.max()
+    powers = torch.where(noise, torch.zeros_like(shifted), shifted.clamp(min=1e-300) ** p)
+    return (vectors * powers) @ vectors.T
+
+
+def test_every_structure_is_in_the_table() -> None:
+    """The table above has an instance of every exported structure."""
+    exported = {c for c in vars(matrices).values() if isinstance(c, type) and issubclass(c, FisherMatrix)}
+    concrete = {c for c in exported if not getattr(c, "__abstractmethods__", None)}
+    # powers of a LowRank are tested through `powered`
+    assert concrete - {type(make()) for make in MATRICES.values()} <= {matrices.ShiftedLowRank}
+
+
+def test_definitions_of_the_structures() -> None:
+    """Dense forms of the structures written down by hand, so that the rest may trust `@`."""
+    G, A = psd(2, 3, 3), psd(2, 4, 4, seed=1)
+    expected = torch.block_diag(*[kron(G[q], A[q]) for q in range(2)])
+    assert_same(Kronecker((G, A)).dense(), expected)
+    values = positive(1, 3, 4)
+    basis = kron(bases(1, 3)[0], bases(1, 4)[0])
+    rotated = EigenbasisDiagonal((bases(1, 3), bases(1, 4)), values)
+    assert_same(rotated.dense(), basis @ torch.diag(values.flatten()) @ basis.T)
+    blocks = psd(3, 4, 4)
+    assert_same(BlockDiagonal(blocks, (3, 4)).dense(), torch.block_diag(*blocks))
+    blocks = psd(4, 3, 3)
+    columns = BlockDiagonal(blocks, (3, 4), 1).dense().reshape(3, 4, 3, 4)
+    for j in range(4):
+        assert_same(columns[:, j, :, j], blocks[j])
+    assert int((columns.abs() > 0).sum()) == 4 * 9
+    assert_same(DiagonalMatrix(values[0]).dense(), torch.diag(values.flatten()))
+    stats = random_stats(0, N=3, T=2, Q=2)
+    assert_same(LowRank(stats).dense(), dense_fisher(stats))
+    a, w = normal(5, 4), positive(5, 3)
+    rows = torch.block_diag(*[a.T @ torch.diag(w[:, i]) @ a for i in range(3)])
+    assert_same(FactoredRows(a, w).dense(), rows)
+
+
+def test_shape_and_dense(matrix) -> None:
+    """`dense()` is [d, d], is `@` on unit vectors, symmetric and PSD."""
+    d_out, d_in = matrix.shape
+    assert matrix.dense().shape == (d_out * d_in,) * 2
+    assert_same(matrix.dense(), dense_of(matrix), 1e-12)
+    assert_psd(matrix.dense())
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (5,), (2, 3), (0,)])
+def test_matmul_with_batch_dimensions(matrix, batch: tuple[int, ...]) -> None:
+    """`@` acts on the last two dimensions, whatever stands in front, without changing its argument."""
+    X = normal(*batch, *matrix.shape)
+    before = X.clone()
+    got = matrix @ X
+    assert got.shape == X.shape
+    expected = (X.reshape(-1, X.shape[-2] * X.shape[-1]) @ dense_of(matrix)).reshape(X.shape)
+    assert torch.allclose(got, expected, rtol=1e-10, atol=1e-12)
+    assert torch.equal(X, before)
+
+
+def test_matmul_of_a_strided_array(matrix) -> None:
+    """`@` and solve take arrays that are not contiguous."""
+    X = normal(matrix.shape[1], matrix.shape[0], 3).permute(2, 1, 0)
+    assert not X.is_contiguous()
+    assert torch.allclose(matrix @ X, matrix @ X.contiguous(), rtol=1e-12, atol=1e-14)
+    assert torch.allclose(matrix.solve(X, 0.1), matrix.solve(X.contiguous(), 0.1), rtol=1e-10, atol=1e-12)
+
+
+def test_matmul_refuses_other_shapes(matrix) -> None:
+    """`@` refuses what is not of the weight's shape, and says which shape is meant."""
+    d_out, d_in = matrix.shape
+    for shape in ((d_out + 1, d_in), (d_out * d_in,), (d_in + 1, d_out)):
+        with pytest.raises((ValueError, TypeError), match=str(d_out)):
+            matrix @ normal(*shape)
+
+
+@pytest.mark.parametrize("p", POWERS)
+@pytest.mark.parametrize("damping", [1e-6, 0.1, 3.0])
+def test_power_with_exact_damping(matrix, p: float, damping: float) -> None:
+    """`power(X, p, damping)` is (M + damping)^p, so is `powered(p, damping) @ X`, and `solve` is p = -1."""
+    X = normal(2, *matrix.shape)
+    M = dense_power(dense_of(matrix), p, damping)
+    expected = (X.reshape(2, -1) @ M).reshape(X.shape)
+    rel = 1e-9 if damping > 1e-3 else 1e-7
+    assert_same(matrix.power(X, p, damping=damping).reshape(2, -1), expected.reshape(2, -1), rel)
+    assert_same((matrix.powered(p, damping) @ X).reshape(2, -1), expected.reshape(2, -1), rel)
+    if p == -1:
+        assert_same(matrix.solve(X, damping=damping).reshape(2, -1), expected.reshape(2, -1), rel)
+
+
+@pytest.mark.parametrize("p", POWERS)
+def test_power_without_damping(matrix, p: float) -> None:
+    """Without damping a negative power is that of the pseudo-inverse, also where M is singular."""
+    X = normal(*matrix.shape)
+    expected = (dense_power(dense_of(matrix), p, 0.0) @ X.reshape(-1)).reshape(X.shape)
+    # the root of a rounding error 1e-16 is 1e-8
+    assert_same(matrix.power(X, p), expected, 1e-6)
+
+
+@pytest.mark.parametrize("p", POWERS)
+def test_damping_may_be_a_tensor(matrix, p: float) -> None:
+    """Damping may be a 0-d tensor (trainers keep it on the device)."""
+    X = normal(*matrix.shape)
+    damping = torch.tensor(0.1, dtype=torch.float64)
+    assert_same(matrix.power(X, p, damping=damping), matrix.power(X, p, damping=0.1), 1e-12)
+
+
+@pytest.mark.parametrize("damping", [-1.0, float("nan"), float("inf")])
+def test_bad_damping_is_refused(matrix, damping: float) -> None:
+    """Negative, NaN or infinite damping is refused."""
+    with pytest.raises(ValueError, match="damping"):
+        matrix.solve(normal(*matrix.shape), damping=damping)
+
+
+def test_unknown_style_is_refused(matrix) -> None:
+    """An unknown damping style is refused, with the choices."""
+    with pytest.raises(ValueError, match="factored"):
+        matrix.power(normal(*matrix.shape), -1.0, damping=0.1, style="both")
+
+
+def balanced(factors: list[Tensor]) -> list[Tensor]:
+    """Factors of equal mean eigenvalue and the same product."""
+    means = [torch.trace(f) / len(f) for f in factors]
+    common = torch.stack(means).prod() ** (1 / len(factors))
+    return [f * common / mean for f, mean in zip(factors, means, strict=True)]
+
+
+@pytest.mark.parametrize("name", FACTORED)
+@pytest.mark.parametrize("p", POWERS)
+def test_factored_damping(name: str, p: float) -> None:
+    """Factored damping: equal mean eigenvalues, plus damping^(1/k) on each factor, group by group."""
+    matrix, damping = MATRICES[name](), 0.2
+    groups = []
+    for q in range(matrix.factors[0].shape[0]):
+        factors = [torch.diag(f[q]) if f.ndim == 2 else f[q] for f in matrix.factors]
+        shift = damping ** (1 / len(factors))
+        damped = [f + shift * torch.eye(len(f), dtype=f.dtype) for f in balanced(factors)]
+        groups.append(dense_power(kron(*damped), p, 0.0))
+    X = normal(*matrix.shape)
+    expected = (torch.block_diag(*groups) @ X.reshape(-1)).reshape(X.shape)
+    assert_same(matrix.power(X, p, damping=damping, style="factored"), expected)
+    assert_same(matrix.powered(p, damping, "factored") @ X, expected)
+    if p == -1:
+        assert_same(matrix.solve(X, damping=damping, style="factored"), expected)
+
+
+@pytest.mark.parametrize("name", FACTORED)
+def test_p14_factored_damping_dominates(name: str) -> None:
+    """P14: factored damping dominates exact damping in the PSD order."""
+    matrix = MATRICES[name]()
+    for p, sign in ((1.0, 1), (-1.0, -1)):
+        exact, factored = (matrix.powered(p, 0.2, style).dense() for style in ("exact", "factored"))
+        assert_psd(sign * (factored - exact), scale=frobenius(exact))
+
+
+@pytest.mark.parametrize("name", [name for name in MATRICES if name not in FACTORED and "DirectSum" not in name])
+def test_factored_damping_needs_factors(name: str) -> None:
+    """Structures without factors refuse factored damping."""
+    matrix = MATRICES[name]()
+    with pytest.raises(ValueError, match="exact"):
+        matrix.solve(normal(*matrix.shape), damping=0.1, style="factored")
+
+
+def test_factored_damping_of_a_direct_sum() -> None:
+    """In a direct sum the Kronecker part is damped by factors, the others exactly."""
+    weight, bias = Kronecker((psd(1, 3, 3), psd(1, 4, 4))), Dense(psd(3, 3), (3, 1))
+    X = normal(3, 5)
+    got = DirectSum((weight, bias)).solve(X, damping=0.1, style="factored")
+    assert_same(got[:, :4], weight.solve(X[:, :4], damping=0.1, style="factored"))
+    assert_same(got[:, 4:], bias.solve(X[:, 4:], damping=0.1))
+
+
+def test_powered_is_a_fisher_matrix(matrix) -> None:
+    """`powered` returns a FisherMatrix of the same shape, with all operations: powers can be chained."""
+    root = matrix.powered(0.5, 0.1)
+    assert isinstance(root, FisherMatrix)
+    assert root.shape == matrix.shape
+    shifted = dense_of(matrix) + 0.1 * torch.eye(matrix.dim, dtype=torch.float64)
+    M = root.dense()
+    assert_same(M @ M, shifted)
+    assert_same(root.powered(2.0).dense(), shifted)
+    assert float(root.trace()) == pytest.approx(float(torch.trace(M)), rel=1e-9)
+    assert float(root.frobenius_norm()) == pytest.approx(frobenius(M), rel=1e-9)
+    assert float(root.spectral_norm()) == pytest.approx(float(torch.linalg.eigvalsh(M)[-1]), rel=1e-6)
+    assert root.eigenvalues().tolist() == pytest.approx(torch.linalg.eigvalsh(M).tolist(), rel=1e-8)
+    assert_same(root.scaled(3.0).dense(), 3 * M)
+    assert root.nbytes > 0
+
+
+def test_factorising_once(matrix, monkeypatch) -> None:
+    """`powered` factorises once: applying its result calls no decomposition."""
+    inverse = matrix.powered(-1.0, 0.1)
+    X = normal(*matrix.shape)
+    expected = inverse @ X
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a decomposition while applying a power")
+
+    for name in ("eigh", "eigvalsh", "cholesky_ex", "cholesky", "inv", "inv_ex", "solve", "svd", "qr"):
+        monkeypatch.setattr(torch.linalg, name, forbidden)
+    assert torch.equal(inverse @ X, expected)
+
+
+def test_scalars(matrix) -> None:
+    """trace, Frobenius norm, spectral norm (0-d tensors) and eigenvalues (ascending) are those of the dense matrix."""
+    M = dense_of(matrix)
+    values = torch.linalg.eigvalsh((M + M.T) / 2)
+    for scalar in (matrix.trace(), matrix.frobenius_norm(), matrix.spectral_norm()):
+        assert isinstance(scalar, Tensor)
+        assert scalar.ndim == 0
+    assert float(matrix.trace()) == pytest.approx(float(torch.trace(M)), rel=1e-10)
+    assert float(matrix.frobenius_norm()) == pytest.approx(frobenius(M), rel=1e-9)
+    assert float(matrix.spectral_norm()) == pytest.approx(float(values[-1]), rel=1e-6)
+    got = matrix.eigenvalues()
+    assert got.shape == values.shape
+    assert bool((got.diff() >= 0).all())
+    assert torch.allclose(got, values, rtol=1e-8, atol=1e-9 * float(values[-1]))
+
+
+@pytest.mark.parametrize("c", [0.0, 1.0, 2.5, torch.tensor(4.0, dtype=torch.float64)])
+def test_scaled(matrix, c) -> None:
+    """`scaled(c)` is c times the matrix; the original stays."""
+    before = dense_of(matrix)
+    assert_same(matrix.scaled(c).dense() + before, (1 + float(c)) * before, 1e-12)
+    assert torch.equal(dense_of(matrix), before)
+
+
+def test_to_scipy(matrix) -> None:
+    """`to_scipy()` is a LinearOperator [d, d] that multiplies vectors and matrices."""
+    operator, M = matrix.to_scipy(), dense_of(matrix).numpy()
+    assert operator.shape == M.shape
+    assert operator.dtype == np.float64
+    v, V = np.random.default_rng(0).normal(size=len(M)), np.random.default_rng(1).normal(size=(len(M), 3))
+    np.testing.assert_allclose(operator @ v, M @ v, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(operator @ V, M @ V, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(operator.rmatvec(v), M.T @ v, rtol=1e-10, atol=1e-12)
+
+
+def test_nbytes(matrix) -> None:
+    """`nbytes` counts the tensors held: a positive int, half of it in single precision."""
+    assert isinstance(matrix.nbytes, int)
+    assert matrix.nbytes > 0
+    single = matrix.with_tensors({name: tensor.float() for name, tensor in matrix.tensors().items()})
+    assert 2 * single.nbytes == matrix.nbytes
+
+
+def number_of_groups(matrix: FisherMatrix) -> int:
+    """Groups of the layers whose statistics the matrix can be compared with."""
+    if isinstance(matrix, Kronecker):
+        return len(matrix.factors[0])
+    if isinstance(matrix, EigenbasisDiagonal):
+        return len(matrix.values)
+    if isinstance(matrix, LowRank):
+        return matrix.stats.Q
+    return matrix.groups or 1 if isinstance(matrix, BlockDiagonal) else 1
+
+
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_quadratic(matrix, T: int, explicit: bool) -> None:
+    """`quadratic(stats)` is the Frobenius inner product with the block of `stats`, of whatever form."""
+    d_out, d_in = matrix.shape
+    Q = number_of_groups(matrix)
+    stats = random_stats(5, N=4, T=T, Q=Q, d_out=d_out // Q, d_in=d_in)
+    if explicit:
+        stats = type(stats).of_gradients(stats.gradients())
+    expected = (dense_fisher(stats) * dense_of(matrix)).sum()
+    assert float(matrix.quadratic(stats)) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_single_precision(matrix) -> None:
+    """Every operation works, and stays, in float32."""
+    single = matrix.with_tensors({name: tensor.float() for name, tensor in matrix.tensors().items()})
+    X = normal(*matrix.shape).float()
+    M = dense_of(matrix)
+    for got, expected in (
+        (single @ X, (M @ X.double().reshape(-1)).reshape(X.shape)),
+        (single.solve(X, damping=0.1), matrix.solve(X.double(), damping=0.1)),
+        (single.power(X, -0.5, damping=0.1), matrix.power(X.double(), -0.5, damping=0.1)),
+        (single.dense(), M),
+    ):
+        assert got.dtype == torch.float32
+        assert_same(got.double(), expected, 1e-4)
+    assert single.dtype == torch.float32
+    for scalar in (single.trace(), single.frobenius_norm(), single.spectral_norm(), single.eigenvalues()):
+        assert scalar.dtype == torch.float32
+        assert bool(torch.isfinite(scalar).all())
+    assert single.scaled(2.0).dtype == torch.float32
+    assert float(single.spectral_norm()) == pytest.approx(float(matrix.spectral_norm()), rel=1e-4)
+
+
+def test_zero(matrix) -> None:
+    """The zero matrix of every structure: finite numbers, and damping alone in the inverse."""
+    zero = matrix.scaled(0.0)
+    X = normal(*matrix.shape)
+    for scalar in (zero.trace(), zero.frobenius_norm(), zero.spectral_norm()):
+        assert float(scalar) == 0.0
+    assert float(zero.eigenvalues().abs().max()) == 0.0
+    assert_same(zero.solve(X, damping=0.5), 2 * X, 1e-12)
+    assert_same(zero.power(X, -0.5, damping=0.25), 2 * X, 1e-12)
+    assert float((zero.power(X, -1.0)).abs().max()) == 0.0
+    if isinstance(matrix, Kronecker):
+        assert bool(torch.isfinite(zero.solve(X, damping=0.5, style="factored")).all())
+
+
+def test_tensors_round_trip(matrix) -> None:
+    """`tensors` and `with_tensors` rebuild the matrix (checkpoints); so does pickle; fields cannot be assigned."""
+    copy = matrix.with_tensors({name: tensor.clone() for name, tensor in matrix.tensors().items()})
+    assert torch.equal(copy.dense(), matrix.dense())
+    assert torch.equal(pickle.loads(pickle.dumps(matrix)).dense(), matrix.dense())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        matrix.shape_of_nothing = 1

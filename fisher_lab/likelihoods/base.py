@@ -59,8 +59,8 @@ class Likelihood(ABC):
             z: model output `[N, *output]`.
             fisher: "true" (label expectation in closed form), "mc" (one sampled label per example) or "empirical"
                 (the labels given: not the Fisher, but what many trainers use).
-            y: labels, for "empirical" only.
-            generator: source of the sampled labels.
+            y: the data's labels for "empirical"; for "mc" labels already sampled from the model, None to draw them.
+            generator: source of the labels drawn.
 
         Raises:
             ValueError: unknown `fisher`, or "empirical" without labels.
@@ -70,7 +70,7 @@ class Likelihood(ABC):
         if fisher == "true":
             return self.factor(z) * math.sqrt(self.kappa(z))
         if fisher == "mc":
-            return self._score(z, self.sample(z, generator)) * math.sqrt(self.kappa(z))
+            return self._score(z, self.sample(z, generator) if y is None else y) * math.sqrt(self.kappa(z))
         if y is None:
             raise ValueError('fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".')
         return self._score(z, y) * self.kappa(z)

@@ -174,6 +174,10 @@ class FisherMatrix(ABC):
         """The same structure holding other tensors, named as in `tensors`."""
         return self._visit(lambda name, _: tensors[name])
 
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
+        """The same matrix elsewhere or in another precision."""
+        return self.with_tensors({name: x.to(device, dtype) for name, x in self.tensors().items()})
+
     def _visit(self, fn: Callable[[str, Tensor], Tensor], prefix: str = "") -> Self:
         def visit(name: str, value: Any) -> Any:
             if isinstance(value, Tensor):

@@ -1,0 +1,36 @@
+"""fisher_lab: how far is each curvature approximation from the exact Fisher of a real net, and training with it."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fisher_lab import errors as errors
+from fisher_lab.approximations import EKFAC as EKFAC
+from fisher_lab.approximations import KFAC as KFAC
+from fisher_lab.approximations import KPSVD as KPSVD
+from fisher_lab.approximations import LNGD as LNGD
+from fisher_lab.approximations import TEKFAC as TEKFAC
+from fisher_lab.approximations import TKFAC as TKFAC
+from fisher_lab.approximations import TN as TN
+from fisher_lab.approximations import Approximation as Approximation
+from fisher_lab.approximations import Corrected as Corrected
+from fisher_lab.approximations import Diagonal as Diagonal
+from fisher_lab.approximations import Exact as Exact
+from fisher_lab.approximations import MiniBlock as MiniBlock
+from fisher_lab.approximations import Shampoo as Shampoo
+from fisher_lab.approximations import TENGraD as TENGraD
+from fisher_lab.approximations import default_approximations as default_approximations
+from fisher_lab.diagnose import Comparison as Comparison
+from fisher_lab.diagnose import compare as compare
+from fisher_lab.diagnose import load_comparison as load_comparison
+from fisher_lab.exact import exact_fisher as exact_fisher
+from fisher_lab.likelihoods import Bernoulli as Bernoulli
+from fisher_lab.likelihoods import Categorical as Categorical
+from fisher_lab.likelihoods import Gaussian as Gaussian
+from fisher_lab.likelihoods import Likelihood as Likelihood
+from fisher_lab.matrices import FisherMatrix as FisherMatrix
+from fisher_lab.running import estimate as estimate
+from fisher_lab.stats import LayerStats as LayerStats
+
+try:
+    __version__ = version("fisher-lab")
+except PackageNotFoundError:  # running from a source tree that is not installed
+    __version__ = "0+unknown"

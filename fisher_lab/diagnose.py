@@ -1,0 +1,424 @@
+"""compare(): the exact Fisher block of every layer against every approximation."""
+
+from __future__ import annotations
+
+import platform
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fisher_lab import errors as measures
+from fisher_lab.approximations import Approximation, Exact, default_approximations
+from fisher_lab.capture import Source, capture
+from fisher_lab.comparison import ALL, Comparison, Cost, Row, check_output
+from fisher_lab.comparison import load_comparison as load_comparison
+from fisher_lab.errors import DAMPINGS, DampedPair, Measure, Measured, Pair, Total, absolute_damping
+from fisher_lab.exact import exact_fisher
+from fisher_lab.functional import directional_derivative, untouched_randomness
+from fisher_lab.likelihoods import FisherKind, Likelihood
+from fisher_lab.matrices import FisherMatrix
+from fisher_lab.memory import peak_bytes
+from fisher_lab.progress import Progress
+from fisher_lab.running import Running, sweep_all
+
+Matrices = Mapping[str, FisherMatrix]
+AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative deviation of the captured block from torch.func
+
+
+def compare(
+    model: nn.Module,
+    likelihood: Likelihood | nn.Module,
+    data: Any,
+    approximations: Sequence[Approximation] | Mapping[str, Approximation | Matrices] | None = None,
+    *,
+    fisher: FisherKind = "true",
+    layers: Sequence[str] | None = None,
+    errors: str | Sequence[str] = "default",
+    dampings: Sequence[float] = DAMPINGS,
+    exact: Literal["captured", "func"] = "captured",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+    memory: float | None = None,
+    on_unknown: Literal["error", "skip"] = "error",
+    progress: bool | None = None,
+    resume: str | Path | None = None,
+    problem: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Measure approximations of every layer's Fisher block against the exact block.
+
+    The exact block is built from captured inputs and output gradients and checked on every layer against torch.func
+    along one random direction. Everything runs on a copy of the model.
+
+    Args:
+        model: any module that acts per example, in evaluation mode; it is not changed.
+        likelihood: a Likelihood or a torch loss module (then: the Fisher that equals the loss's GGN).
+        data: (x, y), x, a DataLoader or an iterable of batches.
+        approximations: Approximations; or `{name: Approximation or {layer: FisherMatrix}}`, for matrices that are
+            already there; None for all that are known.
+        fisher: "true", "mc" (labels sampled from the model) or "empirical" (the labels given).
+        layers: names of layers; None for all.
+        errors: "default", "all", or names of measures.
+        dampings: for damped measures, relative to tr F / d.
+        exact: "captured", or "func" to take the blocks from torch.func throughout.
+        seed: of sampled labels and random directions.
+        dtype: precision of the computation.
+        device: where to compute; None for the model's own.
+        memory: budget in GiB; None for half of what is free.
+        on_unknown: "error", or "skip" to leave out modules without adapter and say so.
+        progress: show a progress bar; None: when stderr is a terminal.
+        resume: file to save to after every layer, and to go on from if it exists.
+        problem: settings of the problem, kept in the result.
+
+    Returns:
+        The Comparison.
+
+    Raises:
+        ValueError, TypeError: what cannot be measured, in one sentence, before anything is computed.
+
+    See also:
+        estimate, for one approximation; exact_fisher, for the blocks.
+    """
+    started = time.perf_counter()
+    candidates = _named(approximations)
+    wanted = measures.chosen(errors)
+    if any(m.damped for m in wanted):
+        _check_dampings(dampings)
+    if exact not in ("captured", "func"):
+        raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
+    path = None if resume is None else check_output(resume, (".json",))
+    source = Source(
+        model, likelihood, data, layers=None if layers is None else list(layers), fisher=fisher, seed=seed,
+        dtype=dtype, device=device, memory=memory, on_unknown=on_unknown,
+    )  # fmt: skip
+    _check_ready(candidates, source)
+    run = _Run(source, candidates, wanted, tuple(dampings), exact)
+    steps = len(source.layers) * (len(candidates) + 2)
+    with Progress(progress, steps) as bar, untouched_randomness():
+        run.check(bar)
+        run.settings = _settings(source, candidates, wanted, dampings, exact, problem, run.fingerprint)
+        if path is not None and path.exists():
+            run.take_over(load_comparison(path), path)
+        for names in run.groups():
+            run.measure(names, bar)
+            if path is not None:
+                run.comparison(started, complete=False).save(path)
+    result = run.comparison(started, complete=True)
+    if path is not None:
+        result.save(path)
+    return result
+
+
+class _Run:
+    """The state of one compare: what was checked, measured and kept so far."""
+
+    def __init__(
+        self,
+        source: Source,
+        candidates: dict[str, Approximation | Matrices],
+        wanted: list[Measure],
+        dampings: tuple[float, ...],
+        exact: str,
+    ) -> None:
+        self.source, self.candidates, self.wanted, self.dampings, self.exact = source, candidates, wanted, dampings, exact
+        self.rows: list[Row] = []
+        self.costs: list[Cost] = []
+        self.quantities: list[dict[str, Any]] = []
+        self.settings: dict[str, Any] = {}
+        self.done: set[str] = set()
+        self.expected: dict[str, float] = {}  # per layer: v^T F v by torch.func
+        self.directions: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+        self.blocks: dict[str, FisherMatrix] = {}
+        self.fingerprint = ""
+
+    # -- the independent check -------------------------------------------------------------------------------------
+    def check(self, bar: Progress) -> None:
+        """v^T F v of one random direction per layer by forward-mode products; also the fingerprint of the inputs."""
+        source, generator = self.source, torch.Generator().manual_seed(self.source.seed)
+        crc = 0
+        for tensor in (*source.model.parameters(), *source.model.buffers()):
+            crc = _crc(tensor.detach(), crc)
+        for name, layer in source.layers.items():
+            V = torch.randn(layer.shape, generator=generator, dtype=torch.float64)
+            self.directions[name] = V.to(next(source.model.parameters()))
+        sums = dict.fromkeys(source.layers, 0.0)
+        for x, y, label in source.parts():
+            crc = _crc(x, crc if y is None else _crc(y, crc))
+            S = None
+            for name, layer in source.layers.items():
+                bar.say(f"checking {name}")
+                tangent = {layer.full_name(k): v for k, v in layer.unpack(self.directions[name]).items()}
+                z, Jv = directional_derivative(source.model, tangent, x)
+                S = source.likelihood.columns(z, source.fisher, label) if S is None else S
+                sums[name] += float((S * Jv).flatten(2).sum(2).square().sum())
+        bar.advance(len(source.layers))
+        self.expected = {name: total / source.N for name, total in sums.items()}
+        self.fingerprint = f"{crc:08x}"
+
+    def _deviation(self, name: str, exact: FisherMatrix) -> float | None:
+        """Relative deviation of the block from the check; refused where it is not rounding."""
+        if self.exact == "func":
+            return None
+        V = self.directions[name]
+        found, expected = float((V * (exact @ V)).sum()), self.expected[name]
+        deviation = abs(found - expected) / max(abs(expected), torch.finfo(torch.float64).tiny)
+        if expected == found:
+            deviation = 0.0
+        if not deviation <= AGREEMENT.get(self.source.dtype, 1e-2):
+            raise ValueError(
+                f"The captured block of layer {name!r} deviates from torch.func by {deviation:.1e}, expected at most "
+                f"{AGREEMENT.get(self.source.dtype, 1e-2):g}: examples interact, the model is random, or its weight is "
+                'used in a way hooks do not see; use exact="func", or leave the layer out.'
+            )
+        return deviation
+
+    # -- measuring -------------------------------------------------------------------------------------------------
+    def groups(self) -> list[list[str]]:
+        """Layers to measure together: one by one if the data is kept, else as many as fit a third of the budget."""
+        todo = [name for name in self.source.layers if name not in self.done]
+        if self.source.kept:
+            return [[name] for name in todo]
+        groups: list[list[str]] = []
+        room = 0.0
+        for name in todo:
+            rows, columns = self.source.layers[name].shape
+            held = len(self.candidates) * (rows**2 + columns**2 + 2 * rows * columns)
+            kept = min((rows * columns) ** 2, self.source.N * (self.source.R * rows + columns))
+            need = 8.0 * (held + 3 * kept)
+            if not groups or room < need:
+                groups.append([])
+                room = self.source.budget / 3
+            groups[-1].append(name)
+            room -= need
+        return groups
+
+    def measure(self, names: list[str], bar: Progress) -> None:
+        """Build the exact block and every approximation of some layers and measure them."""
+        source = self.source
+        running: dict[Any, Running] = {}
+        for name in names:
+            bar.say(f"building {name}")
+            if self.exact == "captured":
+                running[name, "exact"] = Running(Exact())
+            for label, candidate in self.candidates.items():
+                if isinstance(candidate, Approximation):
+                    running[name, label] = Running(candidate)
+        sweep_all(running, source)
+        if self.exact == "func" and not self.blocks:
+            self.blocks = exact_fisher(
+                source.model, source.likelihood, list(source.batches), layers=list(source.layers),
+                fisher=source.fisher, seed=source.seed, dtype=source.dtype, memory=source.budget / 2**30,
+            )  # fmt: skip
+        for name in names:
+            block = running[name, "exact"].matrix if self.exact == "captured" else self.blocks[name].scaled(1 / source.scale)
+            assert block is not None
+            checked = self._deviation(name, block)
+            bar.advance()
+            self._layer(name, block, checked, running, bar)
+            self.done.add(name)
+
+    def _layer(
+        self, name: str, block: FisherMatrix, checked: float | None, running: dict[Any, Running], bar: Progress
+    ) -> None:
+        scale = self.source.scale
+        exact = block.scaled(scale) if scale != 1.0 else block
+        seconds = running[name, "exact"].seconds if (name, "exact") in running else None
+        about = {"route": type(exact).__name__, "bytes": exact.nbytes, "seconds": seconds, "checked": checked}
+        self.settings["layers"][name].update(about)
+        matrices: dict[str, FisherMatrix] = {}
+        for label, candidate in self.candidates.items():
+            bar.say(f"{name}: {label}")
+            if isinstance(candidate, Approximation):
+                state = running.pop((name, label))
+                assert state.matrix is not None
+                matrix = state.matrix.scaled(scale) if scale != 1.0 else state.matrix
+                self.costs.append(Cost(name, label, state.seconds, matrix.nbytes))
+            else:
+                matrix = candidate[name].to(exact.device, exact.dtype)
+                self.costs.append(Cost(name, label, 0.0, candidate[name].nbytes))
+            pair = Pair(exact, matrix)
+            self._record(name, label, None, pair, [m for m in self.wanted if not m.damped], checked)
+            matrices[label] = matrix
+            bar.advance()
+        damped = [m for m in self.wanted if m.damped]
+        if damped:
+            for damping in self.dampings:
+                bar.say(f"{name}: damping {damping:g}")
+                inverse = exact.powered(-1.0, absolute_damping(exact, damping))
+                for label, matrix in matrices.items():
+                    damped_pair = DampedPair(exact, matrix, self._gradient(name), damping, inverse)
+                    self._record(name, label, damping, damped_pair, damped, checked)
+
+    def _record(
+        self, layer: str, label: str, damping: float | None, pair: Any, wanted: list[Measure], checked: float | None
+    ) -> None:
+        """Rows of one pair, and the plain numbers behind them (so that the matrices can go)."""
+        for m in wanted:
+            value, noise = m.formula(pair)
+            if not value == value:
+                raise ValueError(
+                    f"{m.name} of {label} on layer {layer!r} is NaN, expected a number; check the approximation, "
+                    "or raise the damping."
+                )
+            self.rows.append(Row(layer, label, m.name, value, noise, damping, checked))
+        numbers = {k: v for k, v in vars(pair).items() if k[0] != "_" and isinstance(v, float | Measured)}
+        self.quantities.append({"layer": layer, "approximation": label, "damping": damping, **numbers})
+
+    def _gradient(self, name: str) -> Tensor:
+        """Gradient of the mean loss over W: of the data's labels, or of labels sampled from the model."""
+        if not self.gradients:
+            source = self.source
+            totals: dict[str, Tensor] = {}
+            for index, (x, y, label) in enumerate(source.parts()):
+                generator = torch.Generator(x.device).manual_seed(source.seed + index)
+                target = y if y is not None else label
+                if target is None:
+                    with torch.no_grad():
+                        target = source.likelihood.sample(source.model(x), generator)
+                for layer, stats in capture(source.model, source.layers, source.likelihood, x, "empirical", target).items():
+                    part = stats.combine(torch.ones(1, stats.N, dtype=source.dtype, device=x.device))
+                    totals[layer] = part if layer not in totals else totals[layer] + part
+            labels = source.batches.first()[1] is not None
+            self.settings["gradient"] = "of the data's labels" if labels else "of labels sampled from the model"
+            self.gradients = {layer: total / source.N for layer, total in totals.items()}
+        return self.gradients[name]
+
+    # -- the result ------------------------------------------------------------------------------------------------
+    def take_over(self, earlier: Comparison, path: Path) -> None:
+        """Keep the layers that an earlier, interrupted run of the same comparison finished."""
+        keys = ("fingerprint", "fisher", "likelihood", "seed", "dtype", "approximations", "errors", "dampings", "exact")
+        differing = [key for key in keys if earlier.settings.get(key) != self.settings[key]]
+        if differing:
+            raise ValueError(
+                f"{path} holds another comparison ({', '.join(differing)} differ), expected the same run to go on with; "
+                "choose another file or delete it."
+            )
+        # a layer is finished once its last approximation has its last error
+        last = (list(self.candidates)[-1], self.wanted[-1].name)
+        for row in earlier.rows:
+            if row.layer != ALL and (row.approximation, row.error) == last:
+                self.done.add(row.layer)
+        self.rows = [row for row in earlier.rows if row.layer in self.done]
+        self.costs = [cost for cost in earlier.costs if cost.layer in self.done]
+        self.quantities = [q for q in earlier.quantities if q["layer"] in self.done]
+        for name in self.done:
+            self.settings["layers"][name] = earlier.settings["layers"][name]
+
+    def comparison(self, started: float, complete: bool) -> Comparison:
+        """The result so far; over all layers once all are measured."""
+        rows = list(self.rows)
+        if complete and len(self.source.layers) > 1:
+            for label in self.candidates:
+                for damping in dict.fromkeys(row.damping for row in self.rows):
+                    found = [q for q in self.quantities if q["approximation"] == label and q["damping"] == damping]
+                    total = Total([SimpleNamespace(**_thawed(q)) for q in found])
+                    for m in self.wanted:
+                        if found and m.damped == (damping is not None):
+                            value, noise = m.formula(total)
+                            rows.append(Row(ALL, label, m.name, value, noise, damping, self._worst_check()))
+        order = {name: i for i, name in enumerate((*self.source.layers, ALL))}
+        rows.sort(key=lambda row: order[row.layer])
+        spent = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(), "complete": complete}
+        return Comparison(tuple(rows), tuple(self.costs), {**self.settings, **spent}, tuple(self.quantities))
+
+    def _worst_check(self) -> float | None:
+        found = [row.checked for row in self.rows if row.checked is not None]
+        return max(found) if found else None
+
+
+def _thawed(quantities: dict[str, Any]) -> dict[str, Any]:
+    return {k: Measured(*v) if isinstance(v, list | tuple) else v for k, v in quantities.items()}
+
+
+def _named(approximations: Any) -> dict[str, Approximation | Matrices]:
+    """Candidates by label."""
+    if approximations is None:
+        approximations = default_approximations()
+    if isinstance(approximations, Approximation):
+        approximations = [approximations]
+    if isinstance(approximations, Mapping):
+        named = dict(approximations)
+    else:
+        named = {}
+        for candidate in approximations:
+            if not isinstance(candidate, Approximation):
+                raise TypeError(
+                    f"Got {candidate!r} among the approximations, expected instances such as fl.KFAC(), or a dictionary "
+                    "{name: {layer: FisherMatrix}}."
+                )
+            if candidate.label in named:
+                raise ValueError(f"Got {candidate.label} twice, expected every approximation once.")
+            named[candidate.label] = candidate
+    if not named:
+        raise ValueError("Got no approximations, expected at least one, or None for all.")
+    return named
+
+
+def _check_ready(candidates: dict[str, Approximation | Matrices], source: Source) -> None:
+    """Ready matrices must cover the layers with the right shapes."""
+    for label, candidate in candidates.items():
+        if isinstance(candidate, Approximation):
+            continue
+        for name, layer in source.layers.items():
+            matrix = candidate.get(name) if isinstance(candidate, Mapping) else None
+            if not isinstance(matrix, FisherMatrix) or tuple(matrix.shape) != tuple(layer.shape):
+                found = f"a matrix over {tuple(matrix.shape)}" if isinstance(matrix, FisherMatrix) else "none"
+                raise ValueError(
+                    f"{label} has {found} for layer {name!r}, expected a FisherMatrix over {tuple(layer.shape)}; "
+                    "name its layers with layers=[...]."
+                )
+
+
+def _check_dampings(dampings: Sequence[float]) -> None:
+    if not dampings or any(not d > 0 for d in dampings):
+        raise ValueError(f"Got dampings={list(dampings)}, expected positive numbers relative to tr F / d.")
+
+
+def _crc(tensor: Tensor, start: int) -> int:
+    return zlib.crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), start)
+
+
+def _settings(
+    source: Source,
+    candidates: dict[str, Any],
+    wanted: list[Measure],
+    dampings: Sequence[float],
+    exact: str,
+    problem: Mapping[str, Any] | None,
+    fingerprint: str,
+) -> dict[str, Any]:
+    """Everything needed to trust the result later."""
+    layers = {
+        name: {"type": type(layer.module).__name__, "shape": list(layer.shape), "bias": layer.bias}
+        for name, layer in source.layers.items()
+    }
+    return {
+        "problem": dict(problem or {}),
+        "model": type(source.model).__name__,
+        "parameters": sum(p.numel() for p in source.model.parameters()),
+        "fisher": source.fisher, "likelihood": repr(source.likelihood), "N": source.N, "R": source.R,
+        "output": list(source.outputs), "seed": source.seed, "dtype": str(source.dtype).removeprefix("torch."),
+        "device": str(next(source.model.parameters()).device), "exact": exact, "layers": layers,
+        "left_out": dict(source.selection.left_out), "approximations": list(candidates),
+        "errors": [m.name for m in wanted], "dampings": [float(d) for d in dampings], "fingerprint": fingerprint,
+        "versions": {name: _version(name) for name in ("fisher-lab", "torch", "numpy", "scipy")}
+        | {"python": platform.python_version()},
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,147 @@
+"""The exact Fisher block of any module that has parameters, by torch.func alone.
+
+This is the independent truth: it shares no code with `capture`. Per example, the output columns S (with S S^T the
+output Hessian) are pulled back through the model by vmap of vjp, and F = 1/N sum (J^T S)(J^T S)^T is accumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisher_lab.data import Batches
+from fisher_lab.functional import evaluation_copy, per_example_gradients, sample_labels, untouched_randomness
+from fisher_lab.layers import Layer, adapt
+from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
+from fisher_lab.matrices import Dense, FisherMatrix
+from fisher_lab.memory import budget_bytes, readable
+
+
+class Block:
+    """One module's trainable parameters as one weight matrix W.
+
+    Modules that an adapter understands have its W `[Q * d_out, d_in]`; of others the parameters are flattened one
+    after the other into W `[P, 1]`.
+    """
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        found = adapt(name, module)
+        self.layer = found if isinstance(found, Layer) else None
+        own = module.named_parameters(recurse=False)
+        self.shapes = {key: tuple(p.shape) for key, p in own if p.requires_grad}
+        self.full_names = {key: f"{name}.{key}" if name else key for key in self.shapes}
+        size = sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        self.shape = (size, 1) if self.layer is None else self.layer.shape
+
+    def pack(self, gradients: dict[str, Tensor]) -> Tensor:
+        """Gradients of the full parameter names `[R, N, *shape]` as `[R, N, d]` in the order of W."""
+        tensors = {key: gradients[full] for key, full in self.full_names.items()}
+        if self.layer is not None:
+            return self.layer.pack(tensors).flatten(2)
+        return torch.cat([t.flatten(2) for t in tensors.values()], -1)
+
+
+def exact_fisher(
+    model: nn.Module,
+    likelihood: Likelihood | nn.Module,
+    data: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    fisher: FisherKind = "true",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+    memory: float | None = None,
+) -> dict[str, FisherMatrix]:
+    """Exact Fisher block of every layer, dense.
+
+    Args:
+        model: any module that acts per example; it is not changed.
+        likelihood: a Likelihood or a torch loss module.
+        data: (x, y), x, a DataLoader or an iterable of batches.
+        layers: names of modules that own trainable parameters; None for all.
+        fisher: "true", "mc" (labels sampled from the model) or "empirical" (the labels given).
+        seed: of the sampled labels, which are those that `estimate` and `compare` draw from the same seed.
+        dtype: precision of the computation, which runs on a copy.
+        device: where to compute; None for the model's own.
+        memory: budget in GiB; None for half of what is free.
+
+    Returns:
+        `{layer: FisherMatrix}`, each over W `[d_out, d_in]` (bias as last column), or W `[P, 1]` for other modules.
+
+    Raises:
+        ValueError, TypeError: what cannot be computed or would not fit, in one sentence.
+    """
+    check_fisher(fisher)
+    likelihood, budget = as_likelihood(likelihood), budget_bytes(memory)
+    model = evaluation_copy(model, dtype, device)
+    blocks = _blocks(model, layers)
+    item = torch.finfo(dtype).bits // 8
+    need = sum((b.shape[0] * b.shape[1]) ** 2 for b in blocks.values()) * item
+    if need > budget:
+        raise ValueError(
+            f"The dense blocks need {readable(need)}, expected at most {readable(budget)}; name fewer layers, raise "
+            "memory=, or use compare, which needs no dense block."
+        )
+    batches = Batches(data, dtype, next(model.parameters()).device, budget)
+    names = [full for block in blocks.values() for full in block.full_names.values()]
+    totals = {name: torch.zeros(()) for name in blocks}
+    with untouched_randomness():
+        for x, S in _columns(model, likelihood, batches, fisher, seed, budget, names):
+            gradients = per_example_gradients(model, names, x, S)
+            for name, block in blocks.items():
+                U = block.pack(gradients).flatten(0, 1)
+                totals[name] = torch.addmm(totals[name].to(U), U.T, U)
+    assert batches.N is not None
+    scale = 1.0 if likelihood.summed else 1.0 / batches.N
+    return {name: Dense(total * scale, blocks[name].shape) for name, total in totals.items()}
+
+
+def _blocks(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Block]:
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if any(p.requires_grad for p in module.parameters(recurse=False))
+    }
+    known = ", ".join(map(repr, modules))
+    if not modules:
+        raise ValueError("The model has no trainable parameters, expected at least one; set requires_grad.")
+    if isinstance(layers, str):
+        raise TypeError(f"Got layers={layers!r}, expected a list of names; write layers=[{layers!r}].")
+    for name in layers or ():
+        if name not in modules:
+            raise ValueError(f"Got layer {name!r}, expected one of {known}.")
+    return {name: Block(name, modules[name]) for name in (modules if layers is None else layers)}
+
+
+def _columns(
+    model: nn.Module,
+    likelihood: Likelihood,
+    batches: Batches,
+    fisher: FisherKind,
+    seed: int,
+    budget: int,
+    names: list[str],
+) -> Any:
+    """Inputs and output columns `(x [n, ...], S [R, n, *output])` in pieces that fit the memory."""
+    numbers = sum(p.numel() for name, p in model.named_parameters() if name in set(names))
+    for index, (x, y) in enumerate(batches):
+        with torch.no_grad():
+            z = model(x[:1])
+        likelihood.check_output(z)
+        if y is not None:
+            likelihood.check_labels(torch.empty(x.shape[0], *z.shape[1:], device="meta"), y)
+        R = likelihood.directions(z, fisher)
+        chunk = max(1, int(min(budget // 8, 2**28) // (8 * R * numbers)))
+        label = y if fisher == "empirical" else None
+        if fisher == "mc":
+            generator = torch.Generator(x.device).manual_seed(seed * 1_000_003 + index)
+            label = sample_labels(model, lambda z, g=generator: likelihood.sample(z, g), x, chunk)
+        for start in range(0, x.shape[0], chunk):
+            piece = slice(start, start + chunk)
+            with torch.no_grad():
+                z = model(x[piece])
+            yield x[piece], likelihood.columns(z, fisher, None if label is None else label[piece])

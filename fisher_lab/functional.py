@@ -1,0 +1,120 @@
+"""The model as a pure function: an evaluation copy, per-example gradients and directional derivatives by torch.func.
+
+Nothing here knows of layers or hooks, so that it can check what `capture` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+
+def evaluation_copy(model: nn.Module, dtype: torch.dtype, device: torch.device | str | None = None) -> nn.Module:
+    """A copy of the model in `dtype`, its gradients dropped; the model itself is not touched.
+
+    Raises:
+        TypeError: if `model` is not a module.
+        ValueError: NaN or infinite parameters, or modules in a mode in which examples interact or are random.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Got a {type(model).__name__} as model, expected a torch.nn.Module.")
+    check_mode(model)
+    for name, p in model.named_parameters():
+        if not isinstance(p, nn.parameter.UninitializedParameter) and not bool(torch.isfinite(p).all()):
+            raise ValueError(f"Parameter {name!r} has NaN or infinite values, expected finite ones; check the training.")
+    try:
+        twin = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The model cannot be copied ({error}), expected a module that copy.deepcopy accepts; "
+            "use torch.nn.utils.parametrizations instead of the old weight_norm and spectral_norm."
+        ) from error
+    for p in twin.parameters():
+        p.grad = None
+    return twin.to(device=device, dtype=dtype)
+
+
+def check_mode(model: nn.Module) -> None:
+    """Refuse modules that couple or randomise examples in their present mode."""
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"Module {name!r} ({kind}) uses batch statistics, in which examples interact, expected evaluation "
+                "mode; call model.eval() first (and track running statistics)."
+            )
+        dropout = getattr(module, "dropout", 0.0)
+        random = (isinstance(module, _DropoutNd) and module.p > 0) or (isinstance(dropout, float) and dropout > 0)
+        if module.training and (random or isinstance(module, nn.RReLU)):
+            raise ValueError(
+                f"Module {name!r} ({kind}) is random in training mode, expected evaluation mode; call model.eval() first."
+            )
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """Leave torch's global random state as it was."""
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def sample_labels(model: nn.Module, draw: Callable[[Tensor], Tensor], x: Tensor, chunk: int) -> Tensor:
+    """Labels `draw(z)` for the outputs z of all examples x `[N, ...]`, sampled in one go whatever the chunk size."""
+    with torch.no_grad():
+        return draw(torch.cat([model(part) for part in x.split(chunk)]))
+
+
+def per_example_gradients(model: nn.Module, names: list[str], x: Tensor, S: Tensor) -> dict[str, Tensor]:
+    """S_rn^T J_n for the named parameters: `{name: [R, N, *shape]}`, by vmap of vjp.
+
+    Args:
+        model: the model, acting per example.
+        names: parameter names.
+        x: inputs `[N, ...]`.
+        S: output columns `[R, N, *output]`.
+    """
+    chosen, rest = _split(model, names)
+
+    def one_example(example: Tensor, columns: Tensor) -> dict[str, Tensor]:
+        def output(params: dict[str, Tensor]) -> Tensor:
+            return functional_call(model, {**rest, **params}, (example.unsqueeze(0),)).squeeze(0)
+
+        _, pull = vjp(output, chosen)
+        return vmap(lambda s: pull(s)[0])(columns)
+
+    return vmap(one_example, in_dims=(0, 1), out_dims=1, randomness="error")(x, S)
+
+
+def directional_derivative(model: nn.Module, V: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Output z `[N, *output]` and its derivative J V `[N, *output]` in the direction V of the named parameters."""
+    chosen, rest = _split(model, list(V))
+
+    def output(params: dict[str, Tensor]) -> Tensor:
+        return functional_call(model, {**rest, **params}, (x,))
+
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notes of the first use of forward mode
+            return jvp(output, (chosen,), (V,))
+    except (NotImplementedError, RuntimeError):  # an operation without forward mode: derive the vjp instead
+        z, pull = vjp(output, chosen)
+        _, push = vjp(pull, torch.zeros_like(z))
+        return z.detach(), push((V,))[0].detach()
+
+
+def _split(model: nn.Module, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    named = {name: p.detach() for name, p in model.named_parameters()}
+    named.update({name: b.detach() for name, b in model.named_buffers()})
+    chosen = {name: named.pop(name) for name in names}
+    return chosen, named

@@ -1,0 +1,119 @@
+"""The Layer noun: the adapter of one module type, from its input and output gradient to `a` and `g` of LayerStats."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Layer(ABC):
+    """One module of a model, seen as a weight matrix W `[Q * d_out, d_in]` with the bias as its last column.
+
+    A subclass names the module `types` it understands and writes `unroll_input`, `unroll_gradient`, `pack` and
+    `unpack`. Parameters that do not require gradients are left out of W.
+
+    Args:
+        name: the module's name in the model.
+        module: the module.
+    """
+
+    types: ClassVar[tuple[type[nn.Module], ...]] = ()
+    parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")  # a module that owns others is not understood
+
+    _registry: ClassVar[dict[type[nn.Module], type[Layer]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for module_type in cls.types:
+            Layer._registry[module_type] = cls
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, module
+        own = dict(module.named_parameters(recurse=False))
+        self.parameters = {key: p for key, p in own.items() if p.requires_grad}
+        self.frozen = [key for key, p in own.items() if not p.requires_grad]
+        self.bias = "bias" in self.parameters
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Shape `(Q * d_out, d_in)` of W, without frozen parameters."""
+
+    @property
+    @abstractmethod
+    def kernel(self) -> tuple[int, ...]:
+        """Sizes of the input modes of W without the bias column."""
+
+    @abstractmethod
+    def unroll_input(self, x: Tensor) -> Tensor:
+        """The module's input as a `[N, T, Q, d_in]`; always a new tensor."""
+
+    @abstractmethod
+    def unroll_gradient(self, g: Tensor) -> Tensor:
+        """Gradients of the module's output `[R, N, *output]` as g `[R, N, T, Q, d_out]`."""
+
+    def unroll(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """a `[N, T, Q, d_in]` and g `[R, N, T, Q, d_out]`, so that P = sum over t of g a^T is the gradient of W."""
+        return self.unroll_input(x), self.unroll_gradient(g)
+
+    @abstractmethod
+    def pack(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Arrays of the named parameters' shapes `[..., *shape]` as one W `[..., Q * d_out, d_in]`."""
+
+    @abstractmethod
+    def unpack(self, W: Tensor) -> dict[str, Tensor]:
+        """The inverse of `pack`."""
+
+    def full_name(self, parameter: str) -> str:
+        """Name of a parameter in the whole model."""
+        return f"{self.name}.{parameter}" if self.name else parameter
+
+    def _columns(self, a: Tensor) -> Tensor:
+        """Inputs `[N, T, Q, n]` with the columns of frozen weights dropped and the bias column of ones appended."""
+        if "weight" not in self.parameters:
+            a = a[..., :0]
+        if not self.bias:
+            return a.clone()
+        return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.shape[0]} x {self.shape[1]})"
+
+
+class WeightBias(Layer):
+    """Layers whose parameters are `weight` `[Q * d_out, *kernel]` and perhaps `bias` `[Q * d_out]`."""
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The weight's shape behind its first dimension; (0,) if it is frozen."""
+        weight = self.parameters.get("weight")
+        return (0,) if weight is None else tuple(weight.shape[1:])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows are outputs, columns the flattened kernel and the bias."""
+        rows = next(iter(self.parameters.values())).shape[0]
+        return rows, int(torch.Size(self.kernel).numel()) + self.bias
+
+    def pack(self, tensors: dict[str, Tensor]) -> Tensor:
+        """[weight | bias]."""
+        columns = []
+        if "weight" in self.parameters:
+            weight = tensors["weight"]
+            columns.append(weight.flatten(weight.ndim - len(self.kernel)))
+        if self.bias:
+            columns.append(tensors["bias"].unsqueeze(-1))
+        return torch.cat(columns, -1)
+
+    def unpack(self, W: Tensor) -> dict[str, Tensor]:
+        """Weight and bias apart."""
+        tensors = {}
+        if "weight" in self.parameters:
+            columns = W[..., : W.shape[-1] - self.bias]
+            tensors["weight"] = columns.unflatten(-1, self.kernel)
+        if self.bias:
+            tensors["bias"] = W[..., -1]
+        return tensors

@@ -1,0 +1,129 @@
+"""Running: the only holder of estimation state; and estimate(), an approximation of every layer from data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisher_lab.approximations import Approximation
+from fisher_lab.capture import Source
+from fisher_lab.likelihoods import FisherKind, Likelihood
+from fisher_lab.matrices import FisherMatrix
+from fisher_lab.stats import LayerStats
+
+
+class Running:
+    """One layer's approximation, updated batch by batch.
+
+    Args:
+        approximation: what to build.
+        decay: None for the plain mean over all examples; otherwise the moving average of George et al. and Martens &
+            Grosse, whose k-th observation weighs 1 - min(1 - 1/k, decay).
+    """
+
+    def __init__(self, approximation: Approximation, decay: float | None = None) -> None:
+        self.approximation, self.decay = approximation, decay
+        self.moments: dict[str, Tensor] | None = None
+        self.matrix: FisherMatrix | None = None
+        self.observations = 0
+        self.examples = 0
+        self.seconds = 0.0  # spent on moments and assembly
+
+    def absorb(self, stats: LayerStats) -> None:
+        """Add the examples of a batch."""
+        self.observations += 1
+        self.examples += stats.N
+        started = time.perf_counter()
+        new = self.approximation.moments(stats, self.matrix)
+        if self.moments is None:
+            self.moments = new
+        else:
+            weight = stats.N / self.examples
+            if self.decay is not None:
+                weight = 1 - min(1 - 1 / self.observations, self.decay)
+            self.moments = self.approximation.average(self.moments, new, weight)
+        self.seconds += time.perf_counter() - started
+
+    def refresh(self) -> FisherMatrix:
+        """Assemble the matrix from the moments."""
+        if self.moments is None:
+            raise ValueError("Nothing was observed yet, expected at least one batch; call absorb first.")
+        started = time.perf_counter()
+        self.matrix = self.approximation.assemble(self.moments, self.matrix)
+        self.moments = self.approximation.carry(self.moments, self.matrix)
+        self.seconds += time.perf_counter() - started
+        return self.matrix
+
+    def restart(self) -> None:
+        """Forget the moments but not the matrix: the next sweep over the data begins."""
+        self.moments, self.observations, self.examples = None, 0, 0
+
+
+def estimate(
+    approximation: Approximation,
+    model: nn.Module,
+    likelihood: Likelihood | nn.Module,
+    data: Any,
+    *,
+    layers: list[str] | None = None,
+    fisher: FisherKind = "true",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+    memory: float | None = None,
+    on_unknown: str = "error",
+) -> dict[str, FisherMatrix]:
+    """One approximation of every layer's Fisher block.
+
+    Args:
+        approximation: for instance `fl.KFAC()`; `fl.Exact()` gives the captured block itself.
+        model: any module that acts per example; it is not changed.
+        likelihood: a Likelihood or a torch loss module.
+        data: (x, y), x, a DataLoader or an iterable of batches.
+        layers: names of layers; None for all.
+        fisher: "true", "mc" (labels sampled from the model) or "empirical" (the labels given).
+        seed: of the sampled labels.
+        dtype: precision of the computation, which runs on a copy.
+        device: where to compute; None for the model's own.
+        memory: budget in GiB; None for half of what is free.
+        on_unknown: "error" or "skip" for modules without adapter.
+
+    Returns:
+        `{layer: FisherMatrix}`, each over W `[d_out, d_in]` with the bias as last column.
+
+    Raises:
+        ValueError, TypeError: what cannot be estimated, in one sentence.
+
+    See also:
+        compare, which measures many approximations at once; exact_fisher, the independent truth.
+    """
+    if not isinstance(approximation, Approximation):
+        raise TypeError(f"Got {approximation!r} as approximation, expected an instance such as fl.KFAC().")
+    source = Source(
+        model, likelihood, data, layers=layers, fisher=fisher, seed=seed, dtype=dtype, device=device, memory=memory,
+        on_unknown=on_unknown,
+    )  # fmt: skip
+    running = {name: Running(approximation) for name in source.layers}
+    sweep_all(running, source)
+    return {name: _assembled(state).scaled(source.scale) for name, state in running.items()}
+
+
+def sweep_all(running: dict[Any, Running], source: Source) -> None:
+    """Run every Running through all its sweeps; keys are layer names or tuples that begin with one."""
+    for sweep in range(max(state.approximation.sweeps for state in running.values())):
+        due = {key: state for key, state in running.items() if sweep < state.approximation.sweeps}
+        for state in due.values():
+            state.restart()
+        for stats in source.sweep():
+            for key, state in due.items():
+                state.absorb(stats[key if isinstance(key, str) else key[0]])
+        for state in due.values():
+            state.refresh()
+
+
+def _assembled(state: Running) -> FisherMatrix:
+    assert state.matrix is not None
+    return state.matrix

@@ -1,0 +1,79 @@
+"""Comparisons as text tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from fisher_lab.memory import readable
+
+
+def render(comparison: Any, errors: Sequence[str] | None = None, width: int = 110) -> str:
+    """The errors of a comparison: one block of lines per layer, then over all layers.
+
+    Args:
+        comparison: with rows, costs and settings.
+        errors: measures to show, None for all.
+        width: characters per line.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = _columns(comparison, errors)
+    values = {(r.layer, r.approximation, r.error, r.damping): r.value for r in comparison.rows}
+    costs = {(c.layer, c.approximation): c for c in comparison.costs}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer")
+    table.add_column("approximation", no_wrap=True)
+    for error, damping in columns:
+        table.add_column(error if damping is None else f"{error} {damping:g}", justify="right")
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    for layer in dict.fromkeys(r.layer for r in comparison.rows):
+        title = _title(comparison, layer)
+        for approximation in comparison.approximations:
+            found = [values.get((layer, approximation, error, damping)) for error, damping in columns]
+            if all(value is None for value in found):
+                continue
+            cost = costs.get((layer, approximation))
+            tail = ["", ""] if cost is None else [f"{cost.seconds * 1e3:.1f} ms", readable(cost.bytes)]
+            table.add_row(title, approximation, *(number(value) for value in found), *tail)
+            title = ""
+        table.add_section()
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(table)
+    return _heading(comparison.settings) + out.getvalue()
+
+
+def number(value: float | None) -> str:
+    """A value for people: four digits, small ones in powers of ten."""
+    if value is None:
+        return "-"
+    if value == 0:
+        return "0"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
+
+
+def _columns(comparison: Any, errors: Sequence[str] | None) -> list[tuple[str, float | None]]:
+    found = dict.fromkeys((r.error, r.damping) for r in comparison.rows if errors is None or r.error in errors)
+    return list(found)
+
+
+def _title(comparison: Any, layer: str) -> str:
+    about = comparison.settings.get("layers", {}).get(layer)
+    return layer or "(model)" if about is None else f"{layer or '(model)'}  {about['shape'][0]}x{about['shape'][1]}"
+
+
+def _heading(settings: dict[str, Any]) -> str:
+    if not settings:
+        return ""
+    parts = [f"{settings.get('fisher')} Fisher", str(settings.get("likelihood")), f"N = {settings.get('N')}"]
+    problem = settings.get("problem", {}).get("name")
+    lines = ["  ".join(([problem] if problem else []) + parts) + "\n"]
+    if not settings.get("complete", True):
+        lines.append("Not complete: the run was stopped before all layers were measured.\n")
+    left_out = settings.get("left_out") or {}
+    lines += [f"Left out: {name}: {reason}\n" for name, reason in left_out.items()]
+    return "".join(lines)

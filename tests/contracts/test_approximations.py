@@ -283,6 +283,26 @@ def test_average_weights(approximation, sizes: dict) -> None:
     assert_same(matrix.dense(), build(approximation, weighted).dense(), 1e-8)
 
 
+@pytest.mark.parametrize("approximation", [EKFAC(), EKFAC("reduce"), TEKFAC(), Corrected(TKFAC("full"))], ids=str)
+@pytest.mark.parametrize("Q", [1, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_corrected_eigenvalues_follow_a_basis_change(approximation, Q: int, seed: int) -> None:
+    """Eigenvalues of an old basis become the diagonal of the same matrix in the new basis, which keeps the trace."""
+    first, second = (random_stats(seed + k, N=12, T=2, Q=Q, d_out=3, d_in=4) for k in (0, 50))
+    old = build(approximation, first)
+    moments = approximation.moments(second, old)  # factors of the second batch, its squares in the old basis
+    new = approximation.assemble(moments, old)
+    held = dataclasses.replace(old, values=moments["s"]).dense()
+    basis = dataclasses.replace(build(approximation, second), values=torch.ones_like(moments["s"]))
+    units = torch.eye(12 * Q, dtype=torch.float64).reshape(12 * Q, *basis.values.shape)
+    vectors = torch.stack([dataclasses.replace(basis, values=unit).dense() for unit in units])  # projectors
+    expected = sum(projector * (projector * held).sum() for projector in vectors)
+    assert_same(new.dense(), expected, 1e-8)
+    assert float(new.trace()) == pytest.approx(float(torch.trace(dense_fisher(second))), rel=1e-9)
+    carried = approximation.carry(moments, new)
+    assert_same(approximation.assemble(carried, new).dense(), new.dense(), 1e-8)
+
+
 def test_moments_are_tensors_and_inputs_stay(approximation, sizes: dict) -> None:
     """Moments are named tensors; neither `moments`, `assemble` nor `average` changes what it was given."""
     stats = random_stats(5, N=6, **sizes)

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from fisher_lab.data import Batches
-from fisher_lab.functional import evaluation_copy, sample_labels, untouched_randomness
-from fisher_lab.layers import Layer, select
-from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
-from fisher_lab.memory import budget_bytes
+from fisher_lab.layers import Layer
+from fisher_lab.likelihoods import FisherKind, Likelihood
 from fisher_lab.stats import LayerStats
 
 
@@ -68,7 +65,9 @@ def capture(
     with torch.enable_grad(), recording(layers) as uses:
         z = model(x)
     if not bool(torch.isfinite(z).all()):
-        raise ValueError("The model returned NaN or infinite outputs, expected finite ones; check inputs and parameters.")
+        raise ValueError(
+            "The model returned NaN or infinite outputs, expected finite ones; check inputs and parameters."
+        )
     S = likelihood.columns(z, fisher, y)
     edges = [edge for found in uses.values() for _, edge in found]
     _check_used(uses, layers)
@@ -86,7 +85,9 @@ def capture(
             if g is not None:  # None: this use does not reach the output
                 parts.append((a, layer.unroll_gradient(g)))
         if not parts:
-            raise ValueError(f"Layer {name!r} does not influence the model's output, expected that it does; leave it out.")
+            raise ValueError(
+                f"Layer {name!r} does not influence the model's output, expected that it does; leave it out."
+            )
         a = torch.cat([a for a, _ in parts], 1) if len(parts) > 1 else parts[0][0]
         g = torch.cat([g for _, g in parts], 2) if len(parts) > 1 else parts[0][1]
         stats[name] = LayerStats(a, g.detach(), layer.kernel, layer.bias)
@@ -100,117 +101,3 @@ def _check_used(uses: dict[str, list[Any]], layers: dict[str, Layer]) -> None:
                 f"Layer {name!r} ({type(layers[name].module).__name__}) was not called in the forward pass or its output "
                 "needs no gradient, expected a layer in use; leave it out with layers=[...]."
             )
-
-
-class Source:
-    """A model and data, ready to be captured again and again: the copy, the layers, the batches and the labels.
-
-    Args:
-        model: the user's model; only a copy in evaluation precision is used.
-        likelihood: a Likelihood or a torch loss module.
-        data: see `fisher_lab.data.Batches`.
-        layers: names of layers, None for all.
-        fisher: "true", "mc" or "empirical".
-        seed: of the sampled labels.
-        dtype: precision of all computations.
-        device: where to compute; None for the model's own.
-        memory: budget in GiB; None for half of what is free.
-        on_unknown: "error" or "skip" for modules without adapter.
-
-    Raises:
-        ValueError, TypeError: whatever cannot be measured, in one sentence.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        likelihood: Likelihood | nn.Module,
-        data: Any,
-        *,
-        layers: list[str] | None = None,
-        fisher: FisherKind = "true",
-        seed: int = 0,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str | None = None,
-        memory: float | None = None,
-        on_unknown: Any = "error",
-    ) -> None:
-        check_fisher(fisher)
-        self.fisher, self.seed, self.dtype = fisher, seed, dtype
-        self.budget = budget_bytes(memory)
-        self.likelihood = as_likelihood(likelihood)
-        self.model = evaluation_copy(model, dtype, device)
-        self.selection = select(self.model, layers, on_unknown)
-        self.layers = self.selection.layers
-        own = next(self.model.parameters()).device
-        self.batches = Batches(data, dtype, own, self.budget)
-        x, y = self.batches.first()
-        with untouched_randomness(), torch.no_grad():
-            z = self.model(x[:1])
-        self.likelihood.check_output(z)
-        if z.shape[0] != 1:
-            raise ValueError(f"The model returned shape {tuple(z.shape)} for 1 example, expected [1, *output].")
-        if fisher == "empirical" and y is None:
-            raise ValueError('fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".')
-        self.outputs = tuple(z.shape[1:])
-        self.first_batch = x.shape[0]
-        self.R = self.likelihood.directions(z, fisher)
-        self.chunk = self._chunk(x[:1])
-        self._cached: dict[str, LayerStats] | None = None
-
-    @property
-    def kept(self) -> bool:
-        """Whether the data is one piece that is captured once and kept."""
-        return self.batches.single and self.first_batch <= self.chunk
-
-    @property
-    def N(self) -> int:
-        """Examples in the data, known after one pass."""
-        assert self.batches.N is not None
-        return self.batches.N
-
-    @property
-    def scale(self) -> float:
-        """What an assembled matrix is multiplied with: N for losses that are sums over examples."""
-        return float(self.N) if self.likelihood.summed else 1.0
-
-    def _chunk(self, x: Tensor) -> int:
-        """Examples whose batched gradients take at most a quarter of the budget."""
-        sizes: list[int] = []
-        hooks = [
-            m.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel()) if isinstance(out, Tensor) else None)
-            for m in self.model.modules()
-        ]
-        try:
-            with untouched_randomness(), torch.no_grad():
-                self.model(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        per_example = (self.R + 2) * sum(sizes) * torch.finfo(self.dtype).bits // 8
-        return max(1, self.budget // 4 // max(1, per_example))
-
-    def parts(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
-        """One pass over the data in pieces that fit the memory: x, the data's labels, the labels to differentiate at."""
-        for index, (x, y) in enumerate(self.batches):
-            if y is not None:
-                self.likelihood.check_labels(torch.empty(x.shape[0], *self.outputs, device="meta"), y)
-            label = y if self.fisher == "empirical" else None
-            if self.fisher == "mc":
-                generator = torch.Generator(x.device).manual_seed(self.seed * 1_000_003 + index)
-                label = sample_labels(self.model, lambda z, g=generator: self.likelihood.sample(z, g), x, self.chunk)
-            for start in range(0, x.shape[0], self.chunk):
-                piece = slice(start, start + self.chunk)
-                yield x[piece], None if y is None else y[piece], None if label is None else label[piece]
-
-    def sweep(self) -> Iterator[dict[str, LayerStats]]:
-        """One pass: the LayerStats of every piece of the data. A single piece is captured once and kept."""
-        if self._cached is not None:
-            yield self._cached
-            return
-        with untouched_randomness():
-            for x, _, label in self.parts():
-                stats = capture(self.model, self.layers, self.likelihood, x, self.fisher, label)
-                if self.kept:
-                    self._cached = stats
-                yield stats

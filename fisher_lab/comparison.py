@@ -233,7 +233,9 @@ def check_output(path: str | Path, endings: tuple[str, ...] = (".json", ".csv"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"The folder of {str(path)!r} cannot be created ({error}), expected a writable place.") from error
+        raise ValueError(
+            f"The folder of {str(path)!r} cannot be created ({error}), expected a writable place."
+        ) from error
     if path.is_dir() or not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise ValueError(f"{str(path)!r} cannot be written, expected a writable file; choose another place.")
     return path

@@ -124,7 +124,9 @@ def _check(x: Tensor, y: Tensor | None, index: int) -> None:
         )
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum()) if x.ndim > 1 else int((~torch.isfinite(x)).sum())
-        raise ValueError(f"Batch {index} has NaN or infinite inputs in {bad} examples, expected finite ones; clean the data.")
+        raise ValueError(
+            f"Batch {index} has NaN or infinite inputs in {bad} examples, expected finite ones; clean the data."
+        )
 
 
 def _checksum(x: Tensor) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fisher_lab import errors as measures
 from fisher_lab.approximations import Approximation, Exact, default_approximations
-from fisher_lab.capture import Source, capture
+from fisher_lab.capture import capture
 from fisher_lab.comparison import ALL, Comparison, Cost, Row, check_output
 from fisher_lab.comparison import load_comparison as load_comparison
 from fisher_lab.errors import DAMPINGS, DampedPair, Measure, Measured, Pair, Total, absolute_damping
@@ -28,6 +28,7 @@ from fisher_lab.matrices import FisherMatrix
 from fisher_lab.memory import peak_bytes
 from fisher_lab.progress import Progress
 from fisher_lab.running import Running, sweep_all
+from fisher_lab.source import Source
 
 Matrices = Mapping[str, FisherMatrix]
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative deviation of the captured block from torch.func
@@ -128,7 +129,13 @@ class _Run:
         dampings: tuple[float, ...],
         exact: str,
     ) -> None:
-        self.source, self.candidates, self.wanted, self.dampings, self.exact = source, candidates, wanted, dampings, exact
+        self.source, self.candidates, self.wanted, self.dampings, self.exact = (
+            source,
+            candidates,
+            wanted,
+            dampings,
+            exact,
+        )
         self.rows: list[Row] = []
         self.costs: list[Cost] = []
         self.quantities: list[dict[str, Any]] = []
@@ -219,7 +226,11 @@ class _Run:
                 fisher=source.fisher, seed=source.seed, dtype=source.dtype, memory=source.budget / 2**30,
             )  # fmt: skip
         for name in names:
-            block = running[name, "exact"].matrix if self.exact == "captured" else self.blocks[name].scaled(1 / source.scale)
+            block = (
+                running[name, "exact"].matrix
+                if self.exact == "captured"
+                else self.blocks[name].scaled(1 / source.scale)
+            )
             assert block is not None
             checked = self._deviation(name, block)
             bar.advance()
@@ -284,7 +295,9 @@ class _Run:
                 if target is None:
                     with torch.no_grad():
                         target = source.likelihood.sample(source.model(x), generator)
-                for layer, stats in capture(source.model, source.layers, source.likelihood, x, "empirical", target).items():
+                for layer, stats in capture(
+                    source.model, source.layers, source.likelihood, x, "empirical", target
+                ).items():
                     part = stats.combine(torch.ones(1, stats.N, dtype=source.dtype, device=x.device))
                     totals[layer] = part if layer not in totals else totals[layer] + part
             labels = source.batches.first()[1] is not None

@@ -203,7 +203,9 @@ class DampedPair:
     def gradient(self) -> Tensor:
         """g."""
         if self._gradient is None:
-            raise ValueError("damped_cosine and damped_efficiency need a gradient, got None; pass gradient=[d_out, d_in].")
+            raise ValueError(
+                "damped_cosine and damped_efficiency need a gradient, got None; pass gradient=[d_out, d_in]."
+            )
         return self._gradient
 
     @cached_property
@@ -384,7 +386,9 @@ def spectral(q: Quantities) -> Measured:
 @measure()
 def spectrum(q: Quantities) -> Measured:
     """l2 distance of the sorted eigenvalues, relative to |F|_F."""
-    return _root(Measured(q.spectrum_difference, (64 * q.eps) ** 2 * (q.square_exact + q.square_approx)), q.square_exact)
+    return _root(
+        Measured(q.spectrum_difference, (64 * q.eps) ** 2 * (q.square_exact + q.square_approx)), q.square_exact
+    )
 
 
 @measure(damped=True)

@@ -29,7 +29,9 @@ def evaluation_copy(model: nn.Module, dtype: torch.dtype, device: torch.device |
     check_mode(model)
     for name, p in model.named_parameters():
         if not isinstance(p, nn.parameter.UninitializedParameter) and not bool(torch.isfinite(p).all()):
-            raise ValueError(f"Parameter {name!r} has NaN or infinite values, expected finite ones; check the training.")
+            raise ValueError(
+                f"Parameter {name!r} has NaN or infinite values, expected finite ones; check the training."
+            )
     try:
         twin = copy.deepcopy(model)
     except RuntimeError as error:

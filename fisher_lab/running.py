@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab.approximations import Approximation
-from fisher_lab.capture import Source
 from fisher_lab.likelihoods import FisherKind, Likelihood
 from fisher_lab.matrices import FisherMatrix
+from fisher_lab.source import Source
 from fisher_lab.stats import LayerStats
 
 

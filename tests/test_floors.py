@@ -13,10 +13,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "fisher_lab"
 
 FLOORS = [
-    ["stats", "linalg", "memory", "likelihoods", "layers", "functional"],  # numerics; p(y|z); adapters; LayerStats
+    ["memory", "progress"],  # the machine and the terminal
+    ["stats", "linalg", "likelihoods", "layers", "functional", "data"],  # LayerStats; numerics; p(y|z); adapters; batches
     ["matrices", "capture", "problems"],  # structures; model + batch -> {layer: LayerStats}; named problems
-    ["approximations", "exact", "errors", "plots"],  # one method a file; torch.func truth; error measures; figures
-    ["running"],  # the only holder of estimation state
+    ["approximations", "exact", "errors", "source", "plots", "tables"],  # one method a file; torch.func truth; measures
+    ["running", "comparison"],  # the only holder of estimation state; what was measured, and its files
     ["diagnose"],  # compare(...)
     ["optim"],  # optimizers
     ["report", "training"],  # HTML report, training loop

@@ -53,4 +53,3 @@ def trim(moments: Moments, most: int) -> Moments:
 def size(moments: Moments) -> int:
     """Numbers held."""
     return sum(x.numel() for x in moments.values())
-

@@ -83,7 +83,9 @@ def adapt(name: str, module: nn.Module) -> Layer | str:
     A subclass is understood only if it inherits its forward from the known type.
     """
     if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
-        return f"Layer {name!r} ({type(module).__name__}) has uninitialised parameters; run one batch through the model."
+        return (
+            f"Layer {name!r} ({type(module).__name__}) has uninitialised parameters; run one batch through the model."
+        )
     for module_type, adapter in Layer._registry.items():
         if type(module) is module_type or (
             isinstance(module, module_type) and type(module).forward is module_type.forward

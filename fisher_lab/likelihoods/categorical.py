@@ -26,7 +26,9 @@ class Categorical(Likelihood):
         N, C, positions = p.shape[0], p.shape[-1], p.shape[1:-1]
         p = p.reshape(N, -1, C)
         L = p.shape[1]
-        root = p.sqrt().permute(2, 0, 1).unsqueeze(-1) * (torch.eye(C, dtype=z.dtype, device=z.device)[:, None, None] - p)
+        root = p.sqrt().permute(2, 0, 1).unsqueeze(-1) * (
+            torch.eye(C, dtype=z.dtype, device=z.device)[:, None, None] - p
+        )
         if L > 1:  # one column touches one position
             eye = torch.eye(L, dtype=z.dtype, device=z.device)
             root = torch.einsum("cnlk,lm->lcnmk", root, eye).flatten(0, 1)

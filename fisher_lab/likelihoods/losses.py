@@ -45,9 +45,7 @@ class TorchLoss(Likelihood):
                     "use the loss without weights."
                 )
         if module.reduction not in ("mean", "sum"):
-            raise ValueError(
-                f'{type(module).__name__} has reduction={module.reduction!r}, expected "mean" or "sum".'
-            )
+            raise ValueError(f'{type(module).__name__} has reduction={module.reduction!r}, expected "mean" or "sum".')
         self.module = module
         self.base: Likelihood = bases[type(module)]
         self.summed = module.reduction == "sum"
@@ -130,5 +128,7 @@ def as_likelihood(likelihood: Likelihood | nn.Module) -> Likelihood:
     if isinstance(likelihood, Likelihood):
         return likelihood
     if isinstance(likelihood, type):
-        raise TypeError(f"Got the class {likelihood.__name__} as likelihood, expected an instance; write {likelihood.__name__}().")
+        raise TypeError(
+            f"Got the class {likelihood.__name__} as likelihood, expected an instance; write {likelihood.__name__}()."
+        )
     return TorchLoss(likelihood)

@@ -49,7 +49,9 @@ class Kronecker(FisherMatrix):
 
     def spectral_norm(self) -> Tensor:
         """Largest product of largest eigenvalues."""
-        tops = [factor.amax(-1) if factor.ndim == 2 else torch.linalg.eigvalsh(factor)[:, -1] for factor in self.factors]
+        tops = [
+            factor.amax(-1) if factor.ndim == 2 else torch.linalg.eigvalsh(factor)[:, -1] for factor in self.factors
+        ]
         return self._per_group(tops).max()
 
     @staticmethod

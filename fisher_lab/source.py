@@ -1,0 +1,131 @@
+"""Source: a model and data, ready to be captured again and again within a memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisher_lab.capture import capture
+from fisher_lab.data import Batches
+from fisher_lab.functional import evaluation_copy, sample_labels, untouched_randomness
+from fisher_lab.layers import select
+from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
+from fisher_lab.memory import budget_bytes
+from fisher_lab.stats import LayerStats
+
+
+class Source:
+    """A model and data, ready to be captured again and again: the copy, the layers, the batches and the labels.
+
+    Args:
+        model: the user's model; only a copy in evaluation precision is used.
+        likelihood: a Likelihood or a torch loss module.
+        data: see `fisher_lab.data.Batches`.
+        layers: names of layers, None for all.
+        fisher: "true", "mc" or "empirical".
+        seed: of the sampled labels.
+        dtype: precision of all computations.
+        device: where to compute; None for the model's own.
+        memory: budget in GiB; None for half of what is free.
+        on_unknown: "error" or "skip" for modules without adapter.
+
+    Raises:
+        ValueError, TypeError: whatever cannot be measured, in one sentence.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Likelihood | nn.Module,
+        data: Any,
+        *,
+        layers: list[str] | None = None,
+        fisher: FisherKind = "true",
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+        memory: float | None = None,
+        on_unknown: Any = "error",
+    ) -> None:
+        check_fisher(fisher)
+        self.fisher, self.seed, self.dtype = fisher, seed, dtype
+        self.budget = budget_bytes(memory)
+        self.likelihood = as_likelihood(likelihood)
+        self.model = evaluation_copy(model, dtype, device)
+        self.selection = select(self.model, layers, on_unknown)
+        self.layers = self.selection.layers
+        own = next(self.model.parameters()).device
+        self.batches = Batches(data, dtype, own, self.budget)
+        x, y = self.batches.first()
+        with untouched_randomness(), torch.no_grad():
+            z = self.model(x[:1])
+        self.likelihood.check_output(z)
+        if z.shape[0] != 1:
+            raise ValueError(f"The model returned shape {tuple(z.shape)} for 1 example, expected [1, *output].")
+        if fisher == "empirical" and y is None:
+            raise ValueError('fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".')
+        self.outputs = tuple(z.shape[1:])
+        self.first_batch = x.shape[0]
+        self.R = self.likelihood.directions(z, fisher)
+        self.chunk = self._chunk(x[:1])
+        self._cached: dict[str, LayerStats] | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the data is one piece that is captured once and kept."""
+        return self.batches.single and self.first_batch <= self.chunk
+
+    @property
+    def N(self) -> int:
+        """Examples in the data, known after one pass."""
+        assert self.batches.N is not None
+        return self.batches.N
+
+    @property
+    def scale(self) -> float:
+        """What an assembled matrix is multiplied with: N for losses that are sums over examples."""
+        return float(self.N) if self.likelihood.summed else 1.0
+
+    def _chunk(self, x: Tensor) -> int:
+        """Examples whose batched gradients take at most a quarter of the budget."""
+        sizes: list[int] = []
+        hooks = [
+            m.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel()) if isinstance(out, Tensor) else None)
+            for m in self.model.modules()
+        ]
+        try:
+            with untouched_randomness(), torch.no_grad():
+                self.model(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        per_example = (self.R + 2) * sum(sizes) * torch.finfo(self.dtype).bits // 8
+        return max(1, self.budget // 4 // max(1, per_example))
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """One pass over the data in pieces that fit the memory: x, the data's labels, the labels to differentiate at."""
+        for index, (x, y) in enumerate(self.batches):
+            if y is not None:
+                self.likelihood.check_labels(torch.empty(x.shape[0], *self.outputs, device="meta"), y)
+            label = y if self.fisher == "empirical" else None
+            if self.fisher == "mc":
+                generator = torch.Generator(x.device).manual_seed(self.seed * 1_000_003 + index)
+                label = sample_labels(self.model, lambda z, g=generator: self.likelihood.sample(z, g), x, self.chunk)
+            for start in range(0, x.shape[0], self.chunk):
+                piece = slice(start, start + self.chunk)
+                yield x[piece], None if y is None else y[piece], None if label is None else label[piece]
+
+    def sweep(self) -> Iterator[dict[str, LayerStats]]:
+        """One pass: the LayerStats of every piece of the data. A single piece is captured once and kept."""
+        if self._cached is not None:
+            yield self._cached
+            return
+        with untouched_randomness():
+            for x, _, label in self.parts():
+                stats = capture(self.model, self.layers, self.likelihood, x, self.fisher, label)
+                if self.kept:
+                    self._cached = stats
+                yield stats

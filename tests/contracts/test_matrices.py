@@ -210,6 +210,17 @@ def test_damping_may_be_a_tensor(matrix, p: float) -> None:
     assert_same(matrix.power(X, p, damping=damping), matrix.power(X, p, damping=0.1), 1e-12)
 
 
+@pytest.mark.parametrize("p", [-1.0, -0.5])
+def test_damping_tensor_of_zero_never_raises(matrix, p: float) -> None:
+    """A 0-d damping of 0 on a singular matrix may give non-finite numbers, but no exception in the middle of a step."""
+    zero = torch.zeros((), dtype=torch.float64)
+    X = normal(*matrix.shape)
+    for singular in (matrix, matrix.scaled(0.0)):
+        assert singular.power(X, p, damping=zero).shape == X.shape
+        if isinstance(matrix, Kronecker):
+            assert singular.power(X, p, damping=zero, style="factored").shape == X.shape
+
+
 @pytest.mark.parametrize("damping", [-1.0, float("nan"), float("inf")])
 def test_bad_damping_is_refused(matrix, damping: float) -> None:
     """Negative, NaN or infinite damping is refused."""

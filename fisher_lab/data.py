@@ -74,7 +74,7 @@ class Batches:
             _check(x, y, index)
             if self._kept is None:
                 checksums.append(_checksum(x))
-                if self._checksums is not None and checksums[-1] != (self._checksums[index : index + 1] or [None])[0]:
+                if self._checksums is not None and checksums[-1:] != self._checksums[index : index + 1]:
                     raise ValueError(_CHANGED.format(index=index))
             examples += x.shape[0]
             yield self._convert(x), None if y is None else self._convert(y)
@@ -130,4 +130,4 @@ def _check(x: Tensor, y: Tensor | None, index: int) -> None:
 
 
 def _checksum(x: Tensor) -> int:
-    return zlib.crc32(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return zlib.crc32(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -7,6 +7,7 @@ output Hessian) are pulled back through the model by vmap of vjp, and F = 1/N su
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ def _columns(
         label = y if fisher == "empirical" else None
         if fisher == "mc":
             generator = torch.Generator(x.device).manual_seed(seed * 1_000_003 + index)
-            label = sample_labels(model, lambda z, g=generator: likelihood.sample(z, g), x, chunk)
+            label = sample_labels(model, partial(likelihood.sample, generator=generator), x, chunk)
         for start in range(0, x.shape[0], chunk):
             piece = slice(start, start + chunk)
             with torch.no_grad():

@@ -92,7 +92,7 @@ def per_example_gradients(model: nn.Module, names: list[str], x: Tensor, S: Tens
         def output(params: dict[str, Tensor]) -> Tensor:
             return functional_call(model, {**rest, **params}, (example.unsqueeze(0),)).squeeze(0)
 
-        _, pull = vjp(output, chosen)
+        pull = vjp(output, chosen)[1]
         return vmap(lambda s: pull(s)[0])(columns)
 
     return vmap(one_example, in_dims=(0, 1), out_dims=1, randomness="error")(x, S)
@@ -108,11 +108,12 @@ def directional_derivative(model: nn.Module, V: dict[str, Tensor], x: Tensor) ->
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notes of the first use of forward mode
-            return jvp(output, (chosen,), (V,))
+            derived = jvp(output, (chosen,), (V,))
+            return derived[0], derived[1]
     except (NotImplementedError, RuntimeError):  # an operation without forward mode: derive the vjp instead
-        z, pull = vjp(output, chosen)
-        _, push = vjp(pull, torch.zeros_like(z))
-        return z.detach(), push((V,))[0].detach()
+        derived = vjp(output, chosen)
+        push = vjp(derived[1], torch.zeros_like(derived[0]))[1]
+        return derived[0].detach(), push((V,))[0].detach()
 
 
 def _split(model: nn.Module, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

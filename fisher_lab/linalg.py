@@ -36,7 +36,8 @@ def mode_product(X: Tensor, factors: Sequence[Tensor | None], transpose: bool = 
             continue
         # view the tensor as [..., Q, before, n_mode, after] and multiply n_mode from the left
         before = int(torch.Size(sizes[:mode]).numel()) if mode else 1
-        Y = X.reshape(*X.shape[: X.ndim - k], before, sizes[mode], -1)
+        after = int(torch.Size(sizes[mode + 1 :]).numel())
+        Y = X.reshape(*X.shape[: X.ndim - k], before, sizes[mode], after)
         X = (M.unsqueeze(1) @ Y).reshape(X.shape)
     return X
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ class Source:
             label = y if self.fisher == "empirical" else None
             if self.fisher == "mc":
                 generator = torch.Generator(x.device).manual_seed(self.seed * 1_000_003 + index)
-                label = sample_labels(self.model, lambda z, g=generator: self.likelihood.sample(z, g), x, self.chunk)
+                label = sample_labels(self.model, partial(self.likelihood.sample, generator=generator), x, self.chunk)
             for start in range(0, x.shape[0], self.chunk):
                 piece = slice(start, start + self.chunk)
                 yield x[piece], None if y is None else y[piece], None if label is None else label[piece]

@@ -209,14 +209,15 @@ class LayerStats:
         """Inner products <P_rn, P'_sm> `[R * N, R' * N']` with the columns of `other` (default: the same)."""
         other = self if other is None else other
         if self.rank_one and other.rank_one:
-            assert self.a is not None and other.a is not None
-            K = 0.0
+            assert self.a is not None
+            assert other.a is not None
+            K = self.g.new_zeros(self.R * self.N, other.R * other.N)
             for q in range(self.Q):
                 A = self.a[:, 0, q] @ other.a[:, 0, q].T
                 G = self.g[:, :, 0, q].flatten(0, 1) @ other.g[:, :, 0, q].flatten(0, 1).T
                 G.view(self.R, self.N, other.R, other.N).mul_(A[None, :, None, :])
-                K = G + K
-            return K  # type: ignore[return-value]
+                K += G
+            return K
         rows = []
         for P in self.per_example():
             U = P.reshape(-1, self.dim)
@@ -237,7 +238,8 @@ class LayerStats:
 
     def _overlap_rank_one(self, other: LayerStats) -> Tensor:
         """sum_{n,m} (a_n . a_m)^2 <H_n, H_m> with H_n = sum_r g g^T: no sum over pairs of directions."""
-        assert self.a is not None and other.a is not None
+        assert self.a is not None
+        assert other.a is not None
         total = self.g.new_zeros(())
         step = max(1, CHUNK_BYTES // (self.d_out**2 * self.g.element_size()))
 

@@ -82,7 +82,7 @@ class TorchLoss(Likelihood):
         self, z: Tensor, fisher: FisherKind, y: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """As `Likelihood.columns`; label smoothing leaves "true" and "mc" as they are and is refused otherwise."""
-        if fisher == "empirical" and getattr(self.module, "label_smoothing", 0.0):
+        if fisher == "empirical" and getattr(self.module, "label_smoothing", None):
             raise ValueError(
                 f"CrossEntropyLoss has label_smoothing={self.module.label_smoothing}, expected 0 for "
                 'fisher="empirical"; use fisher="true" or a loss without smoothing.'

@@ -49,12 +49,18 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0) -> Tensor:
-    """(values + damping)^p, with 0 for a negative power of zero (the pseudo-inverse)."""
+    """(values + damping)^p of the eigenvalues of one matrix, in any shape.
+
+    Without damping, a negative power of what is zero up to rounding is 0 (the pseudo-inverse).
+    """
     shifted = values + damping
     if p >= 0:
         return shifted**p
-    tiny = torch.finfo(shifted.dtype).tiny
-    return torch.where(shifted > tiny, shifted.clamp(min=tiny) ** p, torch.zeros_like(shifted))
+    info = torch.finfo(shifted.dtype)
+    floor: float | Tensor = info.tiny
+    if not isinstance(damping, Tensor) and damping == 0 and values.numel():
+        floor = (values.amax() * values.numel() * info.eps).clamp(min=info.tiny)
+    return torch.where(shifted > floor, shifted.clamp(min=info.tiny) ** p, torch.zeros_like(shifted))
 
 
 def psd_power(M: Tensor, p: float) -> Tensor:
@@ -66,7 +72,10 @@ def psd_power(M: Tensor, p: float) -> Tensor:
 def spd_inverse(M: Tensor) -> Tensor:
     """Inverse of symmetric positive definite matrices `[..., n, n]` by Cholesky; NaN where the factorisation fails."""
     L, info = torch.linalg.cholesky_ex(M)
-    return torch.where((info > 0)[..., None, None], torch.full_like(L, torch.nan), torch.cholesky_inverse(L))
+    failed = (info > 0)[..., None, None]
+    eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+    inverse = torch.cholesky_inverse(torch.where(failed, eye, L))  # which raises on a zero on the diagonal
+    return torch.where(failed, torch.full_like(L, torch.nan), inverse)
 
 
 class Extremes(NamedTuple):

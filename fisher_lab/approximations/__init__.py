@@ -7,9 +7,9 @@ from fisher_lab.approximations.base import registry as registry
 
 # the order here is the order in tables and figures
 from fisher_lab.approximations.kfac import KFAC as KFAC  # isort: skip
-from fisher_lab.approximations.corrected import EKFAC as EKFAC  # isort: skip
+from fisher_lab.approximations.ekfac import EKFAC as EKFAC  # isort: skip
 from fisher_lab.approximations.tkfac import TKFAC as TKFAC  # isort: skip
-from fisher_lab.approximations.corrected import TEKFAC as TEKFAC  # isort: skip
+from fisher_lab.approximations.tekfac import TEKFAC as TEKFAC  # isort: skip
 from fisher_lab.approximations.corrected import Corrected as Corrected  # isort: skip
 from fisher_lab.approximations.tn import TN as TN  # isort: skip
 from fisher_lab.approximations.mini_block import MiniBlock as MiniBlock  # isort: skip

@@ -1,4 +1,4 @@
-"""Eigenvalue correction: George et al. (2018), EKFAC; Gao et al. (2020), TEKFAC.
+"""Eigenvalue correction of a Kronecker approximation: George et al. (2018), Theorems 2 and 3 there.
 
 In the eigenbasis B_1 (x) B_2 of a Kronecker approximation the optimal diagonal is s = 1/N sum (B_1^T P B_2)^2
 (elementwise, positions summed first), so |F - corrected|_F <= |F - base|_F and the trace is that of F.
@@ -7,13 +7,10 @@ In the eigenbasis B_1 (x) B_2 of a Kronecker approximation the optimal diagonal 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from fisher_lab.approximations.base import Approximation, Moments
-from fisher_lab.approximations.kfac import KFAC
-from fisher_lab.approximations.tkfac import TKFAC
 from fisher_lab.matrices import EigenbasisDiagonal, FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
 
@@ -85,45 +82,3 @@ class Corrected(EigenvalueCorrected):
 
     base: Approximation
     listed = False
-
-
-@dataclass(frozen=True)
-class EKFAC(EigenvalueCorrected):
-    """KFAC with corrected eigenvalues (George et al. 2018, eq. 6 and Theorem 2 there).
-
-    Args:
-        spatial: as KFAC's.
-
-    State: d_out^2 + d_in^2 + d_out d_in. See also: KFAC, TEKFAC.
-    """
-
-    spatial: Literal["expand", "reduce"] = "expand"
-
-    def __post_init__(self) -> None:
-        _ = self.base
-
-    @property
-    def base(self) -> KFAC:  # type: ignore[override]
-        """The approximation corrected."""
-        return KFAC(self.spatial)
-
-
-@dataclass(frozen=True)
-class TEKFAC(EigenvalueCorrected):
-    """TKFAC with corrected eigenvalues (Gao et al. 2020, eq. 3.1-3.3 and Theorem 3.1 there).
-
-    Args:
-        spatial: as TKFAC's.
-
-    State: d_out^2 + d_in^2 + d_out d_in. See also: TKFAC, EKFAC.
-    """
-
-    spatial: Literal["expand", "full"] = "expand"
-
-    def __post_init__(self) -> None:
-        _ = self.base
-
-    @property
-    def base(self) -> TKFAC:  # type: ignore[override]
-        """The approximation corrected."""
-        return TKFAC(self.spatial)

@@ -34,6 +34,7 @@ class Row:
         damping: relative to tr F / d, for damped measures.
         checked: relative deviation of the exact block from torch.func along one random direction (None if the block
             itself came from torch.func).
+        fisher: which Fisher was measured: "true", "mc" or "empirical".
     """
 
     layer: str
@@ -43,6 +44,7 @@ class Row:
     noise: float
     damping: float | None = None
     checked: float | None = None
+    fisher: str = "true"
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,16 @@ def _row(row: dict[str, Any]) -> Row:
     value, noise = number("value"), number("noise")
     if value is None or noise is None:
         raise ValueError("a row without value")
-    return Row(row["layer"], row["approximation"], row["error"], value, noise, number("damping"), number("checked"))
+    return Row(
+        row["layer"],
+        row["approximation"],
+        row["error"],
+        value,
+        noise,
+        number("damping"),
+        number("checked"),
+        row["fisher"],
+    )
 
 
 def _encode(value: Any) -> Any:

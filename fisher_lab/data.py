@@ -109,7 +109,7 @@ def _parts(batch: Any) -> Batch:
         return batch, None
     if isinstance(batch, list | tuple) and len(batch) == 1:
         batch = (batch[0], None)
-    if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], Tensor):
+    if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], Tensor):  # noqa: SIM102
         if batch[1] is None or isinstance(batch[1], Tensor):
             return batch[0], batch[1]
     raise TypeError(f"Got a batch of type {type(batch).__name__}, expected a tensor x or a pair (x, y) of tensors.")

@@ -34,6 +34,10 @@ Matrices = Mapping[str, FisherMatrix]
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative deviation of the captured block from torch.func
 
 
+class DifferentRunError(ValueError):
+    """The file to go on from holds another comparison."""
+
+
 def compare(
     model: nn.Module,
     likelihood: Likelihood | nn.Module,
@@ -85,7 +89,7 @@ def compare(
     Raises:
         ValueError, TypeError: what cannot be measured, in one sentence, before anything is computed.
 
-    See also:
+    See Also:
         estimate, for one approximation; exact_fisher, for the blocks.
     """
     started = time.perf_counter()
@@ -280,7 +284,7 @@ class _Run:
                     f"{m.name} of {label} on layer {layer!r} is NaN, expected a number; check the approximation, "
                     "or raise the damping."
                 )
-            self.rows.append(Row(layer, label, m.name, value, noise, damping, checked))
+            self.rows.append(Row(layer, label, m.name, value, noise, damping, checked, self.source.fisher))
         numbers = {k: v for k, v in vars(pair).items() if k[0] != "_" and isinstance(v, float | Measured)}
         self.quantities.append({"layer": layer, "approximation": label, "damping": damping, **numbers})
 
@@ -311,8 +315,8 @@ class _Run:
         keys = ("fingerprint", "fisher", "likelihood", "seed", "dtype", "approximations", "errors", "dampings", "exact")
         differing = [key for key in keys if earlier.settings.get(key) != self.settings[key]]
         if differing:
-            raise ValueError(
-                f"{path} holds another comparison ({', '.join(differing)} differ), expected the same run to go on with; "
+            raise DifferentRunError(
+                f"{path} holds another comparison ({', '.join(differing)} differ), expected the same run; "
                 "choose another file or delete it."
             )
         # a layer is finished once its last approximation has its last error
@@ -337,7 +341,9 @@ class _Run:
                     for m in self.wanted:
                         if found and m.damped == (damping is not None):
                             value, noise = m.formula(total)
-                            rows.append(Row(ALL, label, m.name, value, noise, damping, self._worst_check()))
+                            rows.append(
+                                Row(ALL, label, m.name, value, noise, damping, self._worst_check(), self.source.fisher)
+                            )
         order = {name: i for i, name in enumerate((*self.source.layers, ALL))}
         rows.sort(key=lambda row: order[row.layer])
         spent = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(), "complete": complete}
@@ -365,7 +371,7 @@ def _named(approximations: Any) -> dict[str, Approximation | Matrices]:
         for candidate in approximations:
             if not isinstance(candidate, Approximation):
                 raise TypeError(
-                    f"Got {candidate!r} among the approximations, expected instances such as fl.KFAC(), or a dictionary "
+                    f"Got {candidate!r} among the approximations, expected instances such as fl.KFAC(), or a dict "
                     "{name: {layer: FisherMatrix}}."
                 )
             if candidate.label in named:

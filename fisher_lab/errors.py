@@ -223,32 +223,32 @@ class DampedPair:
 
     @cached_property
     def xy(self) -> float:
-        """x . y"""
+        """x . y."""
         return float((self._x * self._y).sum())
 
     @cached_property
     def xx(self) -> float:
-        """x . x"""
+        """x . x."""
         return float(self._x.square().sum())
 
     @cached_property
     def yy(self) -> float:
-        """y . y"""
+        """y . y."""
         return float(self._y.square().sum())
 
     @cached_property
     def yg(self) -> float:
-        """y . g"""
+        """y . g."""
         return float((self._y * self.gradient).sum())
 
     @cached_property
     def gx(self) -> float:
-        """g . x"""
+        """g . x."""
         return float((self._x * self.gradient).sum())
 
     @cached_property
-    def yHy(self) -> float:  # noqa: N802
-        """y . (F + lambda I) y"""
+    def yHy(self) -> float:
+        """y . (F + lambda I) y."""
         return float((self._y * (self.exact @ self._y)).sum()) + self.shift * self.yy
 
     @cached_property

@@ -97,7 +97,7 @@ def estimate(
     Raises:
         ValueError, TypeError: what cannot be estimated, in one sentence.
 
-    See also:
+    See Also:
         compare, which measures many approximations at once; exact_fisher, the independent truth.
     """
     if not isinstance(approximation, Approximation):

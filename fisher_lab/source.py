@@ -107,7 +107,7 @@ class Source:
         return max(1, self.budget // 4 // max(1, per_example))
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
-        """One pass over the data in pieces that fit the memory: x, the data's labels, the labels to differentiate at."""
+        """One pass over the data in pieces that fit the memory: x, the data's labels, labels to differentiate at."""
         for index, (x, y) in enumerate(self.batches):
             if y is not None:
                 self.likelihood.check_labels(torch.empty(x.shape[0], *self.outputs, device="meta"), y)

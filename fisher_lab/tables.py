@@ -24,11 +24,12 @@ def render(comparison: Any, errors: Sequence[str] | None = None, width: int = 11
     columns = _columns(comparison, errors)
     values = {(r.layer, r.approximation, r.error, r.damping): r.value for r in comparison.rows}
     costs = {(c.layer, c.approximation): c for c in comparison.costs}
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer")
     table.add_column("approximation", no_wrap=True)
     for error, damping in columns:
-        table.add_column(error if damping is None else f"{error} {damping:g}", justify="right")
+        title = error.replace("_", " ") if damping is None else f"{error.replace('_', ' ')} {damping:g}"
+        table.add_column(title, justify="right", min_width=max(map(len, title.split())))
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     for layer in dict.fromkeys(r.layer for r in comparison.rows):

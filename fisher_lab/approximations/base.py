@@ -57,7 +57,7 @@ class Approximation(ABC):
         """(1 - weight) old + weight new, which suits every moment that is a mean over examples."""
         return {name: old[name] + weight * (new[name] - old[name]) for name in new}
 
-    def carry(self, moments: Moments, matrix: FisherMatrix) -> Moments:  # noqa: ARG002
+    def carry(self, moments: Moments, matrix: FisherMatrix) -> Moments:
         """Moments after `matrix` was assembled from them (eigenvalues move to the new basis)."""
         return moments
 

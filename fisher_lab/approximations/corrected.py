@@ -42,7 +42,7 @@ class EigenvalueCorrected(Approximation, register=False):
         base = self.base.assemble(moments)
         if not isinstance(base, Kronecker) or len(base.factors) != 2:
             raise TypeError(
-                f"{self.label} got a base that assembles {type(base).__name__}, expected a Kronecker product of 2 factors."
+                f"{self.label} got a base that assembles {type(base).__name__}, expected a Kronecker product of 2."
             )
         fresh = base.eigenbasis
         if "s" not in moments or not isinstance(matrix, EigenbasisDiagonal):

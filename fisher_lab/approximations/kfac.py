@@ -1,9 +1,11 @@
-"""KFAC: Martens & Grosse (2015), eq. 1-2 there; convolutions: Grosse & Martens (2016) ("expand"); "reduce": Eschenhagen et al. (2023).
+"""KFAC: Martens & Grosse (2015); convolutions, "expand": Grosse & Martens (2016); "reduce": Eschenhagen et al. (2023).
 
 F ~ G (x) A with, per group,
 
     expand:  A = 1/(N T) sum_{n,t} a a^T           G = 1/N sum_{r,n,t} g g^T
-    reduce:  A = 1/N sum_n abar abar^T             G = 1/N sum_{r,n} (sum_t g)(sum_t g)^T,   abar the mean over positions
+    reduce:  A = 1/N sum_n abar abar^T             G = 1/N sum_{r,n} (sum_t g)(sum_t g)^T
+
+with abar the mean of a over the positions.
 """
 
 from __future__ import annotations

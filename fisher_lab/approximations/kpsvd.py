@@ -4,8 +4,9 @@
 
     Z T = 1/N sum P T P^T          Z^T S = 1/N sum P^T S P,
 
-so the leading singular pair of Z follows by power iteration from T = I, whose first half-step is TKFAC's U1. With rank-one columns S = sum_n alpha_n G_n with G_n = sum_r g g^T, and alpha
-is the leading eigenvector of K_X K_G: (K_X)_nm = (a_n . a_m)^2, (K_G)_nm = sum_{r,s} (g_rn . g_sm)^2.
+so the leading singular pair of Z follows by power iteration from T = I, whose first half-step is TKFAC's U1. With
+rank-one columns S = sum_n alpha_n G_n with G_n = sum_r g g^T, and alpha is the leading eigenvector of K_X K_G, where
+(K_X)_nm = (a_n . a_m)^2 and (K_G)_nm = sum_{r,s} (g_rn . g_sm)^2.
 """
 
 from __future__ import annotations

@@ -87,11 +87,9 @@ def adapt(name: str, module: nn.Module) -> Layer | str:
             f"Layer {name!r} ({type(module).__name__}) has uninitialised parameters; run one batch through the model."
         )
     for module_type, adapter in Layer._registry.items():
-        if type(module) is module_type or (
-            isinstance(module, module_type) and type(module).forward is module_type.forward
-        ):
-            if {key for key, _ in module.named_parameters(recurse=False)} <= set(adapter.parameter_names):
-                return adapter(name, module)
+        same = isinstance(module, module_type) and type(module).forward is module_type.forward
+        if same and {key for key, _ in module.named_parameters(recurse=False)} <= set(adapter.parameter_names):
+            return adapter(name, module)
     types = ", ".join(sorted(t.__name__ for t in Layer._registry))
     return (
         f"Layer {name!r} is a {type(module).__module__}.{type(module).__name__}, expected one of {types}; choose layers "

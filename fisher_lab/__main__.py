@@ -1,0 +1,5 @@
+"""`python -m fisher_lab` is `fisher-lab`."""
+
+from fisher_lab.cli import main
+
+main()

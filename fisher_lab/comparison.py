@@ -183,7 +183,7 @@ def load_comparison(path: str | Path) -> Comparison:
         if body["version"] > VERSION:
             raise ValueError(f"written by a newer fisher_lab, format {body['version']}")
         return Comparison(
-            tuple(_row(row) for row in body["rows"]),
+            tuple(_row(_decode(row)) for row in body["rows"]),
             tuple(Cost(c["layer"], c["approximation"], float(c["seconds"]), int(c["bytes"])) for c in body["costs"]),
             _decode(body["settings"]),
             tuple(_decode(q) for q in body["quantities"]),

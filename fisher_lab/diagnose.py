@@ -101,7 +101,7 @@ def compare(
         raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
     path = None if resume is None else check_output(resume, (".json",))
     source = Source(
-        model, likelihood, data, layers=None if layers is None else list(layers), fisher=fisher, seed=seed,
+        model, likelihood, data, layers=layers, fisher=fisher, seed=seed,
         dtype=dtype, device=device, memory=memory, on_unknown=on_unknown,
     )  # fmt: skip
     _check_ready(candidates, source)

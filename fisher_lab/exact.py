@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab.data import Batches
-from fisher_lab.functional import evaluation_copy, per_example_gradients, sample_labels, untouched_randomness
+from fisher_lab.functional import evaluation_copy, per_example_gradients, probe, sample_labels, untouched_randomness
 from fisher_lab.layers import Layer, adapt
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
 from fisher_lab.matrices import Dense, FisherMatrix
@@ -130,10 +130,11 @@ def _columns(
     """Inputs and output columns `(x [n, ...], S [R, n, *output])` in pieces that fit the memory."""
     numbers = sum(p.numel() for name, p in model.named_parameters() if name in set(names))
     for index, (x, y) in enumerate(batches):
-        with torch.no_grad():
-            z = model(x[:1])
+        z = probe(model, x)
         likelihood.check_output(z)
-        if y is not None:
+        if y is None:
+            likelihood.check_unlabelled(z)
+        else:
             likelihood.check_labels(torch.empty(x.shape[0], *z.shape[1:], device="meta"), y)
         R = likelihood.directions(z, fisher)
         chunk = max(1, int(min(budget // 8, 2**28) // (8 * R * numbers)))

@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,23 @@ def untouched_randomness() -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
+
+
+def probe(model: nn.Module, x: Tensor) -> Any:
+    """The model's output for the first example of x `[N, ...]`.
+
+    Raises:
+        ValueError: if the model cannot take it.
+    """
+    try:
+        with torch.no_grad():
+            return model(x[:1])
+    except (RuntimeError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"The model failed on one example of shape {tuple(x[:1].shape)} and type {x.dtype} ({reason}), expected "
+            "inputs that it takes; check the data."
+        ) from error
 
 
 def sample_labels(model: nn.Module, draw: Callable[[Tensor], Tensor], x: Tensor, chunk: int) -> Tensor:

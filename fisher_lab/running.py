@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fisher_lab.approximations import Approximation
+from fisher_lab.functional import untouched_randomness
 from fisher_lab.likelihoods import FisherKind, Likelihood
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.source import Source
@@ -68,7 +70,7 @@ def estimate(
     likelihood: Likelihood | nn.Module,
     data: Any,
     *,
-    layers: list[str] | None = None,
+    layers: Sequence[str] | None = None,
     fisher: FisherKind = "true",
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
@@ -107,7 +109,8 @@ def estimate(
         on_unknown=on_unknown,
     )  # fmt: skip
     running = {name: Running(approximation) for name in source.layers}
-    sweep_all(running, source)
+    with untouched_randomness():
+        sweep_all(running, source)
     return {name: _assembled(state).scaled(source.scale) for name, state in running.items()}
 
 

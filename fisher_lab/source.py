@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fisher_lab.capture import capture
 from fisher_lab.data import Batches
-from fisher_lab.functional import evaluation_copy, sample_labels, untouched_randomness
+from fisher_lab.functional import evaluation_copy, probe, sample_labels, untouched_randomness
 from fisher_lab.layers import select
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
 from fisher_lab.memory import budget_bytes
@@ -43,7 +43,7 @@ class Source:
         likelihood: Likelihood | nn.Module,
         data: Any,
         *,
-        layers: list[str] | None = None,
+        layers: Sequence[str] | None = None,
         fisher: FisherKind = "true",
         seed: int = 0,
         dtype: torch.dtype = torch.float64,
@@ -61,11 +61,13 @@ class Source:
         own = next(self.model.parameters()).device
         self.batches = Batches(data, dtype, own, self.budget)
         x, y = self.batches.first()
-        with untouched_randomness(), torch.no_grad():
-            z = self.model(x[:1])
+        with untouched_randomness():
+            z = probe(self.model, x)
         self.likelihood.check_output(z)
         if z.shape[0] != 1:
             raise ValueError(f"The model returned shape {tuple(z.shape)} for 1 example, expected [1, *output].")
+        if y is None:
+            self.likelihood.check_unlabelled(z)
         if fisher == "empirical" and y is None:
             raise ValueError('fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".')
         self.outputs = tuple(z.shape[1:])
@@ -120,13 +122,15 @@ class Source:
                 yield x[piece], None if y is None else y[piece], None if label is None else label[piece]
 
     def sweep(self) -> Iterator[dict[str, LayerStats]]:
-        """One pass: the LayerStats of every piece of the data. A single piece is captured once and kept."""
+        """One pass: the LayerStats of every piece of the data. A single piece is captured once and kept.
+
+        Callers guard the global random state: a generator that is left half-way would restore it too late.
+        """
         if self._cached is not None:
             yield self._cached
             return
-        with untouched_randomness():
-            for x, _, label in self.parts():
-                stats = capture(self.model, self.layers, self.likelihood, x, self.fisher, label)
-                if self.kept:
-                    self._cached = stats
-                yield stats
+        for x, _, label in self.parts():
+            stats = capture(self.model, self.layers, self.likelihood, x, self.fisher, label)
+            if self.kept:
+                self._cached = stats
+            yield stats

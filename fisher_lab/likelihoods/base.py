@@ -105,6 +105,9 @@ class Likelihood(ABC):
         if y.is_floating_point() and not bool(torch.isfinite(y).all()):
             raise ValueError(f"{self.name} got NaN or infinite labels, expected finite values; clean the labels.")
 
+    def check_unlabelled(self, z: Tensor) -> None:  # noqa: B027 - nothing to refuse unless a subclass says so
+        """Raise ValueError where data without labels leaves open what the output means (default: never)."""
+
     @property
     def name(self) -> str:
         """How the likelihood is called in results."""

@@ -87,12 +87,6 @@ class TorchLoss(Likelihood):
                 f"CrossEntropyLoss has label_smoothing={self.module.label_smoothing}, expected 0 for "
                 'fisher="empirical"; use fisher="true" or a loss without smoothing.'
             )
-        if y is None and z.ndim > 2:
-            raise ValueError(
-                f"The model returned shape {tuple(z.shape)} and there are no labels, so which dimension holds the "
-                f"classes is a guess with {type(self.module).__name__}; pass labels or an explicit likelihood such as "
-                "fl.Categorical(dim=-1)."
-            )
         return super().columns(z, fisher, y, generator)
 
     def check_output(self, z: Tensor) -> None:
@@ -108,6 +102,15 @@ class TorchLoss(Likelihood):
                 "no loss; remove them from the data."
             )
         self.base.check_labels(z, y)
+
+    def check_unlabelled(self, z: Tensor) -> None:
+        """Refuse outputs with positions: only labels tell whether they are laid out as the loss expects."""
+        if z.ndim > 2:
+            raise ValueError(
+                f"The model returned shape {tuple(z.shape)} and there are no labels, so which dimension holds the "
+                f"classes is a guess with {self.name}, expected labels or an explicit likelihood; pass one, such as "
+                "fl.Categorical(dim=-1)."
+            )
 
     @property
     def name(self) -> str:

@@ -59,7 +59,7 @@ def compare(
     chosen = [parse_approximation(text) for text in approximations] or None
     if output is not None:
         check_output(output)
-    loaded = load_problem(problem, set, steps=steps, examples=examples, seed=seed)
+    loaded = load_problem(problem, set, seed, steps=steps, examples=examples)
     partial = None if output is None else output.with_name(f".{output.stem}.partial.json")
     arguments: dict[str, Any] = {
         "fisher": fisher or loaded.fisher, "layers": list(layers) or None, "dampings": dampings, "exact": exact,
@@ -105,17 +105,15 @@ def problems() -> None:
     )
 
 
-def load_problem(spec: str, settings: tuple[str, ...], **common: Any) -> Any:
-    """The problem with `name=value` settings; common settings that were not given are left to the problem."""
-    given: dict[str, Any] = {}
+def load_problem(spec: str, settings: tuple[str, ...], seed: int, **common: Any) -> Any:
+    """The problem with `name=value` settings; common settings that are None are left to the problem."""
+    given: dict[str, Any] = {key: value for key, value in common.items() if value is not None}
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"Got --set {text!r}, expected name=value, for instance --set steps=100.")
         given[key] = value
-    if ":" in spec and common.get("seed") == 0:  # a user's function need not know a seed
-        common["seed"] = None
-    return named_problems.load(spec, **{k: v for k, v in common.items() if v is not None and k not in given}, **given)
+    return named_problems.load(spec, {"seed": seed}, **given)
 
 
 def parse_approximation(text: str) -> Approximation:

@@ -20,12 +20,13 @@ TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 FORMS = "a name, 'package.module:function' or 'path/file.py:function'"
 
 
-def load(spec: str, **settings: Any) -> Problem:
+def load(spec: str, optional: dict[str, Any] | None = None, /, **settings: Any) -> Problem:
     """Build the problem that `spec` names.
 
     Args:
         spec: the name of a registered problem, `package.module:function` or `path/file.py:function`. A user's function
             returns a `Problem` or a tuple (model, likelihood, data).
+        optional: settings to pass only where the function has them.
         **settings: the function's arguments. Strings (from a command line) are converted to the type of the argument's
             default; tuples are written with commas: "20,20".
 
@@ -49,7 +50,7 @@ def load(spec: str, **settings: Any) -> Problem:
                 f"there is no problem named {spec!r}{guess}: write one of {', '.join(names())}, "
                 "or 'package.module:function' or 'path/file.py:function'"
             )
-        return function(**typed_settings(function, spec, settings))
+        return function(**typed_settings(function, spec, _accepted(function, optional) | settings))
     target, _, name = spec.rpartition(":")
     if not target or not name.isidentifier():
         raise ValueError(f"cannot read the problem {spec!r}: expected {FORMS}")
@@ -59,8 +60,13 @@ def load(spec: str, **settings: Any) -> Problem:
     with _importable(path.resolve().parent if is_file else Path.cwd()):
         module = _module_of_file(path) if is_file else _module_by_name(target)
         function = _function_of(module, name, target)
-        values = typed_settings(function, spec, settings)
+        values = typed_settings(function, spec, _accepted(function, optional) | settings)
         return as_problem(function(**values), spec, values)
+
+
+def _accepted(function: Callable[..., Any], optional: dict[str, Any] | None) -> dict[str, Any]:
+    known = inspect.signature(function).parameters
+    return {key: value for key, value in (optional or {}).items() if key in known}
 
 
 def typed_settings(function: Callable[..., Any], name: str, settings: dict[str, Any]) -> dict[str, Any]:

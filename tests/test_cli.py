@@ -1,0 +1,162 @@
+"""The command line: what it prints, saves and refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fisher_lab as fl
+from fisher_lab import cli
+
+OWN = '''
+import torch
+from torch import nn
+
+def toy(n: int = 30):
+    """A toy."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).eval(), nn.MSELoss(), torch.randn(n, 4)
+
+def slow():
+    import time, fisher_lab as fl
+    class Slow(fl.KFAC):
+        def assemble(self, moments, matrix=None):
+            time.sleep(0.7)
+            return super().assemble(moments, matrix)
+    return toy()
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    (tmp_path / "own.py").write_text(OWN)
+    return f"{tmp_path / 'own.py'}:toy"
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of one command."""
+    code = 0
+    try:
+        cli.main(list(arguments))
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+def test_compare_prints_a_table_time_and_memory_and_saves(capsys, tmp_path, own) -> None:
+    path = tmp_path / "runs" / "own.json"
+    code, out, _ = run(capsys, "compare", "--problem", own, "--set", "n=20", "--output", str(path))
+    assert code == 0
+    for word in ("frobenius", "KFAC", "LNGD", "(all)", "peak memory", "saved to", "N = 20"):
+        assert word in out
+    found = fl.load_comparison(path)
+    assert found.settings["N"] == 20
+    assert found.settings["complete"] is True
+    assert [p.name for p in path.parent.iterdir()] == ["own.json"]
+
+
+def test_options_reach_compare(capsys, tmp_path, own) -> None:
+    path = tmp_path / "own.csv"
+    code, _, _ = run(
+        capsys, "compare", "--problem", own, "--output", str(path), "--approximations", "KFAC", "MiniBlock(linear=col)",
+        "--layers", "2", "--errors", "trace", "damped_spectral", "--dampings", "0.5", "--fisher", "mc", "--seed", "4",
+        "--dtype", "float32", "--exact", "func", "--quiet",
+    )  # fmt: skip
+    assert code == 0
+    found = fl.load_comparison(path)
+    assert (found.layers, found.approximations) == (["2"], ["KFAC", "MiniBlock(linear=col)"])
+    assert found.errors == ["trace", "damped_spectral"]
+    assert {r.damping for r in found.rows} == {None, 0.5}
+    settings = found.settings
+    assert [settings[k] for k in ("fisher", "seed", "dtype", "exact")] == ["mc", 4, "float32", "func"]
+
+
+def test_common_settings_reach_the_problem(capsys, tmp_path) -> None:
+    path = tmp_path / "d.json"
+    run(
+        capsys,
+        "compare",
+        "--problem",
+        "digits_mlp",
+        "--steps",
+        "3",
+        "--examples",
+        "25",
+        "--output",
+        str(path),
+        "--quiet",
+    )
+    problem = json.loads(path.read_text())["settings"]["problem"]
+    assert (problem["name"], problem["steps"], problem["examples"]) == ("digits_mlp", 3, 25)
+
+
+def test_problems_lists_all(capsys) -> None:
+    code, out, _ = run(capsys, "problems")
+    assert code == 0
+    for name in ("martens_grosse", "digits_mlp", "mnist_autoencoder", "iris_regression"):
+        assert name in out
+
+
+def test_help_explains_itself(capsys) -> None:
+    code, out, _ = run(capsys, "compare", "--help")
+    assert code == 0
+    for word in ("--problem", "--output", "--steps", "--errors", "exact Fisher"):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--problem", "nope"], "no problem named 'nope'"),
+        (["--problem", "digits_mlp", "--approximations", "FKAC"], "Got approximation 'FKAC'"),
+        (["--problem", "digits_mlp", "--approximations", "KFAC(spatial=x)"], "spatial='x'"),
+        (["--problem", "digits_mlp", "--approximations", "KFAC(color=red)"], "options that KFAC has"),
+        (["--problem", "digits_mlp", "--output", "run.txt"], "expected one ending in .json or .csv"),
+        (["--problem", "digits_mlp", "--set", "steps"], "expected name=value"),
+        (["--problem", "digits_mlp", "--set", "colour=red"], "no setting 'colour'"),
+        (["--problem", "digits_mlp", "--errors", "wrong"], "Got error 'wrong'"),
+        (["--problem", "digits_mlp", "--layers", "99"], "Got layer '99'"),
+        (["--problem", "digits_mlp", "--output", "/proc/nowhere/run.json"], "cannot be"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message) -> None:
+    code, out, err = run(capsys, "compare", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_stopped_run_keeps_what_it_finished_and_goes_on(tmp_path, own) -> None:
+    path = tmp_path / "run.json"
+    command = [
+        sys.executable,
+        "-m",
+        "fisher_lab",
+        "compare",
+        "--problem",
+        own.replace(":toy", ":slow"),
+        "--output",
+        str(path),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(fl.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    partial = tmp_path / ".run.partial.json"
+    for _ in range(600):
+        if partial.exists() and fl.load_comparison(partial).layers == ["0"]:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "the same command goes on" in err
+    assert not path.exists()
+    assert fl.load_comparison(partial).layers == ["0"]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert fl.load_comparison(path).layers == ["0", "2"]
+    assert not partial.exists()

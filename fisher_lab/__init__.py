@@ -1,6 +1,9 @@
 """fisher_lab: how far is each curvature approximation from the exact Fisher of a real net, and training with it."""
 
+import importlib
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from fisher_lab import errors as errors
 from fisher_lab.approximations import EKFAC as EKFAC
@@ -30,7 +33,18 @@ from fisher_lab.matrices import FisherMatrix as FisherMatrix
 from fisher_lab.running import estimate as estimate
 from fisher_lab.stats import LayerStats as LayerStats
 
+if TYPE_CHECKING:
+    from fisher_lab import plots as plots
+
+LATE = ("plots",)  # imported when first asked for: they load matplotlib
+
 try:
     __version__ = version("fisher-lab")
 except PackageNotFoundError:  # running from a source tree that is not installed
     __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in LATE:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,158 @@
+"""What the figures read from results: rows by attribute, and the scale on which an error is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+
+ALL = "(all)"
+SPREAD = 30  # a ratio of largest to smallest error above which a log axis reads better
+
+# name of a measure -> what its axis says, and its value for the exact block
+MEASURES = {
+    "trace": (r"$(\mathrm{tr}\,\hat F - \mathrm{tr}\,F)\;/\;\mathrm{tr}\,F$", 0.0),
+    "trace_ratio": (r"$\mathrm{tr}\,\hat F\;/\;\mathrm{tr}\,F$", 1.0),
+    "frobenius": (r"$|\hat F - F|_F\;/\;|F|_F$", 0.0),
+    "frobenius_rescaled": (r"$\min_c\,|c\hat F - F|_F\;/\;|F|_F$", 0.0),
+    "cosine": (r"$\langle F, \hat F\rangle\;/\;(|F|_F\,|\hat F|_F)$", 1.0),
+    "spectral": (r"$|\hat F - F|_2\;/\;|F|_2$", 0.0),
+    "spectrum": ("l2 distance of sorted eigenvalues / $|F|_F$", 0.0),
+    "damped_cosine": (r"cosine of damped steps", 1.0),
+    "damped_efficiency": ("share of the best model decrease", 1.0),
+    "damped_spectral": (r"$\lambda\,|(\hat F+\lambda I)^{-1} - (F+\lambda I)^{-1}|_2$", 0.0),
+}
+
+
+def title_of(error: str, damping: float | None = None) -> str:
+    """The error's name and formula, for an axis."""
+    known = MEASURES.get(error)
+    title = error if known is None else f"{error}   {known[0]}"
+    return title if damping is None else f"{title}\nat damping {damping:g} tr F / d"
+
+
+def pick(comparison: Any, error: str, damping: float | None = None) -> dict[tuple[str, str], Any]:
+    """The rows of one error by (layer, approximation).
+
+    Raises:
+        ValueError: if it was not measured, or a damping has to be chosen first.
+    """
+    rows = [row for row in comparison.rows if row.error == error]
+    if not rows:
+        measured = ", ".join(dict.fromkeys(row.error for row in comparison.rows)) or "nothing"
+        raise ValueError(f"The comparison holds no error {error!r}, expected one of those measured: {measured}.")
+    found = {(row.layer, row.approximation): row for row in rows if row.damping == damping}
+    if not found:
+        known = ", ".join(f"{d:g}" for d in dict.fromkeys(row.damping for row in rows) if d is not None) or "no damping"
+        raise ValueError(f"The comparison holds no {error} for damping={damping}, expected damping= one of {known}.")
+    return found
+
+
+def layers_of(rows: Iterable[Any]) -> list[str]:
+    """Layer names in order, "(all)" last."""
+    names = list(dict.fromkeys(row.layer for row in rows))
+    return [name for name in names if name != ALL] + [name for name in names if name == ALL]
+
+
+def layer_title(comparison: Any, layer: str, separator: str = "\n") -> str:
+    """The layer's name and shape."""
+    if layer == ALL:
+        return "all layers"
+    about = comparison.settings.get("layers", {}).get(layer, {})
+    shape = about.get("shape")
+    return (layer or "(model)") + (f"{separator}{shape[0]}x{shape[1]}" if shape else "")
+
+
+def about(comparison: Any) -> str:
+    """One line that says what was measured."""
+    settings = comparison.settings
+    parts = [str((settings.get("problem") or {}).get("name") or settings.get("model") or "")]
+    parts += [f"{settings['fisher']} Fisher"] if "fisher" in settings else []
+    parts += [f"N = {settings['N']}"] if "N" in settings else []
+    return ", ".join(part for part in parts if part)
+
+
+def chosen_layers(rows: Iterable[Any], layers: Sequence[str] | None) -> list[str]:
+    """The layers to draw.
+
+    Raises:
+        ValueError: for names that were not measured.
+    """
+    known = layers_of(rows)
+    for name in layers or ():
+        if name not in known:
+            raise ValueError(f"Got layer {name!r}, expected one of {', '.join(map(repr, known))}.")
+    return known if layers is None else list(layers)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the values of one error are placed on an axis.
+
+    Attributes:
+        log: whether the axis is logarithmic; zeros are then drawn at `floor`.
+        exact: the value of the exact block.
+        floor: where a log axis draws zero.
+        low: where a log axis begins.
+        top: where any axis draws infinity.
+        infinite: whether there is an infinite value.
+    """
+
+    log: bool
+    exact: float
+    floor: float
+    low: float
+    top: float
+    infinite: bool
+
+    @classmethod
+    def of(cls, error: str, values: Iterable[float]) -> Scale:
+        """The scale that suits these values."""
+        values = [v for v in values if not math.isnan(v)]
+        finite = [v for v in values if math.isfinite(v)]
+        positive = [v for v in finite if v > 0]
+        exact = MEASURES.get(error, ("", 0.0))[1]
+        log = exact == 0 and bool(positive) and min(finite) >= 0 and max(positive) / min(positive) > SPREAD
+        floor = 10 ** math.floor(math.log10(min(positive)) - 0.3) if log and 0 in finite else 0.0
+        low = (floor or min(positive)) / 1.6 if log else 0.0
+        top = (max(finite, default=1.0) or 1.0) * (10 if log else 1.3)
+        return cls(log, exact, floor, low, top, len(finite) < len(values))
+
+    def place(self, value: float) -> float:
+        """Where the value is drawn."""
+        if math.isinf(value):
+            return self.top
+        return self.floor if self.log and value <= 0 else value
+
+    @property
+    def base(self) -> float | None:
+        """Where a line that says "exact" is drawn; None if the axis cannot show it."""
+        if self.log:
+            return self.floor or None
+        return self.exact
+
+    def apply(self, axes: Axes) -> None:
+        """Set the vertical axis and draw the line that says what is exact."""
+        if self.log:
+            axes.set_yscale("log")
+            axes.set_ylim(bottom=self.low)
+        for value, word in ((self.base, "exact"), (self.top if self.infinite else None, "infinite")):
+            if value is None:
+                continue
+            axes.axhline(value, color="black", linewidth=1.0, linestyle=(0, (5, 3)), zorder=1.5, label=f"_{word}")
+            axes.annotate(
+                word, (1.0, value), (3, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=8
+            )  # fmt: skip
+
+
+def whisker(row: Any, scale: Scale) -> tuple[float, float]:
+    """The lengths down and up of one standard error where the row has one, otherwise 0."""
+    error = getattr(row, "stderr", None)
+    if not error or not math.isfinite(error) or not math.isfinite(row.value):
+        return 0.0, 0.0
+    middle = scale.place(row.value)
+    down = min(error, middle - scale.place(0.0)) if scale.log and scale.floor else error
+    return (min(down, 0.999 * middle) if scale.log else down), error

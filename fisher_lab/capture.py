@@ -1,41 +1,55 @@
-"""From a model and a batch to {layer: LayerStats}: forward hooks for the inputs, one batched vjp for the gradients."""
+"""From a model and a batch to {layer: LayerStats}: forward hooks for the inputs, one batched vjp for the gradients.
+
+Layers in gradient form have no hooks: their per-example gradients come from torch.func.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from fisher_lab.functional import per_example_gradients, plain_kernels
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood
 from fisher_lab.stats import LayerStats
 
 
+class Use(NamedTuple):
+    """One call of a layer: its adapter, its unrolled input `[N, T, Q, d_in]` and where its output gradient arrives."""
+
+    layer: Layer
+    a: Tensor
+    edge: GradientEdge
+
+
 @contextmanager
-def recording(layers: dict[str, Layer]) -> Iterator[dict[str, list[tuple[Tensor, GradientEdge]]]]:
+def recording(layers: dict[str, Layer]) -> Iterator[dict[str, list[Use]]]:
     """Record, for every use of every layer, its unrolled input and the edge at which its output gradient arrives.
 
     The edge belongs to the output as the layer returned it, so an in-place activation behind the layer changes
     nothing. The hooks are gone when the `with` ends, also after an exception.
     """
-    uses: dict[str, list[tuple[Tensor, GradientEdge]]] = {name: [] for name in layers}
+    uses: dict[str, list[Use]] = {name: [] for name in layers}
     handles = []
 
     def hook_for(name: str, layer: Layer) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
             if output.requires_grad:
-                uses[name].append((layer.unroll_input(inputs[0].detach()), get_gradient_edge(output)))
+                uses[name].append(Use(layer, layer.unroll_input(inputs[0].detach()), get_gradient_edge(output)))
 
         return hook
 
     try:
         for name, layer in layers.items():
-            handles.append(layer.module.register_forward_hook(hook_for(name, layer)))
-        yield uses
+            for use in layer.uses:  # first in line, before hooks of the user's that change inputs or outputs
+                handles.append(use.module.register_forward_hook(hook_for(name, use), prepend=True))
+        with plain_kernels():
+            yield uses
     finally:
         for handle in handles:
             handle.remove()
@@ -62,28 +76,44 @@ def capture(
     Raises:
         ValueError: a layer that is not used, or that sees a number of examples other than N.
     """
-    with torch.enable_grad(), recording(layers) as uses:
+    hooked = {name: layer for name, layer in layers.items() if not layer.gradient_form}
+    with torch.enable_grad(), recording(hooked) as uses:
         z = model(x)
     if not bool(torch.isfinite(z).all()):
         raise ValueError(
             "The model returned NaN or infinite outputs, expected finite ones; check inputs and parameters."
         )
     S = likelihood.columns(z, fisher, y)
-    edges = [edge for found in uses.values() for _, edge in found]
+    found = _by_hooks(z, S, uses, hooked) | _by_gradients(model, layers, x, S)
+    return {name: found[name] for name in layers}
+
+
+def _by_hooks(z: Tensor, S: Tensor, uses: dict[str, list[Use]], layers: dict[str, Layer]) -> dict[str, LayerStats]:
+    """Stats of the layers whose uses were recorded; several uses are so many more positions.
+
+    Args:
+        z: model output `[N, *output]`.
+        S: output columns `[R, N, *output]`.
+        uses: from `recording`.
+        layers: the layers' adapters.
+    """
     _check_used(uses, layers)
+    edges = [use.edge for found in uses.values() for use in found]
+    if not edges:
+        return {}
     gradients = iter(torch.autograd.grad(z, edges, S, is_grads_batched=True, allow_unused=True))
     stats = {}
     for name, layer in layers.items():
         parts = []
-        for a, _ in uses[name]:
+        for use in uses[name]:
             g = next(gradients)
-            if a.shape[0] != x.shape[0]:
+            if use.a.shape[0] != z.shape[0]:
                 raise ValueError(
-                    f"Layer {name!r} sees {a.shape[0]} examples for a batch of {x.shape[0]}, expected its first "
+                    f"Layer {name!r} sees {use.a.shape[0]} examples for a batch of {z.shape[0]}, expected its first "
                     "dimension to be the examples; keep [N, ...] in the model or measure other layers."
                 )
             if g is not None:  # None: this use does not reach the output
-                parts.append((a, layer.unroll_gradient(g)))
+                parts.append((use.a, use.layer.unroll_gradient(g)))
         if not parts:
             raise ValueError(
                 f"Layer {name!r} does not influence the model's output, expected that it does; leave it out."
@@ -94,7 +124,21 @@ def capture(
     return stats
 
 
-def _check_used(uses: dict[str, list[Any]], layers: dict[str, Layer]) -> None:
+def _by_gradients(model: nn.Module, layers: dict[str, Layer], x: Tensor, S: Tensor) -> dict[str, LayerStats]:
+    """Stats of the layers in gradient form: a = 1, g = their per-example gradients."""
+    flat = {name: layer for name, layer in layers.items() if layer.gradient_form}
+    names = [layer.full_name(key) for layer in flat.values() for key in layer.parameters]
+    if not names:
+        return {}
+    gradients = per_example_gradients(model, names, x, S)
+    stats = {}
+    for name, layer in flat.items():
+        P = layer.pack({key: gradients[layer.full_name(key)] for key in layer.parameters}).detach()
+        stats[name] = LayerStats(layer.unroll_input(x), layer.unroll_gradient(P), layer.kernel, layer.bias)
+    return stats
+
+
+def _check_used(uses: dict[str, list[Use]], layers: dict[str, Layer]) -> None:
     for name, found in uses.items():
         if not found:
             raise ValueError(

@@ -417,7 +417,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Everything needed to trust the result later."""
     layers = {
-        name: {"type": type(layer.module).__name__, "shape": list(layer.shape), "bias": layer.bias}
+        name: {"type": type(layer.module).__name__, "shape": list(layer.shape), "bias": layer.bias} | layer.notes()
         for name, layer in source.layers.items()
     }
     return {

@@ -15,34 +15,10 @@ from torch import Tensor, nn
 
 from fisher_lab.data import Batches
 from fisher_lab.functional import evaluation_copy, per_example_gradients, probe, sample_labels, untouched_randomness
-from fisher_lab.layers import Layer, adapt
+from fisher_lab.layers import select
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
 from fisher_lab.matrices import Dense, FisherMatrix
 from fisher_lab.memory import budget_bytes, readable
-
-
-class Block:
-    """One module's trainable parameters as one weight matrix W.
-
-    Modules that an adapter understands have its W `[Q * d_out, d_in]`; of others the parameters are flattened one
-    after the other into W `[P, 1]`.
-    """
-
-    def __init__(self, name: str, module: nn.Module) -> None:
-        found = adapt(name, module)
-        self.layer = found if isinstance(found, Layer) else None
-        own = module.named_parameters(recurse=False)
-        self.shapes = {key: tuple(p.shape) for key, p in own if p.requires_grad}
-        self.full_names = {key: f"{name}.{key}" if name else key for key in self.shapes}
-        size = sum(torch.Size(shape).numel() for shape in self.shapes.values())
-        self.shape = (size, 1) if self.layer is None else self.layer.shape
-
-    def pack(self, gradients: dict[str, Tensor]) -> Tensor:
-        """Gradients of the full parameter names `[R, N, *shape]` as `[R, N, d]` in the order of W."""
-        tensors = {key: gradients[full] for key, full in self.full_names.items()}
-        if self.layer is not None:
-            return self.layer.pack(tensors).flatten(2)
-        return torch.cat([t.flatten(2) for t in tensors.values()], -1)
 
 
 def exact_fisher(
@@ -79,7 +55,7 @@ def exact_fisher(
     check_fisher(fisher)
     likelihood, budget = as_likelihood(likelihood), budget_bytes(memory)
     model = evaluation_copy(model, dtype, device)
-    blocks = _blocks(model, layers)
+    blocks = select(model, layers, "flatten").layers
     item = torch.finfo(dtype).bits // 8
     need = sum((b.shape[0] * b.shape[1]) ** 2 for b in blocks.values()) * item
     if need > budget:
@@ -88,34 +64,18 @@ def exact_fisher(
             "memory=, or use compare, which needs no dense block."
         )
     batches = Batches(data, dtype, next(model.parameters()).device, budget)
-    names = [full for block in blocks.values() for full in block.full_names.values()]
+    names = [block.full_name(key) for block in blocks.values() for key in block.parameters]
     totals = {name: torch.zeros(()) for name in blocks}
     with untouched_randomness():
         for x, S in _columns(model, likelihood, batches, fisher, seed, budget, names):
             gradients = per_example_gradients(model, names, x, S)
             for name, block in blocks.items():
-                U = block.pack(gradients).flatten(0, 1)
+                tensors = {key: gradients[block.full_name(key)] for key in block.parameters}
+                U = block.pack(tensors).flatten(2).flatten(0, 1)
                 totals[name] = torch.addmm(totals[name].to(U), U.T, U)
     assert batches.N is not None
     scale = 1.0 if likelihood.summed else 1.0 / batches.N
     return {name: Dense(total * scale, blocks[name].shape) for name, total in totals.items()}
-
-
-def _blocks(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Block]:
-    modules = {
-        name: module
-        for name, module in model.named_modules()
-        if any(p.requires_grad for p in module.parameters(recurse=False))
-    }
-    known = ", ".join(map(repr, modules))
-    if not modules:
-        raise ValueError("The model has no trainable parameters, expected at least one; set requires_grad.")
-    if isinstance(layers, str):
-        raise TypeError(f"Got layers={layers!r}, expected a list of names; write layers=[{layers!r}].")
-    for name in layers or ():
-        if name not in modules:
-            raise ValueError(f"Got layer {name!r}, expected one of {known}.")
-    return {name: Block(name, modules[name]) for name in (modules if layers is None else layers)}
 
 
 def _columns(

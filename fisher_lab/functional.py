@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 
 def evaluation_copy(model: nn.Module, dtype: torch.dtype, device: torch.device | str | None = None) -> nn.Module:
@@ -54,6 +57,12 @@ def check_mode(model: nn.Module) -> None:
                 f"Module {name!r} ({kind}) uses batch statistics, in which examples interact, expected evaluation "
                 "mode; call model.eval() first (and track running statistics)."
             )
+        changing = isinstance(module, _InstanceNorm) and module.track_running_stats
+        if module.training and (changing or isinstance(module, _SpectralNorm)):
+            raise ValueError(
+                f"Module {name!r} ({kind}) changes its buffers with every call in training mode, expected evaluation "
+                "mode; call model.eval() first."
+            )
         dropout = getattr(module, "dropout", 0.0)
         random = (isinstance(module, _DropoutNd) and module.p > 0) or (isinstance(dropout, float) and dropout > 0)
         if module.training and (random or isinstance(module, nn.RReLU)):
@@ -89,6 +98,18 @@ def probe(model: nn.Module, x: Tensor) -> Any:
         ) from error
 
 
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """No fused attention: its fast path leaves out the modules inside, and its kernels have no second derivative."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def sample_labels(model: nn.Module, draw: Callable[[Tensor], Tensor], x: Tensor, chunk: int) -> Tensor:
     """Labels `draw(z)` for the outputs z of all examples x `[N, ...]`, sampled in one go whatever the chunk size."""
     with torch.no_grad():
@@ -98,6 +119,8 @@ def sample_labels(model: nn.Module, draw: Callable[[Tensor], Tensor], x: Tensor,
 def per_example_gradients(model: nn.Module, names: list[str], x: Tensor, S: Tensor) -> dict[str, Tensor]:
     """S_rn^T J_n for the named parameters: `{name: [R, N, *shape]}`, by vmap of vjp.
 
+    Where an operation cannot be vectorised (recurrent layers, branches on data), example by example.
+
     Args:
         model: the model, acting per example.
         names: parameter names.
@@ -106,14 +129,24 @@ def per_example_gradients(model: nn.Module, names: list[str], x: Tensor, S: Tens
     """
     chosen, rest = _split(model, names)
 
-    def one_example(example: Tensor, columns: Tensor) -> dict[str, Tensor]:
+    def pull_back(example: Tensor) -> Any:
         def output(params: dict[str, Tensor]) -> Tensor:
             return functional_call(model, {**rest, **params}, (example.unsqueeze(0),)).squeeze(0)
 
-        pull = vjp(output, chosen)[1]
+        return vjp(output, chosen)[1]
+
+    def one_example(example: Tensor, columns: Tensor) -> dict[str, Tensor]:
+        pull = pull_back(example)
         return vmap(lambda s: pull(s)[0])(columns)
 
-    return vmap(one_example, in_dims=(0, 1), out_dims=1, randomness="error")(x, S)
+    with plain_kernels(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes that an operation is vectorised by a loop
+        try:
+            return vmap(one_example, in_dims=(0, 1), out_dims=1, randomness="error")(x, S)
+        except RuntimeError:
+            pulls = [pull_back(example) for example in x]
+            found = [[pull(s)[0] for pull, s in zip(pulls, columns, strict=True)] for columns in S]
+    return {name: torch.stack([torch.stack([g[name] for g in row]) for row in found]) for name in chosen}
 
 
 def directional_derivative(model: nn.Module, V: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,14 +157,15 @@ def directional_derivative(model: nn.Module, V: dict[str, Tensor], x: Tensor) ->
         return functional_call(model, {**rest, **params}, (x,))
 
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with plain_kernels(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notes of the first use of forward mode
             derived = jvp(output, (chosen,), (V,))
             return derived[0], derived[1]
     except (NotImplementedError, RuntimeError):  # an operation without forward mode: derive the vjp instead
-        derived = vjp(output, chosen)
-        push = vjp(derived[1], torch.zeros_like(derived[0]))[1]
-        return derived[0].detach(), push((V,))[0].detach()
+        with plain_kernels():
+            derived = vjp(output, chosen)
+            push = vjp(derived[1], torch.zeros_like(derived[0]))[1]
+            return derived[0].detach(), push((V,))[0].detach()
 
 
 def _split(model: nn.Module, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

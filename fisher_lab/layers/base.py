@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 class Layer(ABC):
@@ -21,7 +22,11 @@ class Layer(ABC):
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = ()
-    parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")  # a module that owns others is not understood
+    parameter_names: ClassVar[tuple[str, ...] | None] = (
+        "weight",
+        "bias",
+    )  # a module that owns others is not understood
+    gradient_form: ClassVar[bool] = False  # whether per-example gradients by torch.func stand in for inputs and hooks
 
     _registry: ClassVar[dict[type[nn.Module], type[Layer]]] = {}
 
@@ -32,15 +37,22 @@ class Layer(ABC):
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
-        own = dict(module.named_parameters(recurse=False))
+        own = owned_parameters(module)
         self.parameters = {key: p for key, p in own.items() if p.requires_grad}
         self.frozen = [key for key, p in own.items() if not p.requires_grad]
         self.bias = "bias" in self.parameters
+        self.uses: tuple[Layer, ...] = (self,)  # adapters of all modules that hold these parameters
+        self.tied: tuple[str, ...] = ()  # names of these modules where there are several
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
         """Shape `(Q * d_out, d_in)` of W, without frozen parameters."""
+
+    @property
+    def groups(self) -> int:
+        """Q."""
+        return 1
 
     @property
     @abstractmethod
@@ -67,9 +79,29 @@ class Layer(ABC):
     def unpack(self, W: Tensor) -> dict[str, Tensor]:
         """The inverse of `pack`."""
 
+    @classmethod
+    def refusal(cls, module: nn.Module) -> str | None:  # noqa: ARG003
+        """Why a module of a known type cannot be measured as it is configured, with the cure; None if it can."""
+        return None
+
     def full_name(self, parameter: str) -> str:
         """Name of a parameter in the whole model."""
         return f"{self.name}.{parameter}" if self.name else parameter
+
+    def factor_size(self) -> int:
+        """Numbers in the largest matrix that no approximation avoids; 0 where every method has a leaner way."""
+        return 0
+
+    def notes(self) -> dict[str, Any]:
+        """What a result says about this block beside its shape."""
+        found: dict[str, Any] = {}
+        if self.gradient_form:
+            found["form"] = "gradient"
+        if self.groups > 1:
+            found |= {"groups": self.groups, "cross_group": "in the exact block; counts as error of factors per group"}
+        if self.tied:
+            found["tied"] = list(self.tied)
+        return found
 
     def _columns(self, a: Tensor) -> Tensor:
         """Inputs `[N, T, Q, n]` with the columns of frozen weights dropped and the bias column of ones appended."""
@@ -81,6 +113,15 @@ class Layer(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.shape[0]} x {self.shape[1]})"
+
+
+def owned_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the module itself, those behind its parametrisations included, by their names below it."""
+    own = dict(module.named_parameters(recurse=False))
+    if is_parametrized(module):
+        behind = module.get_submodule("parametrizations")
+        own.update({f"parametrizations.{key}": p for key, p in behind.named_parameters()})
+    return own
 
 
 class WeightBias(Layer):

@@ -8,8 +8,13 @@ from typing import Literal
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from fisher_lab.layers.base import Layer
+from fisher_lab.layers.base import Layer, WeightBias, owned_parameters
+from fisher_lab.layers.gradient_form import GradientForm
+
+OnUnknown = Literal["error", "skip", "flatten"]
+HARMLESS = {"__init__", "extra_repr", "reset_parameters", "__repr__", "__doc__", "__module__", "__qualname__"}
 
 
 @dataclass(frozen=True)
@@ -20,91 +25,179 @@ class Selection:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def select(
-    model: nn.Module, names: Sequence[str] | None = None, on_unknown: Literal["error", "skip"] = "error"
-) -> Selection:
+def select(model: nn.Module, names: Sequence[str] | None = None, on_unknown: OnUnknown = "error") -> Selection:
     """Adapters for the named modules, or for every module that owns trainable parameters.
+
+    Modules that share a parameter are one block, under the name of the first of them.
 
     Args:
         model: the model.
         names: module names as in `model.named_modules()`; None for all.
-        on_unknown: "error" refuses modules that no adapter understands, "skip" leaves them out and says so.
+        on_unknown: "error" refuses modules that no adapter understands, "skip" leaves them out and says so, "flatten"
+            takes their flattened parameters (the gradient form) as a block.
 
     Raises:
         ValueError: unknown names or options, nothing to measure, a module that no adapter understands.
     """
-    if on_unknown not in ("error", "skip"):
+    if on_unknown not in ("error", "skip", "flatten"):
         raise ValueError(f'Got on_unknown={on_unknown!r}, expected "error" or "skip".')
-    modules = dict(model.named_modules())
-    chosen = _choose(modules, names)
+    owners = _owners(model)
+    shared = _sharing(owners)
     layers: dict[str, Layer] = {}
     left_out: dict[str, str] = {}
-    for name in chosen:
-        found = adapt(name, modules[name])
+    for name in _choose(model, owners, shared, names):
+        found = _block(model, [(other, owners[other]) for other in shared[name]], on_unknown == "flatten")
         if isinstance(found, str):
             if on_unknown == "error":
                 raise ValueError(found)
             left_out[name] = found
-            continue
-        layers[name] = found
-        left_out.update({found.full_name(p): "frozen (requires_grad=False)" for p in found.frozen})
-    _check_shared(layers)
+        else:
+            layers[name] = found
+            left_out.update({found.full_name(p): "frozen (requires_grad=False)" for p in found.frozen})
     if not layers:
         raise ValueError("No layer is left to measure, expected at least one; choose other layers.")
     return Selection(layers, left_out)
 
 
-def _choose(modules: dict[str, nn.Module], names: Sequence[str] | None) -> list[str]:
-    trainable = [
-        name for name, module in modules.items() if any(p.requires_grad for p in module.parameters(recurse=False))
-    ]
+def adapt(name: str, module: nn.Module, container: bool = False) -> Layer | str:
+    """The adapter of a module, or the sentence that says why there is none.
+
+    Known are the module types that an adapter names, and subclasses of them that change nothing but their
+    construction. Every type is known to the gradient form behind a parametrisation of a known type, and where a
+    container (a module with children, or the whole model) owns bare parameters. Any other module that owns parameters
+    is unknown: nothing is guessed from its class or its parameters' names.
+
+    Args:
+        name: the module's name.
+        module: the module.
+        container: whether it is the whole model.
+    """
+    kind, own = type_before_parametrizations(module), owned_parameters(module)
+    if any(isinstance(p, UninitializedParameter) for p in own.values()):
+        return (
+            f"Layer {name!r} ({kind.__name__}) has uninitialised parameters, expected them to be initialised; "
+            "run one batch through the model."
+        )
+    known = _known_type(kind) if "forward" not in vars(module) else None
+    if known is not None:
+        adapter = Layer._registry[known]
+        reason = adapter.refusal(module)
+        if reason is not None:
+            return f"Layer {name!r} ({kind.__name__}) {reason}, or leave it out with layers=[...]."
+        if is_parametrized(module):
+            return GradientForm(name, module)
+        if adapter.parameter_names is None or set(own) <= set(adapter.parameter_names):
+            return adapter(name, module)
+    elif (container or any(True for _ in module.children())) and not isinstance(module, tuple(Layer._registry)):
+        return GradientForm(name, module)
+    types = ", ".join(sorted(t.__name__ for t in Layer._registry))
+    return (
+        f"Layer {name!r} is a {kind.__module__}.{kind.__name__}, expected one of {types}, with their own forward and "
+        'parameters; choose layers with layers=[...], leave it out with on_unknown="skip", or write an adapter '
+        "(a subclass of fisher_lab.layers.Layer, or of fisher_lab.layers.GradientForm with types = (MyLayer,))."
+    )
+
+
+def _known_type(kind: type) -> type[nn.Module] | None:
+    """The registered type that a module class is, or inherits all its behaviour from."""
+    if kind in Layer._registry:
+        return kind
+    for known in Layer._registry:
+        if issubclass(kind, known):
+            between = kind.__mro__[: kind.__mro__.index(known)]
+            changed = {key for cls in between for key, value in vars(cls).items() if hasattr(known, key)}
+            if changed <= HARMLESS:
+                return known
+    return None
+
+
+def _owners(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that own trainable parameters, each of them with what is behind its own parametrisations."""
+    owners: dict[str, nn.Module] = {}
+    inside: list[str] = []  # names of the modules behind parametrisations
+    for name, module in model.named_modules():
+        if is_parametrized(module):
+            inside.append(f"{name}.parametrizations" if name else "parametrizations")
+        hidden = any(name == other or name.startswith(other + ".") for other in inside)
+        if not hidden and any(p.requires_grad for p in owned_parameters(module).values()):
+            owners[name] = module
+    return owners
+
+
+def _sharing(owners: dict[str, nn.Module]) -> dict[str, list[str]]:
+    """For every owner the list of owners it shares trainable parameters with, itself included, in their order."""
+    sharing = {name: [name] for name in owners}
+    first: dict[int, str] = {}
+    for name, module in owners.items():
+        for parameter in owned_parameters(module).values():
+            other = first.setdefault(id(parameter), name) if parameter.requires_grad else name
+            if sharing[other] is not sharing[name]:
+                sharing[other] += sharing[name]
+                for member in sharing[name]:
+                    sharing[member] = sharing[other]
+    order = list(owners)
+    return {name: sorted(members, key=order.index) for name, members in sharing.items()}
+
+
+def _choose(
+    model: nn.Module, owners: dict[str, nn.Module], shared: dict[str, list[str]], names: Sequence[str] | None
+) -> list[str]:
+    known = [name for name in owners if shared[name][0] == name]
     if names is None:
-        if not trainable:
+        if not known:
             raise ValueError("The model has no trainable parameters, expected at least one; set requires_grad.")
-        return trainable
+        return known
     if isinstance(names, str):
         raise TypeError(f"Got layers={names!r}, expected a list of names; write layers=[{names!r}].")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    listed = ", ".join(map(repr, known))
     for name in names:
         if name not in modules:
-            raise ValueError(f"Got layer {name!r}, expected one of {', '.join(map(repr, trainable))}.")
-        if name not in trainable:
+            raise ValueError(f"Got layer {name!r}, expected one of {listed}.")
+        if name not in owners:
             raise ValueError(
                 f"Layer {name!r} ({type(modules[name]).__name__}) has no trainable parameters of its own, expected one "
-                f"of {', '.join(map(repr, trainable))}."
+                f"of {listed}."
+            )
+        if name not in known:
+            raise ValueError(
+                f"Layer {name!r} shares a parameter with {shared[name][0]!r}, expected the name of the first of them, "
+                f"whose block covers all uses; write layers=[{shared[name][0]!r}]."
             )
     if not names:
         raise ValueError("Got layers=[], expected at least one name, or None for all layers.")
     return list(dict.fromkeys(names))
 
 
-def adapt(name: str, module: nn.Module) -> Layer | str:
-    """The adapter of a module, or the sentence that says why there is none.
-
-    A subclass is understood only if it inherits its forward from the known type.
-    """
-    if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
+def _block(model: nn.Module, members: list[tuple[str, nn.Module]], flatten: bool) -> Layer | str:
+    """One adapter for the modules that share parameters (most often a single one), or why there is none."""
+    found: list[Layer] = []
+    for name, module in members:
+        layer = adapt(name, module, container=module is model)
+        if isinstance(layer, str):
+            uninitialised = any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False))
+            if not flatten or uninitialised:
+                return layer
+            layer = GradientForm(name, module)
+        found.append(layer)
+    if len(found) == 1:
+        return found[0]
+    padded = [layer.name for layer in found if getattr(layer.module, "padding_idx", None) is not None]
+    if padded and not flatten:
         return (
-            f"Layer {name!r} ({type(module).__name__}) has uninitialised parameters; run one batch through the model."
+            f"Layer {padded[0]!r} has a padding_idx and shares its weight with other layers, expected no padding_idx, "
+            "because its row is trained by the one and not by the other; set padding_idx to None or untie the weight."
         )
-    for module_type, adapter in Layer._registry.items():
-        same = isinstance(module, module_type) and type(module).forward is module_type.forward
-        if same and {key for key, _ in module.named_parameters(recurse=False)} <= set(adapter.parameter_names):
-            return adapter(name, module)
-    types = ", ".join(sorted(t.__name__ for t in Layer._registry))
-    return (
-        f"Layer {name!r} is a {type(module).__module__}.{type(module).__name__}, expected one of {types}; choose layers "
-        'with layers=[...], leave it out with on_unknown="skip", or write an adapter (a subclass of '
-        "fisher_lab.layers.Layer)."
+    if all(_alike(found[0], other) for other in found[1:]):
+        found[0].uses, found[0].tied = tuple(found), tuple(layer.name for layer in found)
+        return found[0]
+    return GradientForm.joined(found)
+
+
+def _alike(one: Layer, other: Layer) -> bool:
+    """Whether two layers use the same parameters as the same W, so that uses of both are positions of one layer."""
+    same = one.parameters.keys() == other.parameters.keys() and all(
+        one.parameters[key] is other.parameters[key] for key in one.parameters
     )
-
-
-def _check_shared(layers: dict[str, Layer]) -> None:
-    owners: dict[int, str] = {}
-    for name, layer in layers.items():
-        for key, parameter in layer.parameters.items():
-            other = owners.setdefault(id(parameter), name)
-            if other != name:
-                raise ValueError(
-                    f"Layers {other!r} and {name!r} share the parameter {key!r}, expected parameters of their own; "
-                    "measure other layers with layers=[...]."
-                )
+    form = (isinstance(one, WeightBias), type(one), one.shape, one.kernel, one.groups)
+    return same and form == (True, type(other), other.shape, other.kernel, other.groups)

@@ -1,0 +1,83 @@
+"""nn.Embedding: a Linear layer without bias on one-hot inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot, pad
+
+from fisher_lab.layers.base import Layer
+
+
+class EmbeddingLayer(Layer):
+    """W `[embedding_dim, num_embeddings]`, the transpose of the weight, on one-hot inputs.
+
+    The row of `padding_idx`, which never gets a gradient, is left out of W.
+    """
+
+    types = (nn.Embedding,)
+    parameter_names = ("weight",)
+    module: Any
+
+    @classmethod
+    def refusal(cls, module: Any) -> str | None:
+        """Options under which the gradient of one example is not defined."""
+        if module.max_norm is not None:
+            return (
+                f"has max_norm={module.max_norm}, which rewrites its weight in forward, expected None; "
+                "normalise the weight once and set max_norm to None"
+            )
+        if module.scale_grad_by_freq:
+            return (
+                "has scale_grad_by_freq=True, which mixes the gradients of the examples of a batch, expected False; "
+                "set it to False"
+            )
+        return None
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__(name, module)
+        kept = torch.arange(self.module.num_embeddings)
+        self._kept = kept if self.module.padding_idx is None else kept[kept != self.module.padding_idx]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(embedding_dim, rows of the weight that are trained)`."""
+        return self.module.embedding_dim, len(self._kept)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """One input mode."""
+        return (len(self._kept),)
+
+    def unroll_input(self, x: Tensor) -> Tensor:
+        """`[N, T, 1, rows]` of indices x `[N, *positions]`."""
+        ones = one_hot(x.reshape(x.shape[0], -1, 1), self.module.num_embeddings)
+        return ones.to(self.module.weight.dtype)[..., self._kept.to(x.device)]
+
+    def unroll_gradient(self, g: Tensor) -> Tensor:
+        """`[R, N, T, 1, embedding_dim]` of g `[R, N, *positions, embedding_dim]`."""
+        return g.reshape(g.shape[0], g.shape[1], -1, 1, g.shape[-1])
+
+    def pack(self, tensors: dict[str, Tensor]) -> Tensor:
+        """The transposed weight without its padding row."""
+        weight = tensors["weight"].transpose(-1, -2)
+        return weight[..., self._kept.to(weight.device)]
+
+    def unpack(self, W: Tensor) -> dict[str, Tensor]:
+        """The weight, zero in its padding row."""
+        row = self.module.padding_idx
+        if row is None:
+            return {"weight": W.transpose(-1, -2)}
+        before, after = W[..., :row], W[..., row:]
+        return {"weight": torch.cat([pad(before, (0, 1)), after], -1).transpose(-1, -2)}
+
+    def factor_size(self) -> int:
+        """The second moment of the one-hot inputs."""
+        return len(self._kept) ** 2
+
+    def notes(self) -> dict[str, Any]:
+        """Also which row is left out."""
+        row = self.module.padding_idx
+        return super().notes() | ({} if row is None else {"left_out_row": f"padding_idx={row}"})

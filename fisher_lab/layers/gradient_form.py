@@ -1,0 +1,113 @@
+"""The gradient form: a block over flattened parameters, from per-example gradients by torch.func instead of hooks.
+
+For parameters that are no weight matrix at positions. W is `[P, 1]`, a = 1 and g the per-example gradients: every
+Kronecker product over W is then the full block, and exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisher_lab.layers.base import Layer
+
+
+class GradientForm(Layer):
+    """All trainable parameters of a module, flattened one after the other; makes no assumption on its forward.
+
+    Serves norm layers (batch statistics are refused elsewhere), Bilinear, transposed convolutions, attention and its
+    output projection (whose forward is never called), recurrent layers, bare parameters and parametrised modules.
+    A layer type of your own that no adapter understands is served by a subclass with one line, `types = (MyLayer,)`.
+    """
+
+    types: tuple[type[nn.Module], ...] = (
+        nn.LayerNorm,
+        nn.RMSNorm,
+        nn.GroupNorm,
+        nn.InstanceNorm1d,
+        nn.InstanceNorm2d,
+        nn.InstanceNorm3d,
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.Bilinear,
+        nn.ConvTranspose1d,
+        nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+        nn.MultiheadAttention,
+        nn.modules.linear.NonDynamicallyQuantizableLinear,
+        nn.RNN,
+        nn.LSTM,
+        nn.GRU,
+        nn.PReLU,
+        nn.ParameterList,
+        nn.ParameterDict,
+    )
+    parameter_names = None  # any
+    gradient_form = True
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__(name, module)
+        self.bias = False  # nothing is folded in as a last column
+        self._names: dict[str, str] = {}
+
+    @classmethod
+    def joined(cls, layers: Sequence[Layer]) -> GradientForm:
+        """One block over the parameters of several modules that share some of them, under the first one's name."""
+        block = cls(layers[0].name, layers[0].module)
+        parameters: dict[str, nn.Parameter] = {}
+        for layer in layers:
+            for key, parameter in layer.parameters.items():
+                if all(parameter is not other for other in parameters.values()):
+                    parameters[layer.full_name(key)] = parameter
+        block._names = {full: full for full in parameters}
+        block.parameters = parameters
+        block.tied = tuple(layer.name for layer in layers)
+        return block
+
+    def full_name(self, parameter: str) -> str:
+        """Name of a parameter in the whole model."""
+        return self._names.get(parameter) or super().full_name(parameter)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(P, 1)`."""
+        return sum(p.numel() for p in self.parameters.values()), 1
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """One input mode of one entry."""
+        return (1,)
+
+    def unroll_input(self, x: Tensor) -> Tensor:
+        """Ones `[N, 1, 1, 1]`, whatever the module's input."""
+        return torch.ones(x.shape[0], 1, 1, 1, dtype=next(iter(self.parameters.values())).dtype, device=x.device)
+
+    def unroll_gradient(self, g: Tensor) -> Tensor:
+        """`[R, N, 1, 1, P]` of packed per-example gradients g `[R, N, P, 1]`."""
+        return g.reshape(g.shape[0], g.shape[1], 1, 1, -1)
+
+    def pack(self, tensors: dict[str, Tensor]) -> Tensor:
+        """All parameters, flattened one after the other."""
+        flat = [tensors[key].flatten(tensors[key].ndim - p.ndim) if p.ndim else tensors[key].unsqueeze(-1)
+                for key, p in self.parameters.items()]  # fmt: skip
+        return torch.cat(flat, -1).unsqueeze(-1)
+
+    def unpack(self, W: Tensor) -> dict[str, Tensor]:
+        """The parameters apart."""
+        parts = W.squeeze(-1).split([p.numel() for p in self.parameters.values()], -1)
+        return {
+            key: part.reshape(*part.shape[:-1], *p.shape)
+            for (key, p), part in zip(self.parameters.items(), parts, strict=True)
+        }
+
+    def factor_size(self) -> int:
+        """The full block."""
+        return self.shape[0] ** 2
+
+    def notes(self) -> dict[str, Any]:
+        """Also the parameters inside, in their order."""
+        return super().notes() | {"parameters": [self.full_name(key) for key in self.parameters]}

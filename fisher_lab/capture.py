@@ -71,7 +71,7 @@ def capture(
         likelihood: p(y | z).
         x: inputs `[N, ...]`.
         fisher: which Fisher.
-        y: the labels for "empirical", labels sampled from the model for "mc".
+        y: the labels for "empirical", labels sampled from the model for "mc"; see `Likelihood.columns`.
 
     Raises:
         ValueError: a layer that is not used, or that sees a number of examples other than N.
@@ -142,6 +142,6 @@ def _check_used(uses: dict[str, list[Use]], layers: dict[str, Layer]) -> None:
     for name, found in uses.items():
         if not found:
             raise ValueError(
-                f"Layer {name!r} ({type(layers[name].module).__name__}) was not called in the forward pass or its output "
-                "needs no gradient, expected a layer in use; leave it out with layers=[...]."
+                f"Layer {name!r} ({type(layers[name].module).__name__}) was not called in the forward pass or its "
+                "output needs no gradient, expected a layer in use; leave it out with layers=[...]."
             )

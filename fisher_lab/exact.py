@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fisher_lab.data import Batches
 from fisher_lab.functional import evaluation_copy, per_example_gradients, probe, sample_labels, untouched_randomness
@@ -98,10 +98,11 @@ def _columns(
             likelihood.check_labels(torch.empty(x.shape[0], *z.shape[1:], device="meta"), y)
         R = likelihood.directions(z, fisher)
         chunk = max(1, int(min(budget // 8, 2**28) // (8 * R * numbers)))
-        label = y if fisher == "empirical" else None
+        label = y
         if fisher == "mc":
             generator = torch.Generator(x.device).manual_seed(seed * 1_000_003 + index)
             label = sample_labels(model, partial(likelihood.sample, generator=generator), x, chunk)
+            label = label if y is None else likelihood.masked(label, y)
         for start in range(0, x.shape[0], chunk):
             piece = slice(start, start + chunk)
             with torch.no_grad():

@@ -67,7 +67,8 @@ def check_mode(model: nn.Module) -> None:
         random = (isinstance(module, _DropoutNd) and module.p > 0) or (isinstance(dropout, float) and dropout > 0)
         if module.training and (random or isinstance(module, nn.RReLU)):
             raise ValueError(
-                f"Module {name!r} ({kind}) is random in training mode, expected evaluation mode; call model.eval() first."
+                f"Module {name!r} ({kind}) is random in training mode, expected evaluation mode; "
+                "call model.eval() first."
             )
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from fisher_lab.capture import capture
 from fisher_lab.data import Batches
-from fisher_lab.functional import evaluation_copy, probe, sample_labels, untouched_randomness
+from fisher_lab.functional import evaluation_copy, plain_kernels, probe, sample_labels, untouched_randomness
 from fisher_lab.layers import select
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
-from fisher_lab.memory import budget_bytes
+from fisher_lab.memory import budget_bytes, readable
 from fisher_lab.stats import LayerStats
 
 
@@ -58,6 +58,7 @@ class Source:
         self.model = evaluation_copy(model, dtype, device)
         self.selection = select(self.model, layers, on_unknown)
         self.layers = self.selection.layers
+        self._check_memory()
         own = next(self.model.parameters()).device
         self.batches = Batches(data, dtype, own, self.budget)
         x, y = self.batches.first()
@@ -76,6 +77,16 @@ class Source:
         self.chunk = self._chunk(x[:1])
         self._cached: dict[str, LayerStats] | None = None
 
+    def _check_memory(self) -> None:
+        for name, layer in self.layers.items():
+            need = 4 * layer.factor_size() * torch.finfo(self.dtype).bits // 8  # a matrix, its eigenvectors, a result
+            if need > self.budget:
+                raise ValueError(
+                    f"Layer {name!r} ({type(layer.module).__name__}, W {layer.shape[0]} x {layer.shape[1]}) needs "
+                    f"{readable(need)}, expected at most {readable(self.budget)}; leave it out with layers=[...] or "
+                    "raise memory=."
+                )
+
     @property
     def kept(self) -> bool:
         """Whether the data is one piece that is captured once and kept."""
@@ -93,19 +104,28 @@ class Source:
         return float(self.N) if self.likelihood.summed else 1.0
 
     def _chunk(self, x: Tensor) -> int:
-        """Examples whose batched gradients take at most a quarter of the budget."""
-        sizes: list[int] = []
+        """Examples whose unrolled inputs and batched gradients take at most a quarter of the budget."""
+        outputs: list[int] = []
+        unrolled = [layer.shape[0] * (self.R + 2) for layer in self.layers.values() if layer.gradient_form]
         hooks = [
-            m.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel()) if isinstance(out, Tensor) else None)
+            m.register_forward_hook(
+                lambda _m, _i, out: outputs.append(out.numel()) if isinstance(out, Tensor) else None
+            )
             for m in self.model.modules()
         ]
+        for use in (use for layer in self.layers.values() if not layer.gradient_form for use in layer.uses):
+            hooks.append(
+                use.module.register_forward_hook(
+                    lambda _m, i, _o, use=use: unrolled.append(use.unroll_input(i[0]).numel())
+                )
+            )
         try:
-            with untouched_randomness(), torch.no_grad():
+            with untouched_randomness(), torch.no_grad(), plain_kernels():
                 self.model(x)
         finally:
             for hook in hooks:
                 hook.remove()
-        per_example = (self.R + 2) * sum(sizes) * torch.finfo(self.dtype).bits // 8
+        per_example = ((self.R + 2) * sum(outputs) + 2 * sum(unrolled)) * torch.finfo(self.dtype).bits // 8
         return max(1, self.budget // 4 // max(1, per_example))
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
@@ -113,10 +133,11 @@ class Source:
         for index, (x, y) in enumerate(self.batches):
             if y is not None:
                 self.likelihood.check_labels(torch.empty(x.shape[0], *self.outputs, device="meta"), y)
-            label = y if self.fisher == "empirical" else None
+            label = y
             if self.fisher == "mc":
                 generator = torch.Generator(x.device).manual_seed(self.seed * 1_000_003 + index)
                 label = sample_labels(self.model, partial(self.likelihood.sample, generator=generator), x, self.chunk)
+                label = label if y is None else self.likelihood.masked(label, y)
             for start in range(0, x.shape[0], self.chunk):
                 piece = slice(start, start + self.chunk)
                 yield x[piece], None if y is None else y[piece], None if label is None else label[piece]

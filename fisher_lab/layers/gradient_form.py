@@ -7,7 +7,7 @@ Kronecker product over W is then the full block, and exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class GradientForm(Layer):
     A layer type of your own that no adapter understands is served by a subclass with one line, `types = (MyLayer,)`.
     """
 
-    types: tuple[type[nn.Module], ...] = (
+    types: ClassVar[tuple[type[nn.Module], ...]] = (
         nn.LayerNorm,
         nn.RMSNorm,
         nn.GroupNorm,

@@ -59,7 +59,8 @@ class Likelihood(ABC):
             z: model output `[N, *output]`.
             fisher: "true" (label expectation in closed form), "mc" (one sampled label per example) or "empirical"
                 (the labels given: not the Fisher, but what many trainers use).
-            y: the data's labels for "empirical"; for "mc" labels already sampled from the model, None to draw them.
+            y: the data's labels for "empirical"; for "mc" labels already sampled from the model, None to draw them;
+                for "true" the data's labels where there are any, read only by losses that weigh or ignore positions.
             generator: source of the labels drawn.
 
         Raises:
@@ -74,6 +75,10 @@ class Likelihood(ABC):
         if y is None:
             raise ValueError('fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".')
         return self._score(z, y) * self.kappa(z)
+
+    def masked(self, sampled: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+        """Labels `sampled` from the model, with those of the data's y that the loss ignores put back in."""
+        return sampled
 
     def _score(self, z: Tensor, y: Tensor) -> Tensor:
         """Gradient of log p(y | z) in z, as one column `[1, N, *output]`."""

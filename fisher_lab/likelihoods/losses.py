@@ -24,7 +24,9 @@ class TorchLoss(Likelihood):
     """The likelihood behind a `CrossEntropyLoss`, `MSELoss` or `BCEWithLogitsLoss` module, with the loss's scale.
 
     Args:
-        module: the loss module; class weights and `reduction="none"` are refused.
+        module: the loss module; `reduction="none"` and BCEWithLogitsLoss's weights are refused. CrossEntropyLoss's
+            class weights and ignored labels make terms of the loss smaller or zero; under reduction="sum" that is
+            measured as it is, under "mean" refused, because the mean over what is kept couples the examples.
 
     Raises:
         TypeError: for a module that is none of these.
@@ -38,17 +40,33 @@ class TorchLoss(Likelihood):
                 f"Got {type(module).__name__} as likelihood, expected a fisher_lab likelihood (Categorical, Gaussian, "
                 "Bernoulli) or one of CrossEntropyLoss, MSELoss, BCEWithLogitsLoss."
             )
-        for option in ("weight", "pos_weight"):
-            if getattr(module, option, None) is not None:
-                raise ValueError(
-                    f"{type(module).__name__} has {option} set, expected None: a weighted loss is not a likelihood; "
-                    "use the loss without weights."
-                )
         if module.reduction not in ("mean", "sum"):
             raise ValueError(f'{type(module).__name__} has reduction={module.reduction!r}, expected "mean" or "sum".')
         self.module = module
         self.base: Likelihood = bases[type(module)]
         self.summed = module.reduction == "sum"
+        self.weight: Tensor | None = getattr(module, "weight", None)
+        self.ignored: int | None = getattr(module, "ignore_index", None)
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        module, kind = self.module, type(self.module).__name__
+        if isinstance(module, nn.CrossEntropyLoss) and self.weight is not None:
+            if not self.summed:
+                raise ValueError(
+                    f"{kind} has weight set and reduction='mean', expected reduction='sum': the mean divides by the "
+                    "labels' weights and so couples the examples; use reduction='sum', or no weights."
+                )
+            if module.label_smoothing or bool((self.weight < 0).any()):
+                raise ValueError(
+                    f"{kind} has weight set together with label_smoothing={module.label_smoothing} or with negative "
+                    "weights, expected one of the two and weights >= 0; change the loss."
+                )
+        elif self.weight is not None or getattr(module, "pos_weight", None) is not None:
+            raise ValueError(
+                f"{kind} has weight or pos_weight set, expected None: a weighted loss is not a likelihood; "
+                "use the loss without weights."
+            )
 
     def factor(self, z: Tensor) -> Tensor:
         """The likelihood's own factor, without kappa."""
@@ -81,26 +99,50 @@ class TorchLoss(Likelihood):
     def columns(
         self, z: Tensor, fisher: FisherKind, y: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """As `Likelihood.columns`; label smoothing leaves "true" and "mc" as they are and is refused otherwise."""
+        """As `Likelihood.columns`, each position's part times its weight (0 where the label is ignored).
+
+        Label smoothing leaves "true" and "mc" as they are and is refused for "empirical".
+        """
         if fisher == "empirical" and getattr(self.module, "label_smoothing", None):
             raise ValueError(
                 f"CrossEntropyLoss has label_smoothing={self.module.label_smoothing}, expected 0 for "
                 'fisher="empirical"; use fisher="true" or a loss without smoothing.'
             )
-        return super().columns(z, fisher, y, generator)
+        indices = y is not None and not y.is_floating_point()
+        if self.weight is not None and (fisher == "mc" or not indices):
+            raise ValueError(
+                f"CrossEntropyLoss has weight set and got fisher={fisher!r} or no class indices, expected both known: "
+                "the data's labels tell the weight of an example; pass (x, y) and fisher='true' or 'empirical'."
+            )
+        if y is None or not indices or not isinstance(self.module, nn.CrossEntropyLoss):
+            return super().columns(z, fisher, y, generator)
+        kept = y.ne(self.module.ignore_index)
+        y = torch.where(kept, y, torch.zeros_like(y))
+        weight = kept.to(z.dtype) if self.weight is None else kept * self.weight.to(z)[y]
+        S = super().columns(z, fisher, y, generator)
+        # of a weighted term c * (-log p), "true" takes the Hessian's root, sqrt(c), and "empirical" the gradient, c
+        return S * (weight if fisher == "empirical" else weight.sqrt()).unsqueeze(1)
+
+    def masked(self, sampled: Tensor, y: Tensor) -> Tensor:
+        """Sampled labels, `ignore_index` where the data's label is."""
+        if self.ignored is None or y.is_floating_point():
+            return sampled
+        return torch.where(y == self.ignored, y, sampled)
 
     def check_output(self, z: Tensor) -> None:
         """As the likelihood's."""
         self.base.check_output(z)
 
     def check_labels(self, z: Tensor, y: Tensor) -> None:
-        """As the likelihood's, and no label is `ignore_index`."""
-        ignored = getattr(self.module, "ignore_index", None)
-        if ignored is not None and not y.is_floating_point() and bool((y == ignored).any()):
-            raise ValueError(
-                f"{int((y == ignored).sum())} labels equal ignore_index={ignored}, expected none: such examples have "
-                "no loss; remove them from the data."
-            )
+        """As the likelihood's; under a mean, no label is `ignore_index`."""
+        if self.ignored is not None and not y.is_floating_point() and bool((y == self.ignored).any()):
+            if not self.summed:
+                raise ValueError(
+                    f"{int((y == self.ignored).sum())} labels equal ignore_index={self.ignored}, expected none under "
+                    "reduction='mean', whose mean over the labels kept couples the examples; use reduction='sum', or "
+                    "remove them from the data."
+                )
+            y = torch.where(y == self.ignored, torch.zeros_like(y), y)
         self.base.check_labels(z, y)
 
     def check_unlabelled(self, z: Tensor) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ import torch
 from fisher_lab import approximations as methods
 from fisher_lab import problems as named_problems
 from fisher_lab.approximations import Approximation
-from fisher_lab.comparison import check_output
+from fisher_lab.comparison import check_output, load_comparison
 from fisher_lab.diagnose import DifferentRunError
 from fisher_lab.diagnose import compare as run_compare
 from fisher_lab.memory import readable
@@ -60,7 +62,10 @@ def compare(
     if output is not None:
         check_output(output)
     loaded = load_problem(problem, set, seed, steps=steps, examples=examples)
-    partial = None if output is None else output.with_name(f".{output.stem}.partial.json")
+    if output is None:  # for the table of the finished layers, should the run be stopped
+        partial = Path(tempfile.gettempdir()) / f"fisher-lab-{os.getpid()}.json"
+    else:
+        partial = output.with_name(f".{output.stem}.partial.json")
     arguments: dict[str, Any] = {
         "fisher": fisher or loaded.fisher, "layers": list(layers) or None, "dampings": dampings, "exact": exact,
         "errors": errors[0] if len(errors) == 1 else errors, "dtype": getattr(torch, dtype), "seed": seed,
@@ -70,12 +75,13 @@ def compare(
         try:
             found = run_compare(loaded.model, loaded.likelihood, loaded.data, chosen, **arguments)
         except DifferentRunError:  # what an earlier, different run left behind is of no use
-            assert partial is not None
             partial.unlink()
             found = run_compare(loaded.model, loaded.likelihood, loaded.data, chosen, **arguments)
     except KeyboardInterrupt:
-        if partial is not None and partial.exists():
-            print(f"Stopped; finished layers are kept, the same command goes on from {partial}.", file=sys.stderr)
+        if partial.exists():
+            print(load_comparison(partial))
+            if output is not None:
+                print(f"Stopped; finished layers are kept, the same command goes on from {partial}.", file=sys.stderr)
         raise
     if not quiet:
         print(found)
@@ -83,9 +89,8 @@ def compare(
     print(f"{spent['seconds']:.1f} s, peak memory {readable(spent['peak_bytes'])}", end="")
     if output is not None:
         print(f", saved to {found.save(output)}", end="")
-        assert partial is not None
-        partial.unlink(missing_ok=True)
     print()
+    partial.unlink(missing_ok=True)
 
 
 def problems() -> None:

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fisher_lab import errors as errors
+from fisher_lab import optim as optim
 from fisher_lab.approximations import EKFAC as EKFAC
 from fisher_lab.approximations import KFAC as KFAC
 from fisher_lab.approximations import KPSVD as KPSVD
@@ -30,6 +31,7 @@ from fisher_lab.likelihoods import Categorical as Categorical
 from fisher_lab.likelihoods import Gaussian as Gaussian
 from fisher_lab.likelihoods import Likelihood as Likelihood
 from fisher_lab.matrices import FisherMatrix as FisherMatrix
+from fisher_lab.optim import NaturalGradient as NaturalGradient
 from fisher_lab.running import estimate as estimate
 from fisher_lab.stats import LayerStats as LayerStats
 

@@ -1,0 +1,368 @@
+"""What every optimizer of this package shares: layers and groups, the fallback, momentum, decay, the guarded step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisher_lab.approximations import Approximation
+from fisher_lab.data import Batches
+from fisher_lab.layers import Layer, select
+from fisher_lab.memory import budget_bytes
+from fisher_lab.optim.curvature import all_finite
+from fisher_lab.optim.observation import statistics_dtype
+
+Move = tuple[dict[str, Any], list[Tensor], list[Tensor]]  # group, parameters, directions
+
+FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with torch's fused AdamW, which can skip a step without a host read
+
+
+class LayerOptimizer(torch.optim.Optimizer):
+    """A torch optimizer whose groups are layers; all parameters without adapter go to AdamW.
+
+    A step with a non-finite loss, gradient or update changes nothing (by `torch.where`, without a host read).
+
+    Args:
+        model: the model.
+        settings: defaults of every group.
+        layers: names of layers to treat, None for all.
+        groups: `[{"layers": names, setting: value, ...}]`; all other layers are one group with the defaults.
+        fallback_lr: learning rate of AdamW.
+        seed: of the optimizer's own random numbers.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler hands over its scale and its found_inf instead of reading it
+    approximation: Approximation | None = None
+    dtype: torch.dtype | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: dict[str, Any],
+        layers: Sequence[str] | None,
+        groups: Sequence[dict[str, Any]] | None,
+        fallback_lr: float,
+        seed: int,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Got a {type(model).__name__} as model, expected a torch.nn.Module, not its parameters.")
+        if (
+            torch.distributed.is_available()
+            and torch.distributed.is_initialized()
+            and torch.distributed.get_world_size() > 1
+        ):
+            raise ValueError(
+                f"Got {torch.distributed.get_world_size()} processes, expected one: statistics are not exchanged "
+                "between processes yet; train in one process."
+            )
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model's original
+        self.layers = self._select(layers)
+        self.seed, self.steps = seed, 0
+        self.generator: torch.Generator | None = None
+        self._generator_state: Tensor | None = None
+        self._skipped: Tensor | None = None
+        self._chosen: dict[str, Approximation] = {}
+        self._complete = False
+        super().__init__(self._grouped(settings, groups), settings)
+        covered = {id(p) for layer in self.layers.values() for p in layer.parameters.values()}
+        rest = [p for p in self.model.parameters() if id(p) not in covered]
+        self.fallback: torch.optim.AdamW | None = None
+        if rest:
+            fused = all(p.device.type in FUSED and p.is_floating_point() for p in rest)
+            self.fallback = torch.optim.AdamW(rest, lr=fallback_lr, weight_decay=0.0, fused=fused)
+            self.param_groups.append(self.fallback.param_groups[0])
+            self.fallback.state = self.state
+        self._complete = True
+
+    # -- layers and groups -----------------------------------------------------------------------------------------
+    def _select(self, names: Sequence[str] | None) -> dict[str, Layer]:
+        """Layers with inputs and output gradients of their own; the rest is left to the fallback."""
+        found = select(self.model, names, "skip").layers
+        kept = {
+            name: layer
+            for name, layer in found.items()
+            if not getattr(layer, "gradient_form", False) and len(getattr(layer, "uses", (layer,))) == 1
+        }
+        if not kept:
+            raise ValueError(
+                "No layer has an adapter with inputs of its own, expected at least one; use torch's AdamW."
+            )
+        return kept
+
+    def choose(self, layer: Layer, approximation: Approximation) -> Approximation:  # noqa: ARG002
+        """The approximation of one layer."""
+        return approximation
+
+    def _grouped(self, settings: dict[str, Any], groups: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
+        rest = list(self.layers)
+        made = []
+        for group in groups or ():
+            unknown = set(group) - set(settings) - {"layers", "approximation"}
+            if unknown or "layers" not in group:
+                raise ValueError(
+                    f"Got a group with {', '.join(sorted(group))}, expected 'layers' and any of "
+                    f"{', '.join(settings)}, approximation."
+                )
+            for name in group["layers"]:
+                if name not in rest:
+                    raise ValueError(
+                        f"Got layer {name!r} in a group, expected one of {', '.join(map(repr, self.layers))}, each "
+                        "in one group: weight and bias of a layer share their settings."
+                    )
+                rest.remove(name)
+            made.append(self._group(list(group["layers"]), {**settings, **group}))
+        if rest:
+            made.append(self._group(rest, settings))
+        return made
+
+    def _group(self, names: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+        approximation = settings.get("approximation", self.approximation)
+        for name in names:
+            if approximation is not None:
+                self._chosen[name] = self.choose(self.layers[name], approximation)
+        group = {key: value for key, value in settings.items() if key != "approximation"}
+        check_settings(group)
+        params = [p for name in names for p in self.layers[name].parameters.values()]
+        return {**group, "layers": names, "params": params}
+
+    @property
+    def method_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups without the fallback's."""
+        return [group for group in self.param_groups if "layers" in group]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Groups are given at construction, by layer."""
+        if getattr(self, "_complete", False):
+            raise ValueError("Got a new parameter group, expected groups=[...] at construction; build a new optimizer.")
+        super().add_param_group(param_group)
+
+    # -- precision, randomness, data -------------------------------------------------------------------------------
+    def working_dtype(self, p: Tensor) -> torch.dtype:
+        """Precision of everything that belongs to a parameter."""
+        return statistics_dtype(p.dtype, self.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.param_groups[0]["params"])).device
+
+    @staticmethod
+    def plain_precision(device: torch.device) -> AbstractContextManager[Any]:
+        """No autocast: statistics and steps are computed in the working precision."""
+        return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        """The source of sampled labels, on the device of the outputs."""
+        if self.generator is None:
+            self.generator = torch.Generator("cpu" if device.type == "meta" else device)
+            self.generator.manual_seed(self.seed)
+            if self._generator_state is not None:
+                self.generator.set_state(self._generator_state)
+        return self.generator
+
+    def batches(self, data: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The data in batches, on the parameters' device and in their type."""
+        p = self.param_groups[0]["params"][0]
+        yield from Batches(data, p.dtype, p.device, budget_bytes())
+
+    # -- the step --------------------------------------------------------------------------------------------------
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step from `p.grad`; a closure, if given, is called first, with gradients enabled.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad(), self.plain_precision(self.device):
+            self.update(loss)
+        self.steps += 1
+        return loss
+
+    @abstractmethod
+    def update(self, loss: Any) -> None:
+        """Change the parameters."""
+
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """Gradients of the layers' parameters in working precision, unscaled."""
+        scale = getattr(self, "grad_scale", None)
+        params = [p for group in self.method_groups for p in group["params"] if p.grad is not None]
+        grads = {p: p.grad.to(self.working_dtype(p)) for p in params if p.grad is not None}
+        return grads if scale is None else {p: g / scale for p, g in grads.items()}
+
+    def healthy(self, grads: dict[Tensor, Tensor], loss: Any) -> Tensor:
+        """Whether loss and all gradients are finite, a 0-d tensor."""
+        rest = [] if self.fallback is None else self.fallback.param_groups[0]["params"]
+        ok = all_finite([*grads.values(), *(p.grad for p in rest if p.grad is not None)])
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None:
+            ok = ok & (found_inf == 0)
+        if isinstance(loss, Tensor):
+            ok = ok & torch.isfinite(loss.detach()).all()
+        return ok
+
+    @staticmethod
+    def decayed(group: dict[str, Any], params: list[Tensor], grads: list[Tensor], ok: Tensor) -> list[Tensor]:
+        """Gradients with coupled weight decay; zero where not ok."""
+        decay = group["weight_decay"]
+        if decay and params and not group["decoupled"]:
+            grads = list(torch._foreach_add(grads, params, alpha=decay))
+        return [torch.where(ok, g, 0.0) for g in grads]
+
+    def momentum(self, group: dict[str, Any], params: list[Tensor], new: list[Tensor], ok: Tensor) -> list[Tensor]:
+        """m <- momentum m + new, in place; m stays as it is where not ok (then `new` is zero)."""
+        rate = group["momentum"]
+        if not rate or not params:
+            return new
+        buffers = []
+        for p, x in zip(params, new, strict=True):
+            state = self.state[p]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(x)
+            buffers.append(state["momentum_buffer"])
+        torch._foreach_mul_(buffers, where_ok(ok, rate, 1.0, buffers[0].dtype))
+        torch._foreach_add_(buffers, new)
+        return buffers
+
+    def apply(self, moves: list[Move], ok: Tensor, clip: float | Tensor) -> None:
+        """W <- W - lr clip p in all groups, and the fallback; nothing where not ok or where a direction is not finite."""
+        directions = [d for _, _, found in moves for d in found]
+        if directions:
+            ok = ok & all_finite(directions)
+        for group, params, found in moves:
+            if not params:
+                continue
+            rate, dtype = -group["lr"], found[0].dtype
+            found = [torch.where(ok, d, 0.0) for d in found]
+            if group["momentum_order"] == "after" and group["momentum"]:
+                if isinstance(clip, Tensor):
+                    torch._foreach_mul_(found, clip)
+                buffers = self.momentum(group, params, found, ok)
+                found = list(torch._foreach_mul(buffers, where_ok(ok, rate, 0.0, dtype)))
+            else:
+                torch._foreach_mul_(found, rate * clip)
+            if group["weight_decay"] and group["decoupled"]:
+                torch._foreach_mul_(params, where_ok(ok, 1 + rate * group["weight_decay"], 1.0, dtype))
+            torch._foreach_add_(params, found)
+        self._step_fallback(ok)
+        self._skipped = ~ok + (0 if self._skipped is None else self._skipped)
+
+    def _step_fallback(self, ok: Tensor) -> None:
+        if self.fallback is None:
+            return
+        group = self.fallback.param_groups[0]
+        params = [p for p in group["params"] if p.grad is not None]
+        if group.get("fused"):
+            self.fallback.grad_scale = getattr(self, "grad_scale", None)  # type: ignore[attr-defined]
+            self.fallback.found_inf = (~ok).to(torch.float32)  # type: ignore[attr-defined]
+            self.fallback.step()
+            return
+        if (scale := getattr(self, "grad_scale", None)) is not None:
+            torch._foreach_div_([p.grad for p in params if p.grad is not None], scale)
+        kept = {id(x): x.clone() for p in params for x in (p, *self.state[p].values())}
+        self.fallback.step()
+        for p in params:
+            for x in (p, *self.state[p].values()):
+                if x.device == ok.device:
+                    x.copy_(torch.where(ok, x, kept.get(id(x), 0.0)))
+
+    def tell(self, skipped: float, lost: float, notes: list[str]) -> None:
+        """Warn of what went wrong since the last refresh."""
+        told = getattr(self, "_told", (0.0, 0.0))
+        if skipped > told[0]:
+            notes = [
+                *notes,
+                f"{skipped - told[0]:.0f} updates were skipped for non-finite losses, gradients or updates",
+            ]
+        if lost > told[1]:
+            notes = [*notes, f"{lost - told[1]:.0f} layer statistics were dropped as non-finite"]
+        self._told = (skipped, lost)
+        if notes:
+            message = f"{type(self).__name__}, step {self.steps}: {'; '.join(notes)}."
+            warnings.warn(message, RuntimeWarning, stacklevel=5)
+
+    def troubles(self) -> dict[str, int]:
+        """Counters of what went wrong; reads them from the device."""
+        return {"updates skipped as non-finite": 0 if self._skipped is None else int(self._skipped)}
+
+    def method_of(self, name: str) -> str:
+        """What is done to a layer, in words."""
+        raise NotImplementedError
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+    @abstractmethod
+    def own_state(self) -> dict[str, Any]:
+        """Everything beside torch's state, as plain containers."""
+
+    @abstractmethod
+    def load_own_state(self, saved: dict[str, Any]) -> None:
+        """The inverse of `own_state`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is needed to go on bit by bit; loads with `torch.load(weights_only=True)`."""
+        generator = self._generator_state if self.generator is None else self.generator.get_state()
+        own = {
+            "steps": self.steps,
+            "generator": generator,
+            "skipped": self._skipped,
+            "told": getattr(self, "_told", None),
+        }
+        return {**super().state_dict(), "fisher_lab": {**own, **self.own_state()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave, on the parameters' devices and in the dtype it was saved in.
+
+        Raises:
+            ValueError: a state of another optimizer, or of other layers.
+        """
+        own = state_dict.get("fisher_lab")
+        layers = [group.get("layers") for group in state_dict["param_groups"]]
+        if own is None or layers != [group.get("layers") for group in self.param_groups]:
+            raise ValueError(
+                f"The state is not one of a {type(self).__name__} with these layers and groups, expected one; build "
+                "the optimizer with the same arguments as the one that was saved."
+            )
+        super().load_state_dict(state_dict)
+        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(saved_ids, params, strict=True):
+            buffer = state_dict["state"].get(i, {}).get("momentum_buffer")
+            if buffer is not None:  # torch casts it to the parameter's dtype
+                self.state[p]["momentum_buffer"] = buffer.to(p.device, copy=True)
+        if self.fallback is not None:
+            self.fallback.param_groups, self.fallback.state = [self.param_groups[-1]], self.state
+        self.steps, self.generator = own["steps"], None
+        self._generator_state = None if own["generator"] is None else own["generator"].to("cpu", copy=True)
+        self._skipped = None if own["skipped"] is None else own["skipped"].to(self.device, copy=True)
+        self._told = own["told"] or (0.0, 0.0)
+        self.load_own_state(own)
+
+
+def where_ok(ok: Tensor, value: float | Tensor, otherwise: float, dtype: torch.dtype) -> Tensor:
+    """One number or the other, as a 0-d tensor of the given precision (torch.where would round numbers to float32)."""
+    return ok.to(dtype) * (value - otherwise) + otherwise
+
+
+def check_settings(group: dict[str, Any]) -> None:
+    """Refuse settings of a group that are out of range."""
+    lr = group["lr"]
+    if not (float(lr) >= 0 and math.isfinite(float(lr))):
+        raise ValueError(f"Got lr={lr}, expected a finite number >= 0.")
+    for key in ("damping", "weight_decay"):
+        if key in group and not (group[key] >= 0 and math.isfinite(group[key])):
+            raise ValueError(f"Got {key}={group[key]}, expected a finite number >= 0.")
+    if not 0 <= group["momentum"] < 1:
+        raise ValueError(f"Got momentum={group['momentum']}, expected a number from 0 to below 1.")
+    choices = {"momentum_order": ("before", "after"), "damping_style": ("exact", "factored")}
+    for key, allowed in choices.items():
+        if key in group and group[key] not in allowed:
+            raise ValueError(f"Got {key}={group[key]!r}, expected one of {', '.join(map(repr, allowed))}.")

@@ -1,0 +1,232 @@
+"""One layer's curvature inside an optimizer: moving moments, the matrix assembled last, its prepared inverse.
+
+Nothing here waits for the device except `refresh`, which reads all flags at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisher_lab.approximations import Approximation, MiniBlock
+from fisher_lab.layers import Layer
+from fisher_lab.linalg import eigh, shifted_power, spd_inverse, symmetrize
+from fisher_lab.matrices import BlockDiagonal, DirectSum, FisherMatrix, Kronecker
+from fisher_lab.optim.observation import Observed
+from fisher_lab.optim.saving import decode, encode
+from fisher_lab.optim.stacking import part, signature, stacked
+from fisher_lab.running import Running
+
+JITTER = 1e-8  # first jitter after a failed factorisation, relative to the mean eigenvalue; then ten times as much
+
+KEPT = ("moments", "matrix", "inverse", "jitter", "count", "before", "latest", "window")
+
+Settings = Mapping[str, Any]  # a parameter group
+
+
+class LayerCurvature(Running):
+    """The moving average of one layer's moments, and the damped power that is applied to its gradient.
+
+    All windows of one optimizer step (gradient accumulation) are one observation: their examples count alike.
+
+    Args:
+        layer: the adapter.
+        approximation: what to build.
+        decay: rho; the k-th observation weighs 1 - min(1 - 1/k, rho).
+    """
+
+    def __init__(self, layer: Layer, approximation: Approximation, decay: float) -> None:
+        super().__init__(approximation, decay)
+        self.layer = layer
+        self.inverse: FisherMatrix | None = None
+        self.jitter = 0.0
+        self.count: Tensor | None = None  # finite observations so far; the present one included
+        self.before: dict[str, Tensor] | None = None  # moments before the present observation
+        self.latest: dict[str, Tensor] | None = None  # the present observation: mean over its windows
+        self.window: Tensor | None = None  # finite examples in the present observation
+
+    def add(self, observed: Observed, first: bool) -> Tensor:
+        """Absorb one window and return whether it was finite; without a host read, non-finite ones change nothing.
+
+        Args:
+            observed: the statistics.
+            first: whether this window begins a new observation.
+        """
+        stats = observed.stats
+        new = self.approximation.moments(stats, self.matrix)
+        ok = observed.ok & all_finite(new.values())
+        new = {name: torch.where(ok, x, 0.0) for name, x in new.items()}
+        examples = ok.to(stats.g.dtype) * stats.N
+        if first or self.latest is None or self.window is None:
+            if self.count is not None and self.window is not None:
+                self.count = self.count + (self.window > 0)
+            self.before, self.latest, self.window = self.moments, new, examples
+        else:
+            self.window = self.window + examples
+            self.latest = self.approximation.average(self.latest, new, examples / self.window.clamp(min=1))
+        if self.count is None:
+            self.count = torch.zeros_like(self.window)
+        if self.before is None:
+            self.moments = self.latest
+        else:
+            assert self.decay is not None
+            good = self.window > 0
+            weight = torch.where(good, 1 - (1 - 1 / (self.count + 1)).clamp(max=self.decay), 0.0)
+            self.moments = self.approximation.average(self.before, self.latest, weight)
+        return ok
+
+    def close(self) -> None:
+        """The present observation is complete."""
+        if self.window is not None:
+            assert self.count is not None
+            self.count = self.count + (self.window > 0)
+        self.before = self.latest = self.window = None
+
+    def settle(self) -> None:
+        """Count what was seen (a warm start) as many observations: the next one weighs 1 - rho."""
+        assert self.decay is not None
+        self.close()
+        if self.count is not None:
+            self.count = torch.where(self.count > 0, torch.full_like(self.count, 1 / max(1 - self.decay, 1e-9)), 0.0)
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as plain containers of tensors."""
+        return {"approximation": self.approximation.label, **encode({name: getattr(self, name) for name in KEPT})}
+
+    def load(self, saved: dict[str, Any], device: torch.device) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            ValueError: the state of another approximation.
+        """
+        if saved["approximation"] != self.approximation.label:
+            raise ValueError(
+                f"The state of layer {self.layer.name!r} is one of {saved['approximation']}, expected one of "
+                f"{self.approximation.label}; build the optimizer with the same arguments as the one that was saved."
+            )
+        for name in KEPT:
+            setattr(self, name, decode(saved[name], device))
+
+
+def all_finite(tensors: Any) -> Tensor:
+    """Whether all tensors are finite, a 0-d tensor; one reduction each."""
+    tops = torch._foreach_norm(list(tensors), float("inf"))
+    return torch.isfinite(torch.stack([top.to(torch.float32) for top in tops])).all()
+
+
+def prepare(approximation: Approximation, matrix: FisherMatrix, settings: Settings, jitter: float) -> FisherMatrix:
+    """(matrix + damping)^exponent as the trainer applies it."""
+    damping: float | Tensor = settings["damping"]
+    if jitter:
+        damping = damping + jitter * matrix.trace() / matrix.dim
+    shared = isinstance(approximation, MiniBlock) and approximation.linear in ("row_avg", "col_avg")
+    if shared and isinstance(matrix, Kronecker) and (isinstance(damping, Tensor) or damping > 0):
+        # one factor is the identity, so that exact damping is a shift of the other: no eigendecomposition
+        return Kronecker(tuple(f if f.ndim == 2 else _shifted_inverse(f, damping) for f in matrix.factors))
+    return matrix.powered(approximation.exponent, damping, settings["damping_style"])
+
+
+def _shifted_inverse(M: Tensor, damping: float | Tensor) -> Tensor:
+    return spd_inverse(symmetrize(M) + damping * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device))
+
+
+def refresh(curvatures: Sequence[LayerCurvature], settings: Sequence[Settings], extra: Tensor) -> tuple[list[str], Any]:
+    """New matrices and inverses; the last good ones stay where that fails. One host read, and eigh's own waits.
+
+    Layers of equal structure and settings are factorised in one batched call.
+
+    Args:
+        curvatures: layers that have been observed.
+        settings: the parameter group of each.
+        extra: a 1-d tensor of counters to read along.
+
+    Returns:
+        One sentence for each layer where something failed, and the counters.
+    """
+    candidates = [c.approximation.assemble(c.moments, c.matrix) for c in curvatures if c.moments is not None]
+    inverses = _prepare_all(curvatures, candidates, settings)
+    flags = [all_finite(matrix.tensors().values()) for matrix in candidates]
+    flags += [all_finite(inverse.tensors().values()) for inverse in inverses]
+    seen = [c.count + (0 if c.window is None else c.window > 0) > 0 for c in curvatures if c.count is not None]
+    read = torch.cat([torch.stack([*flags, *seen]).to(extra.dtype), extra])
+    values = [1.0] * len(read) if read.is_meta else read.tolist()  # the one host read of a refresh
+    n = len(curvatures)
+    notes = []
+    for i, c in enumerate(curvatures):
+        if not values[2 * n + i]:  # no finite observation yet: nothing to apply
+            continue
+        inverse: FisherMatrix | None = inverses[i]
+        if not values[i]:
+            notes.append(f"layer {c.layer.name!r}: the matrix overflowed, the last good one stays")
+            continue
+        if not values[n + i]:
+            inverse = _rescue(c, candidates[i], settings[i])
+            notes.append(
+                f"layer {c.layer.name!r}: the factorisation failed, "
+                + (f"jitter is now {c.jitter:g}" if inverse is not None else "the last good inverse stays")
+            )
+        if inverse is not None:
+            assert c.moments is not None
+            c.matrix, c.inverse = candidates[i], inverse
+            c.moments = c.approximation.carry(c.moments, c.matrix)
+    return notes, [0.0] * len(extra) if read.is_meta else values[3 * n :]
+
+
+def _prepare_all(
+    curvatures: Sequence[LayerCurvature], matrices: Sequence[FisherMatrix], settings: Sequence[Settings]
+) -> list[FisherMatrix]:
+    inverses: list[FisherMatrix | None] = [None] * len(matrices)
+    for members in buckets(curvatures, matrices, settings):
+        first = members[0]
+        joined = stacked([matrices[i] for i in members])
+        inverse = prepare(curvatures[first].approximation, joined, settings[first], curvatures[first].jitter)
+        for position, i in enumerate(members):
+            inverses[i] = part(inverse, position, len(members))
+    return [inverse for inverse in inverses if inverse is not None]
+
+
+def buckets(
+    curvatures: Sequence[LayerCurvature], matrices: Sequence[FisherMatrix], settings: Sequence[Settings]
+) -> list[list[int]]:
+    """Indices of layers whose matrices can be worked on as one: equal structure, group and approximation, no jitter."""
+    found: dict[Any, list[int]] = {}
+    for i, (c, matrix) in enumerate(zip(curvatures, matrices, strict=True)):
+        kind = signature(matrix)
+        alone = kind is None or c.jitter > 0
+        key = i if alone else (kind, id(settings[i]), c.approximation.label, matrix.dtype, matrix.device)
+        found.setdefault(key, []).append(i)
+    return list(found.values())
+
+
+def _rescue(c: LayerCurvature, matrix: FisherMatrix, settings: Settings) -> FisherMatrix | None:
+    """A failed inverse again: with more jitter, then in float64, then by eigendecomposition; None if nothing helps."""
+    c.jitter = max(10 * c.jitter, JITTER)
+    double = matrix.to(matrix.device, torch.float64)
+    attempts = [
+        lambda: prepare(c.approximation, matrix, settings, c.jitter),
+        lambda: prepare(c.approximation, double, settings, c.jitter),
+        lambda: _by_eigh(double, c.approximation.exponent, settings["damping"]),
+    ]
+    for attempt in attempts:
+        try:
+            inverse = attempt()
+        except torch.linalg.LinAlgError:  # eigh did not converge
+            continue
+        inverse = inverse.to(matrix.device, matrix.dtype)
+        if bool(all_finite(inverse.tensors().values())):
+            return inverse
+    return None
+
+
+def _by_eigh(matrix: FisherMatrix, p: float, damping: float) -> FisherMatrix:
+    """(matrix + damping)^p by eigendecompositions with eigenvalues clamped at zero."""
+    if isinstance(matrix, DirectSum):
+        return DirectSum(tuple(_by_eigh(piece, p, damping) for piece in matrix.parts))
+    if isinstance(matrix, BlockDiagonal):
+        values, vectors = eigh(matrix.blocks)
+        powers = (vectors * shifted_power(values, p, damping).unsqueeze(-2)) @ vectors.transpose(-1, -2)
+        return BlockDiagonal(powers, matrix.weight_shape, matrix.groups)
+    return matrix.powered(p, damping)

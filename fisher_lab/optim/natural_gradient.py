@@ -1,0 +1,371 @@
+"""NaturalGradient: a torch.optim.Optimizer for any Approximation.
+
+Step k: g = gradient (+ weight decay);  m = momentum of g;  p = (F + lambda)^-1 m;  W <- W - lr nu p (nu: KL-clip).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fisher_lab.approximations import Approximation
+from fisher_lab.comparison import Comparison
+from fisher_lab.layers import Layer
+from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
+from fisher_lab.matrices import FisherMatrix
+from fisher_lab.optim.base import LayerOptimizer
+from fisher_lab.optim.curvature import LayerCurvature, buckets, refresh
+from fisher_lab.optim.measuring import compare_in_use, describe
+from fisher_lab.optim.observation import Observed, check_forwards, of_batch_mean, of_gradient, statistics, watching
+from fisher_lab.optim.stacking import stacked
+
+Statistics = Literal["per_example", "mean", "gradient"]
+
+
+class NaturalGradient(LayerOptimizer):
+    """Preconditions every layer's gradient with the damped inverse of an approximation of its Fisher block.
+
+    Use it as any torch optimizer, with the forward pass inside `with opt.observing():`. Parameters that no layer
+    adapter covers are trained by `torch.optim.AdamW` at `fallback_lr`; `print(opt)` shows which.
+
+    Args:
+        model: the model that is trained; the forward passes observed are its own.
+        likelihood: a Likelihood or a torch loss module: the loss that is minimised.
+        approximation: for instance `fl.KFAC()`.
+        lr: learning rate.
+        damping: lambda, on the scale of F.
+        damping_style: "exact" (F + lambda I) or "factored" (Kronecker products: lambda^(1/k) on each of k balanced
+            factors; Cholesky instead of an eigendecomposition).
+        momentum: 0 for none.
+        momentum_order: momentum "before" preconditioning (the preconditioner acts on the momentum) or "after".
+        weight_decay: added to the gradient, or W <- (1 - lr weight_decay) W if `decoupled`.
+        decoupled: see `weight_decay`.
+        kl_clip: largest lr^2 p^T F p of a step, taken as lr^2 <p, m>; None for no limit.
+        decay: rho of the moving averages; the k-th observation weighs 1 - min(1 - 1/k, rho).
+        observe_every: steps between observations.
+        refresh_every: steps between refreshes of the inverses; until that step one follows every observation.
+        fisher: labels of the statistics: "mc" (sampled from the model), "true" (expectation) or "empirical".
+        statistics: "per_example", or "mean": the outer product of the batch-mean gradient, times the batch size.
+        dtype: of moments and inverses; None for the parameters' own, at least float32.
+        layers: names of the layers to precondition; None for all that have an adapter.
+        groups: settings of some layers, as `[{"layers": [...], "lr": ..., "damping": ..., "approximation": ...}]`.
+        fallback_lr: learning rate of AdamW for all other parameters.
+        seed: of sampled labels.
+
+    Raises:
+        ValueError, TypeError: settings out of range, unknown layers, statistics that the approximation cannot use.
+
+    See Also:
+        fisher_lab.optim: the methods of the papers with their defaults.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Likelihood | nn.Module,
+        approximation: Approximation,
+        lr: float | Tensor,
+        *,
+        damping: float = 1e-2,
+        damping_style: Literal["exact", "factored"] = "exact",
+        momentum: float = 0.9,
+        momentum_order: Literal["before", "after"] = "before",
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        kl_clip: float | None = None,
+        decay: float = 0.95,
+        observe_every: int = 10,
+        refresh_every: int = 100,
+        fisher: FisherKind = "mc",
+        statistics: Statistics = "per_example",
+        dtype: torch.dtype | None = None,
+        layers: Sequence[str] | None = None,
+        groups: Sequence[dict[str, Any]] | None = None,
+        fallback_lr: float = 1e-3,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(approximation, Approximation):
+            raise TypeError(f"Got {approximation!r} as approximation, expected an instance such as fl.KFAC().")
+        self.approximation, self.likelihood = approximation, as_likelihood(likelihood)
+        self.kl_clip, self.decay, self.fisher, self.statistics = kl_clip, decay, fisher, statistics
+        self.observe_every, self.refresh_every, self.dtype = observe_every, refresh_every, dtype
+        settings = {
+            "lr": lr, "damping": damping, "damping_style": damping_style, "momentum": momentum,
+            "momentum_order": momentum_order, "weight_decay": weight_decay, "decoupled": decoupled,
+        }  # fmt: skip
+        super().__init__(model, settings, layers, groups, fallback_lr, seed)
+        self._check()
+        self.curvature = {name: LayerCurvature(layer, self._chosen[name], decay) for name, layer in self.layers.items()}
+        self._buckets: dict[int, list[tuple[list[Layer], FisherMatrix]]] = {}
+        self._observed_at: int | None = None  # step of the last observation
+        self._fresh = False  # whether something was observed since the last refresh
+        self._examples = 0  # seen by observing() and not used yet (statistics="gradient")
+        self._lost: Tensor | None = None  # windows with non-finite statistics
+
+    def choose(self, layer: Layer, approximation: Approximation) -> Approximation:  # noqa: ARG002
+        """The approximation of one layer."""
+        return approximation
+
+    # -- observing -------------------------------------------------------------------------------------------------
+    def observing(self, y: Tensor | None = None) -> AbstractContextManager[Any]:
+        """Watch the forward passes inside the `with` on steps that are due; on all others this does nothing.
+
+        On leaving, one extra backward pass with sampled labels goes through the graph, which stays for the loss.
+        Windows of one step (gradient accumulation) and forward passes in one window add examples.
+
+        Args:
+            y: labels of the data, for empirical statistics of this window.
+
+        Raises:
+            ValueError: no forward pass of the model, or one without gradients.
+        """
+        due = self._observed_at is None or self.steps - self._observed_at >= self.observe_every
+        return self._window(y) if due or self._observed_at == self.steps else nullcontext()
+
+    @contextmanager
+    def _window(self, y: Tensor | None) -> Iterator[None]:
+        gradient = self.statistics == "gradient"
+        with watching(self.model, {} if gradient else self.layers) as forwards:
+            yield
+        check_forwards(forwards, self.likelihood)
+        if y is not None and sum(len(z) for z, _ in forwards) != len(y):
+            raise ValueError(
+                f"observing() got {len(y)} labels for {sum(len(z) for z, _ in forwards)} examples, expected as many."
+            )
+        first = self._observed_at != self.steps
+        if gradient:
+            self._examples = sum(len(z) for z, _ in forwards) + (0 if first else self._examples)
+        else:
+            self._absorb(forwards, y, first)
+        self._observed_at, self._fresh = self.steps, True
+
+    def _absorb(self, forwards: list[Any], y: Tensor | None, first: bool) -> None:
+        kind: FisherKind = self.fisher if y is None else "empirical"
+        if y is not None and self.statistics == "mean":
+            kind = "empirical"
+        if self.likelihood.summed and (not first or len(forwards) > 1):
+            raise ValueError(
+                "Several forward passes in one step got a loss with reduction='sum', expected 'mean': the scale of "
+                "their Fisher is not defined; average the loss."
+            )
+        started, fresh = 0, set() if first else set(self.layers)
+        for forward in forwards:
+            labels = None if y is None else y[started : started + len(forward.z)]
+            started += len(forward.z)
+            with self.plain_precision(forward.z.device):
+                found = statistics(
+                    forward, self.layers, self.likelihood, kind, labels, self._generator(forward.z.device), self.dtype
+                )
+                with torch.no_grad():
+                    for name, observed in found.items():
+                        if self.statistics == "mean":
+                            observed = observed._replace(stats=of_batch_mean(observed.stats))
+                        ok = self.curvature[name].add(observed, name not in fresh)
+                        self._lost = ~ok + (0 if self._lost is None else self._lost)
+                        fresh.add(name)
+
+    def warm_start(self, data: Any) -> None:
+        """Take the statistics of one pass over the data (one per sweep of the approximation) as the first moments.
+
+        Args:
+            data: (x, y), a DataLoader or an iterable of batches; labels are used for empirical statistics only.
+        """
+        if self.statistics == "gradient":
+            raise ValueError(
+                f"{type(self).__name__} reads the gradients of its own steps, expected no warm start; leave it out."
+            )
+        for _ in range(max(c.approximation.sweeps for c in self.curvature.values())):
+            first = True
+            for x, y in self.batches(data):
+                with watching(self.model, self.layers) as forwards:
+                    self.model(x)
+                check_forwards(forwards, self.likelihood)
+                if first:
+                    for c in self.curvature.values():
+                        c.restart()
+                self._absorb(forwards, y if self.fisher == "empirical" else None, first)
+                first = False
+            for c in self.curvature.values():
+                c.settle()
+            self._refresh()
+        self._observed_at, self._fresh = self.steps, False
+
+    # -- the step --------------------------------------------------------------------------------------------------
+    def update(self, loss: Any) -> None:
+        """One step from the gradients in `p.grad`."""
+        grads = self.gradients()
+        if not grads:
+            return
+        ok = self.healthy(grads, loss)
+        self._check_observed(grads)
+        if self.statistics == "gradient" and self._observed_at == self.steps:
+            self._absorb_gradients(grads, ok)
+        if self._fresh and (self.steps <= self.refresh_every or self.steps % self.refresh_every == 0):
+            self._refresh()
+        for c in self.curvature.values():
+            c.close()
+        moves: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]] = []
+        power: float | Tensor = 0.0
+        for index, group in enumerate(self.method_groups):
+            params = [p for p in group["params"] if p in grads]
+            vectors = self.decayed(group, params, [grads[p] for p in params], ok)
+            if group["momentum_order"] == "before":
+                vectors = self.momentum(group, params, vectors, ok)
+            by_parameter = dict(zip(params, vectors, strict=True))
+            directions = self._precondition(index, by_parameter)
+            moving = [
+                directions.get(p, torch.zeros_like(by_parameter[p])) for p in params
+            ]  # no finite statistics: stay
+            moves.append((group, params, moving))
+            if self.kl_clip is not None:
+                dots = [(d * v).sum() for d, v in zip(moving, vectors, strict=True)]
+                power = power + group["lr"] ** 2 * sum(dots, torch.zeros_like(dots[0]) if dots else 0.0)
+        self.apply(moves, ok, self._clip(power))
+
+    def _clip(self, power: Any) -> Tensor | float:
+        if self.kl_clip is None or not isinstance(power, Tensor):
+            return 1.0
+        return (self.kl_clip / power.abs().clamp(min=torch.finfo(power.dtype).tiny)).sqrt().clamp(max=1.0)
+
+    def _precondition(self, index: int, vectors: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """The prepared inverses of a group times the vectors of its parameters; equal layers in one product."""
+        found: dict[Tensor, Tensor] = {}
+        for layers, inverse in self._buckets.get(index, []):
+            packed = [layer.pack(self._parts(layer, vectors)) for layer in layers]
+            D = inverse @ (packed[0] if len(packed) == 1 else torch.cat(packed))
+            for layer, W in zip(layers, D.chunk(len(layers)) if len(layers) > 1 else [D], strict=True):
+                for key, tensor in layer.unpack(W).items():
+                    found[layer.parameters[key]] = tensor
+        return found
+
+    def _parts(self, layer: Layer, vectors: dict[Tensor, Tensor]) -> dict[str, Tensor]:
+        dtype = self.working_dtype(next(iter(layer.parameters.values())))
+        zeros = {p: torch.zeros_like(p, dtype=dtype) for p in layer.parameters.values() if p not in vectors}
+        return {key: (zeros | {p: vectors[p]} if p in vectors else zeros)[p] for key, p in layer.parameters.items()}
+
+    def _absorb_gradients(self, grads: dict[Tensor, Tensor], ok: Tensor) -> None:
+        """The batch-mean gradient of this very step, times the number of examples it is the mean of."""
+        for c in self.curvature.values():
+            if any(p in grads for p in c.layer.parameters.values()):
+                W = torch.where(ok, c.layer.pack(self._parts(c.layer, grads)), 0.0) * self._examples**0.5
+                groups = getattr(c.layer, "groups", 1)
+                stats = of_gradient(W, groups, c.layer.kernel, c.layer.bias)
+                c.add(Observed(stats, ok), first=True)
+
+    def _refresh(self) -> None:
+        """Matrices and inverses from the moments; then counters are read and troubles told, in one host read."""
+        observed = [c for c in self.curvature.values() if c.moments is not None]
+        if not observed:
+            return
+        group_of = {name: group for group in self.method_groups for name in group["layers"]}
+        zero = torch.zeros((), device=self.device)
+        extra = torch.stack([zero if x is None else x.to(zero.dtype) for x in (self._skipped, self._lost)])
+        notes, (skipped, lost) = refresh(observed, [group_of[c.layer.name] for c in observed], extra)
+        self._fresh = False
+        self._collect()
+        self.tell(skipped, lost, notes)
+
+    def _collect(self) -> None:
+        """Buckets of layers of equal structure, whose inverses are applied in one product."""
+        self._buckets = {}
+        for index, group in enumerate(self.method_groups):
+            members = [self.curvature[name] for name in group["layers"] if self.curvature[name].inverse is not None]
+            inverses = [c.inverse for c in members if c.inverse is not None]
+            self._buckets[index] = [
+                ([members[i].layer for i in found], stacked([inverses[i] for i in found]))
+                for found in buckets(members, inverses, [group] * len(members))
+            ]
+
+    # -- checks and checkpoints ------------------------------------------------------------------------------------
+    def _check(self) -> None:
+        """Refuse settings that cannot work, before anything is computed."""
+        for name in ("observe_every", "refresh_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Got {name}={value!r}, expected a whole number of steps, 1 or more.")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"Got decay={self.decay}, expected a number from 0 to below 1.")
+        if self.kl_clip is not None and not self.kl_clip > 0:
+            raise ValueError(f"Got kl_clip={self.kl_clip}, expected a positive number, or None for no limit.")
+        check_fisher(self.fisher)
+        if self.statistics not in get_args(Statistics):
+            raise ValueError(f'Got statistics={self.statistics!r}, expected "per_example", "mean" or "gradient".')
+        if self.statistics == "mean" and self.fisher == "true":
+            raise ValueError('Got statistics="mean" with fisher="true", expected "mc" or "empirical": the mean over '
+                             "examples of an expectation over labels is no gradient.")  # fmt: skip
+        factors = [c.label for c in self._chosen.values() if c.needs_factors]
+        if self.statistics != "per_example" and factors:
+            raise ValueError(
+                f"{factors[0]} needs layer inputs and output gradients apart, got statistics={self.statistics!r}; "
+                'use statistics="per_example".'
+            )
+
+    def _check_observed(self, grads: dict[Tensor, Tensor]) -> None:
+        """Refuse to go on without statistics, or with statistics that nobody renews."""
+        if self._observed_at is None:
+            raise ValueError(
+                f"{type(self).__name__} has observed nothing yet, expected the forward pass inside "
+                "`with opt.observing():`, or opt.warm_start(data) first."
+            )
+        overdue = self.steps - self._observed_at - self.observe_every
+        if overdue > 10 * self.observe_every:
+            raise ValueError(
+                f"The last observation was {self.steps - self._observed_at} steps ago, expected one every "
+                f"{self.observe_every}; put the forward pass inside `with opt.observing():`."
+            )
+        for name, c in self.curvature.items():
+            used = any(p in grads for p in c.layer.parameters.values())
+            if c.moments is None and self.statistics != "gradient" and used:
+                raise ValueError(
+                    f"Layer {name!r} has a gradient but was never observed, expected it in an observed forward pass; "
+                    "leave it to the fallback with layers=[...]."
+                )
+
+    def own_state(self) -> dict[str, Any]:
+        """Periods, pending windows, and every layer's moments, matrix and inverse."""
+        return {
+            "observed_at": self._observed_at, "fresh": self._fresh, "examples": self._examples, "lost": self._lost,
+            "layers": {name: c.state() for name, c in self.curvature.items()},
+        }  # fmt: skip
+
+    def load_own_state(self, saved: dict[str, Any]) -> None:
+        """The inverse of `own_state`."""
+        self._observed_at, self._fresh, self._examples = saved["observed_at"], saved["fresh"], saved["examples"]
+        self._lost = None if saved["lost"] is None else saved["lost"].to(self.device, copy=True)
+        for name, c in self.curvature.items():
+            c.load(saved["layers"][name], next(iter(c.layer.parameters.values())).device)
+        self._collect()
+
+    def method_of(self, name: str) -> str:
+        """What is done to a layer, in words."""
+        c = self.curvature[name]
+        return c.approximation.label + (f", jitter {c.jitter:g}" if c.jitter else "")
+
+    def troubles(self) -> dict[str, int]:
+        """Counters of what went wrong; reads them from the device."""
+        lost = 0 if self._lost is None else int(self._lost)
+        return {**super().troubles(), "non-finite layer statistics dropped": lost}
+
+    # -- what is used ----------------------------------------------------------------------------------------------
+    def matrices(self) -> dict[str, FisherMatrix]:
+        """The matrices of the last refresh, by layer: averaged and stale, exactly what the steps use (undamped)."""
+        found = {name: c.matrix for name, c in self.curvature.items() if c.matrix is not None}
+        if not found:
+            raise ValueError("Nothing was observed yet, expected at least one step; train or call warm_start first.")
+        return found
+
+    def compare(self, data: Any, **options: Any) -> Comparison:
+        """Errors of `matrices()` against the exact Fisher at the present weights, of a copy in evaluation mode.
+
+        Args:
+            data: as in `fl.compare`.
+            **options: further arguments of `fl.compare`.
+        """
+        return compare_in_use(self, data, **options)
+
+    def __repr__(self) -> str:
+        return describe(self)

@@ -1,0 +1,166 @@
+"""What an optimizer sees of a forward pass: layer inputs, and output gradients from one extra backward pass.
+
+The hooks live only inside the `with`. The extra backward goes through the graph that the user's own loss uses, asks
+only for the gradients at the layers' outputs, and so touches no `p.grad` and fires no gradient hook of a parameter.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from fisher_lab.capture import recording
+from fisher_lab.layers import Layer
+from fisher_lab.likelihoods import FisherKind, Likelihood
+from fisher_lab.stats import LayerStats
+
+
+class Forward(NamedTuple):
+    """One call of the model: its output, and input and output edge of every use of every layer."""
+
+    z: Tensor
+    uses: dict[str, list[tuple[Tensor, GradientEdge]]]
+
+
+class Observed(NamedTuple):
+    """Statistics of one layer and whether they are finite, as a 0-d tensor (non-finite ones are zeroed)."""
+
+    stats: LayerStats
+    ok: Tensor
+
+
+@contextmanager
+def watching(model: nn.Module, layers: dict[str, Layer]) -> Iterator[list[Forward]]:
+    """Record every forward pass of the model while the `with` lasts."""
+    forwards: list[Forward] = []
+    with _uncompiled(), recording(layers) as uses:
+
+        def finished(module: nn.Module, inputs: Any, z: Any) -> None:  # noqa: ARG001
+            forwards.append(Forward(z, {name: list(found) for name, found in uses.items()}))
+            for found in uses.values():
+                found.clear()
+
+        handle = model.register_forward_hook(finished)
+        try:
+            yield forwards
+        finally:
+            handle.remove()
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Have compiled models run eagerly, as their hooks would be compiled away; nothing is compiled without dynamo."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def check_forwards(forwards: list[Forward], likelihood: Likelihood) -> None:
+    """Refuse a window in which nothing usable happened."""
+    if not forwards:
+        raise ValueError(
+            "observing() recorded no forward pass of the model, expected one inside the `with`; call the very model "
+            "that the optimizer was given (not one of its parts, not a copy)."
+        )
+    for z, _ in forwards:
+        likelihood.check_output(z)
+        if not z.requires_grad:
+            raise ValueError(
+                "observing() saw an output without a graph, expected gradients to be recorded; leave out "
+                "torch.no_grad() and torch.inference_mode() around the forward pass."
+            )
+
+
+def statistics(
+    forward: Forward,
+    layers: dict[str, Layer],
+    likelihood: Likelihood,
+    fisher: FisherKind,
+    y: Tensor | None,
+    generator: torch.Generator | None,
+    dtype: torch.dtype | None,
+) -> dict[str, Observed]:
+    """Statistics of every layer that took part in a forward pass, at labels of the chosen kind.
+
+    Args:
+        forward: the recorded pass.
+        layers: adapters by name.
+        likelihood: p(y | z).
+        fisher: which Fisher.
+        y: the data's labels, for "empirical".
+        generator: source of sampled labels.
+        dtype: of the statistics; None for each layer's own, at least float32.
+    """
+    z = forward.z.detach()
+    finite = torch.isfinite(z).all()
+    safe = torch.where(finite, z, 0.0).to(statistics_dtype(z.dtype, dtype))  # sampling refuses NaN
+    S = likelihood.columns(safe, fisher, y, generator).to(z.dtype)
+    edges = [edge for uses in forward.uses.values() for _, edge in uses]
+    gradients = iter(_pull_back(forward.z, edges, S))
+    found = {}
+    for name, layer in layers.items():
+        parts = [(a, g) for a, g in ((a, next(gradients)) for a, _ in forward.uses[name]) if g is not None]
+        if parts:
+            found[name] = _observed(layer, parts, z.shape[0], finite, likelihood.summed, dtype)
+    return found
+
+
+def statistics_dtype(own: torch.dtype, chosen: torch.dtype | None) -> torch.dtype:
+    """The chosen precision; by default the tensor's own, but at least float32."""
+    return chosen or torch.promote_types(own, torch.float32)
+
+
+def _pull_back(z: Tensor, edges: list[GradientEdge], S: Tensor) -> list[Tensor | None]:
+    """Gradients `[R, N, *output]` at every edge, None where an edge does not reach z; the graph is kept."""
+    if not edges:
+        return []
+    try:
+        if S.shape[0] > 1:
+            found = torch.autograd.grad(z, edges, S, retain_graph=True, allow_unused=True, is_grads_batched=True)
+            return list(found)
+        found = torch.autograd.grad(z, edges, S[0], retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise ValueError(
+            "The graph of the observed forward pass is gone, expected it to live until observing() ends; call "
+            "loss.backward() after the `with` block."
+        ) from error
+    return [None if g is None else g.unsqueeze(0) for g in found]
+
+
+def _observed(
+    layer: Layer, parts: list[tuple[Tensor, Tensor]], N: int, finite: Tensor, summed: bool, dtype: torch.dtype | None
+) -> Observed:
+    """Uses of a layer in one forward pass are more positions."""
+    dtype = statistics_dtype(next(iter(layer.parameters.values())).dtype, dtype)
+    inputs = [a.to(dtype) for a, _ in parts]
+    outputs = [layer.unroll_gradient(g).to(dtype) for _, g in parts]
+    a = torch.cat(inputs, 1) if len(parts) > 1 else inputs[0]
+    g = torch.cat(outputs, 2) if len(parts) > 1 else outputs[0]
+    if a.shape[0] != N:
+        raise ValueError(
+            f"Layer {layer.name!r} sees {a.shape[0]} examples for a batch of {N}, expected its first dimension to be "
+            "the examples; keep [N, ...] in the model, or precondition other layers with layers=[...]."
+        )
+    ok = finite & torch.isfinite(a).all() & torch.isfinite(g).all()
+    g = torch.where(ok, g, 0.0)
+    if summed:  # the loss is N times its mean, and so is its Fisher
+        g = g * math.sqrt(N)
+    return Observed(LayerStats(torch.where(ok, a, 0.0), g, layer.kernel, layer.bias), ok)
+
+
+def of_batch_mean(stats: LayerStats) -> LayerStats:
+    """The batch-mean gradient as one example, times sqrt(N): for sampled labels its outer product has mean F."""
+    ones = torch.ones(stats.R, stats.N, dtype=stats.g.dtype, device=stats.g.device)
+    mean = stats.combine(ones) / math.sqrt(stats.N)
+    return of_gradient(mean, stats.Q, stats.kernel, stats.bias)
+
+
+def of_gradient(gradient: Tensor, Q: int, kernel: tuple[int, ...], bias: bool) -> LayerStats:
+    """One packed gradient `[Q * d_out, d_in]` as the statistics of one example."""
+    return LayerStats.of_gradients(gradient.unflatten(0, (Q, -1))[None, None], kernel, bias)

@@ -1,0 +1,186 @@
+"""The papers' optimizers: NaturalGradient with their approximation and defaults.
+
+Each takes NaturalGradient's arguments. Marks: [paper], [official code] read there; [ours] chosen here. Damping is
+always lambda on the scale of F. A published value for statistics of the batch-mean gradient, whose outer product estimates
+F/m for a batch of m examples, converts by TN(F/m, eps) = TN(F, eps m^(1/k)) / m: lambda = m eps^k and lr = m lr_published.
+Labels are sampled from the model by default ("mc"); where a paper uses the data's labels, `observing(y)` gives those.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import nn
+
+from fisher_lab import approximations as methods
+from fisher_lab.approximations import Approximation, MiniBlock
+from fisher_lab.layers import Layer
+from fisher_lab.likelihoods import Likelihood
+from fisher_lab.optim.natural_gradient import NaturalGradient
+
+AnyLikelihood = Likelihood | nn.Module
+
+
+class TNT(NaturalGradient):
+    """Tensor Normal Training, Ren & Goldfarb (2021): the inverse of TN, applied to the momentum.
+
+    Statistics of the batch-mean gradient with sampled labels, decay 0.9, momentum 0.9 before preconditioning, the same
+    eps added to every mode, coupled weight decay, periods 10/100 for convolutional nets and 1/20 for autoencoders
+    [official code]. Published: MNIST autoencoder lr 1e-4, eps 0.1, batch 1000: here lr=0.1, damping=10. CIFAR-10
+    lr 1e-4, eps 0.01, batch 128: here lr=0.0128 and damping=0.0128 for two modes, 1.28e-4 for three. The authors start
+    with a pass over the data: `warm_start(data)`. Default damping 1e-2 [ours, near the second].
+    """
+
+    def __init__(
+        self, model: nn.Module, likelihood: AnyLikelihood, lr: Any, *, modes: int | None = None, **options: Any
+    ) -> None:
+        defaults = {"damping_style": "factored", "statistics": "mean", "decay": 0.9}
+        super().__init__(model, likelihood, methods.TN(modes), lr, **{**defaults, **options})
+
+
+class KFAC(NaturalGradient):
+    """K-FAC, Martens & Grosse (2015), in today's simple form: fixed damping, momentum after preconditioning.
+
+    Per-example statistics with sampled labels [paper], decay min(1 - 1/k, 0.95) [paper], damping split by pi between
+    the factors [paper], periods 10/100 [official code of others], momentum 0.9. Published for the MNIST autoencoder:
+    lr 3e-3, lambda 0.3 in TNT's code, lr 1, lambda 3 in K-BFGS's code [official code]; lambda needs no conversion.
+    Default damping 1e-2 [ours]. Not here: adapted damping and the quadratic-model step size.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: AnyLikelihood,
+        lr: Any,
+        *,
+        spatial: Literal["expand", "reduce"] = "expand",
+        **options: Any,
+    ) -> None:
+        defaults = {"damping_style": "factored", "momentum_order": "after"}
+        super().__init__(model, likelihood, methods.KFAC(spatial), lr, **{**defaults, **options})
+
+
+class EKFAC(NaturalGradient):
+    """EKFAC, George et al. (2018): KFAC's eigenbasis with re-estimated eigenvalues, exact damping.
+
+    Momentum after preconditioning; basis every 50 to 100 steps; empirical labels [official code: `observing(y)`].
+    Here eigenvalues are averaged like the factors, carried over exactly when the basis changes, and used from the next
+    refresh on. Periods 10/100, decay 0.95 and damping 1e-2 [ours].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: AnyLikelihood,
+        lr: Any,
+        *,
+        spatial: Literal["expand", "reduce"] = "expand",
+        **options: Any,
+    ) -> None:
+        super().__init__(model, likelihood, methods.EKFAC(spatial), lr, **{"momentum_order": "after", **options})
+
+
+class TKFAC(NaturalGradient):
+    """TKFAC, Gao et al. (2020): trace-restricted KFAC, its factors damped alike.
+
+    Momentum after preconditioning. The paper adds sqrt(lambda) to factors of equal trace; here to factors of equal mean
+    eigenvalue, the one rule of this library. Periods 10/100, decay 0.95, damping 1e-2 [ours].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: AnyLikelihood,
+        lr: Any,
+        *,
+        spatial: Literal["expand", "full"] = "expand",
+        **options: Any,
+    ) -> None:
+        defaults = {"damping_style": "factored", "momentum_order": "after"}
+        super().__init__(model, likelihood, methods.TKFAC(spatial), lr, **{**defaults, **options})
+
+
+class TEKFAC(NaturalGradient):
+    """TEKFAC, Gao et al. (2020): TKFAC's eigenbasis with re-estimated eigenvalues, exact damping.
+
+    Momentum after preconditioning. Periods 10/100, decay 0.95, damping 1e-2 [ours]; the paper's damping of
+    convolutions by their trace is not here.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: AnyLikelihood,
+        lr: Any,
+        *,
+        spatial: Literal["expand", "full"] = "expand",
+        **options: Any,
+    ) -> None:
+        super().__init__(model, likelihood, methods.TEKFAC(spatial), lr, **{"momentum_order": "after", **options})
+
+
+class MBF(NaturalGradient):
+    """Mini-block Fisher, Bahamou, Goldfarb & Ren (2022): small dense blocks, applied to the momentum.
+
+    Statistics of the batch mean, decay 0.9, momentum 0.9 before preconditioning, coupled weight decay, periods 10/100
+    for convolutional nets and 2/25 for autoencoders [official code]; its training statistics use the data's labels:
+    `observing(y)`. One block per kernel of a convolution; one per row of a Linear layer where these fit, otherwise one
+    average block for all rows [official code: all-to-one average]; `print(opt)` shows which. Published lambda converts
+    to m lambda. Default damping 1e-2 [ours].
+
+    Args:
+        model: as NaturalGradient's.
+        likelihood: as NaturalGradient's.
+        lr: as NaturalGradient's.
+        max_block_bytes: most bytes for the row blocks of one layer.
+        **options: further arguments of NaturalGradient.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: AnyLikelihood,
+        lr: Any,
+        *,
+        max_block_bytes: int = 64 * 2**20,
+        **options: Any,
+    ) -> None:
+        self.max_block_bytes = max_block_bytes
+        super().__init__(model, likelihood, MiniBlock(), lr, **{"statistics": "mean", "decay": 0.9, **options})
+
+    def choose(self, layer: Layer, approximation: Approximation) -> Approximation:
+        """Row blocks where they fit, the average block otherwise; kernels stay kernels."""
+        if approximation != MiniBlock() or len(layer.kernel) > 1:
+            return approximation
+        rows, columns = layer.shape
+        size = self.working_dtype(next(iter(layer.parameters.values()))).itemsize
+        return approximation if rows * columns**2 * size <= self.max_block_bytes else MiniBlock("row_avg")
+
+
+class TENGraD(NaturalGradient):
+    """TENGraD, Soori et al. (2022): the exact block of one batch, inverted by Woodbury's identity and reused.
+
+    One sampled label per example, no averaging over batches, reuse for 100 steps, momentum 0.9 after preconditioning
+    [official code]. Published for VGG16 on CIFAR-10: batch 128, lr 0.1, lambda 0.2, weight decay 3e-3 [official code].
+    Default damping 0.2.
+    """
+
+    def __init__(
+        self, model: nn.Module, likelihood: AnyLikelihood, lr: Any, *, batch: int = 128, **options: Any
+    ) -> None:
+        defaults = {"momentum_order": "after", "damping": 0.2, "decay": 0.0, "observe_every": 100}
+        super().__init__(model, likelihood, methods.TENGraD(batch), lr, **{**defaults, **options})
+
+
+class Shampoo(NaturalGradient):
+    """Shampoo, Gupta, Koren & Singer (2018): inverse roots of the mode covariances of the training gradient itself.
+
+    Reads `p.grad` and needs no second backward pass; `observing()` only counts the examples, so that statistics are on
+    the scale of F. Decay 0.9 instead of a sum, eps added, momentum 0.9 before preconditioning [official code of TNT's
+    baseline]. lr = sqrt(m) lr_published; lambda = m eps agrees where the covariances vanish (MNIST autoencoder lr 3e-4,
+    eps 3e-4, batch 1000: here lr=9.5e-3, damping=0.3, the default). The published eps is added before the root.
+    """
+
+    def __init__(self, model: nn.Module, likelihood: AnyLikelihood, lr: Any, **options: Any) -> None:
+        defaults = {"statistics": "gradient", "decay": 0.9, "damping": 0.3, "damping_style": "factored"}
+        super().__init__(model, likelihood, methods.Shampoo(match_trace=False), lr, **{**defaults, **options})

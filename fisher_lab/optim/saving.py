@@ -1,0 +1,56 @@
+"""Curvature as plain containers of tensors and back, so that checkpoints load with `weights_only=True`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisher_lab.matrices import FisherMatrix
+from fisher_lab.stats import LayerStats
+
+
+def encode(value: Any) -> Any:
+    """Tensors, numbers, tuples, LayerStats and FisherMatrices as dictionaries of plain things."""
+    if isinstance(value, FisherMatrix):
+        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+        return {"matrix": type(value).__name__, "fields": fields}
+    if isinstance(value, LayerStats):
+        return {"stats": {"a": value.a, "g": value.g, "kernel": value.kernel, "bias": value.bias}}
+    if isinstance(value, tuple):
+        return tuple(encode(item) for item in value)
+    if isinstance(value, dict):
+        return {key: encode(item) for key, item in value.items()}
+    return value
+
+
+def decode(value: Any, device: torch.device) -> Any:
+    """What `encode` made, its tensors on `device` and in the dtype they were saved in.
+
+    Raises:
+        ValueError: a structure that is not known (its class was not imported).
+    """
+    if isinstance(value, Tensor):
+        return value.to(device, copy=True)
+    if isinstance(value, tuple | list):
+        return tuple(decode(item, device) for item in value)
+    if isinstance(value, dict) and set(value) == {"matrix", "fields"}:
+        known = {cls.__name__: cls for cls in _subclasses(FisherMatrix)}
+        if value["matrix"] not in known:
+            raise ValueError(
+                f"The checkpoint holds a {value['matrix']}, expected one of {', '.join(sorted(known))}; import the "
+                "module that defines it first."
+            )
+        return known[value["matrix"]](**{name: decode(item, device) for name, item in value["fields"].items()})
+    if isinstance(value, dict) and set(value) == {"stats"}:
+        return LayerStats(**decode(value["stats"], device))
+    if isinstance(value, dict):
+        return {key: decode(item, device) for key, item in value.items()}
+    return value
+
+
+def _subclasses(cls: type) -> list[type]:
+    direct: list[type] = cls.__subclasses__()
+    return direct + [found for sub in direct for found in _subclasses(sub)]

@@ -59,21 +59,21 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element to put into a page, without reference to anything outside."""
+def svg(figure: Figure, prefix: str = "") -> str:
+    """The figure as an `<svg>` element to put into a page, without reference to anything outside.
+
+    Args:
+        figure: the figure.
+        prefix: put before all identifiers inside, so that several figures fit into one page.
+    """
     out = io.BytesIO()
     _print(figure, out, "svg")
     text = out.getvalue().decode()
-    return text[text.index("<svg") :]
+    text = re.sub(r'\bid="', f'id="{prefix}', text[text.index("<svg") :])
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", text)
 
 
 def _print(figure: Figure, out: io.BytesIO, kind: str) -> None:
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+    silent = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate",), "png": ()}[kind]
     with matplotlib.rc_context(RC):
-        figure.savefig(out, format=kind, metadata=dates)
-
-
-def unique_ids(text: str, prefix: str) -> str:
-    """The `<svg>` element with `prefix` before all its identifiers, so that several fit into one page."""
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', text)
-    return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", text)
+        figure.savefig(out, format=kind, metadata=dict.fromkeys(silent))

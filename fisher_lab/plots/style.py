@@ -54,11 +54,11 @@ STYLES = {
     "Exact": EXACT,
     "KFAC": Style("#0072B2", "o", ""),
     "EKFAC": Style("#56B4E9", "s", "///"),
-    "TKFAC": Style("#D55E00", "^", "..."),
+    "TKFAC": Style("#D55E00", "^", ".."),
     "TEKFAC": Style("#E69F00", "v", "\\\\\\"),
     "TN": Style("#CC79A7", "D", "xxx"),
-    "MiniBlock": Style("#009E73", "P", "**"),
-    "TENGraD": Style("#F0E442", "X", "ooo"),
+    "MiniBlock": Style("#009E73", "P", "x-"),
+    "TENGraD": Style("#F0E442", "X", "oo"),
     "Shampoo": Style("#BB6688", "*", "---"),
     "KPSVD": Style("#332288", "h", "|||"),
     "Diagonal": Style("#BBBBBB", "p", "+++"),
@@ -67,7 +67,7 @@ STYLES = {
 SPARE = (
     Style("#661100", ">", "//o"),
     Style("#6699CC", "8", "\\\\."),
-    Style("#999933", "H", "x-"),
+    Style("#999933", "H", "x/"),
     Style("#AA4466", "d", "|o"),
 )
 LINES = ("--", "-.", ":")  # of methods with options, such as MiniBlock(linear=col)

@@ -21,6 +21,8 @@ from fisher_lab.optim.observation import statistics_dtype
 
 Move = tuple[dict[str, Any], list[Tensor], list[Tensor]]  # group, parameters, directions
 
+LARGEST_FACTOR = 4096**2  # numbers in a factor (of a large embedding) above which a layer is left to the fallback
+
 FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with torch's fused AdamW, which can skip a step without a host read
 
 
@@ -88,7 +90,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         kept = {
             name: layer
             for name, layer in found.items()
-            if not getattr(layer, "gradient_form", False) and len(getattr(layer, "uses", (layer,))) == 1
+            if not layer.gradient_form and (names is not None or layer.factor_size() <= LARGEST_FACTOR)
         }
         if not kept:
             raise ValueError(
@@ -234,7 +236,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         return buffers
 
     def apply(self, moves: list[Move], ok: Tensor, clip: float | Tensor) -> None:
-        """W <- W - lr clip p in all groups, and the fallback; nothing where not ok or where a direction is not finite."""
+        """W <- W - lr clip p in all groups, and the fallback; nothing where not ok or a direction is not finite."""
         directions = [d for _, _, found in moves for d in found]
         if directions:
             ok = ok & all_finite(directions)

@@ -252,8 +252,7 @@ class NaturalGradient(LayerOptimizer):
         for c in self.curvature.values():
             if any(p in grads for p in c.layer.parameters.values()):
                 W = torch.where(ok, c.layer.pack(self._parts(c.layer, grads)), 0.0) * self._examples**0.5
-                groups = getattr(c.layer, "groups", 1)
-                stats = of_gradient(W, groups, c.layer.kernel, c.layer.bias)
+                stats = of_gradient(W, c.layer.groups, c.layer.kernel, c.layer.bias)
                 c.add(Observed(stats, ok), first=True)
 
     def _refresh(self) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from fisher_lab.capture import recording
+from fisher_lab.capture import Use, recording
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood
 from fisher_lab.stats import LayerStats
@@ -26,7 +26,7 @@ class Forward(NamedTuple):
     """One call of the model: its output, and input and output edge of every use of every layer."""
 
     z: Tensor
-    uses: dict[str, list[tuple[Tensor, GradientEdge]]]
+    uses: dict[str, list[Use]]
 
 
 class Observed(NamedTuple):
@@ -99,11 +99,12 @@ def statistics(
     finite = torch.isfinite(z).all()
     safe = torch.where(finite, z, 0.0).to(statistics_dtype(z.dtype, dtype))  # sampling refuses NaN
     S = likelihood.columns(safe, fisher, y, generator).to(z.dtype)
-    edges = [edge for uses in forward.uses.values() for _, edge in uses]
+    edges = [use.edge for uses in forward.uses.values() for use in uses]
     gradients = iter(_pull_back(forward.z, edges, S))
     found = {}
     for name, layer in layers.items():
-        parts = [(a, g) for a, g in ((a, next(gradients)) for a, _ in forward.uses[name]) if g is not None]
+        pulled = [(use, next(gradients)) for use in forward.uses[name]]
+        parts = [(use.a, use.layer.unroll_gradient(g)) for use, g in pulled if g is not None]
         if parts:
             found[name] = _observed(layer, parts, z.shape[0], finite, likelihood.summed, dtype)
     return found
@@ -136,10 +137,10 @@ def _pull_back(z: Tensor, edges: list[GradientEdge], S: Tensor) -> list[Tensor |
 def _observed(
     layer: Layer, parts: list[tuple[Tensor, Tensor]], N: int, finite: Tensor, summed: bool, dtype: torch.dtype | None
 ) -> Observed:
-    """Uses of a layer in one forward pass are more positions."""
+    """Statistics from inputs `a` and output gradients `g` of every use; uses in one forward pass are positions."""
     dtype = statistics_dtype(next(iter(layer.parameters.values())).dtype, dtype)
     inputs = [a.to(dtype) for a, _ in parts]
-    outputs = [layer.unroll_gradient(g).to(dtype) for _, g in parts]
+    outputs = [g.to(dtype) for _, g in parts]
     a = torch.cat(inputs, 1) if len(parts) > 1 else inputs[0]
     g = torch.cat(outputs, 2) if len(parts) > 1 else outputs[0]
     if a.shape[0] != N:

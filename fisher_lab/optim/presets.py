@@ -1,9 +1,10 @@
 """The papers' optimizers: NaturalGradient with their approximation and defaults.
 
 Each takes NaturalGradient's arguments. Marks: [paper], [official code] read there; [ours] chosen here. Damping is
-always lambda on the scale of F. A published value for statistics of the batch-mean gradient, whose outer product estimates
-F/m for a batch of m examples, converts by TN(F/m, eps) = TN(F, eps m^(1/k)) / m: lambda = m eps^k and lr = m lr_published.
-Labels are sampled from the model by default ("mc"); where a paper uses the data's labels, `observing(y)` gives those.
+always lambda on the scale of F. Published values for statistics of the batch-mean gradient, whose outer product
+estimates F/m for a batch of m examples, convert by TN(F/m, eps) = TN(F, eps m^(1/k)) / m: lambda = m eps^k and
+lr = m lr_published. Labels are sampled from the model by default ("mc"); where a paper uses the data's labels,
+`observing(y)` gives those.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class GradientForm(Layer):
         """The parameters apart."""
         parts = W.squeeze(-1).split([p.numel() for p in self.parameters.values()], -1)
         return {
-            key: part.reshape(*part.shape[:-1], *p.shape)
+            key: part.reshape((*part.shape[:-1], *p.shape))
             for (key, p), part in zip(self.parameters.items(), parts, strict=True)
         }
 

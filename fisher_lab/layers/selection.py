@@ -14,6 +14,7 @@ from fisher_lab.layers.base import Layer, WeightBias, owned_parameters
 from fisher_lab.layers.gradient_form import GradientForm
 
 OnUnknown = Literal["error", "skip", "flatten"]
+FROZEN = "frozen (requires_grad=False)"
 HARMLESS = {"__init__", "extra_repr", "reset_parameters", "__repr__", "__doc__", "__module__", "__qualname__"}
 
 
@@ -48,12 +49,14 @@ def select(model: nn.Module, names: Sequence[str] | None = None, on_unknown: OnU
     for name in _choose(model, owners, shared, names):
         found = _block(model, [(other, owners[other]) for other in shared[name]], on_unknown == "flatten")
         if isinstance(found, str):
-            if on_unknown == "error":
+            if on_unknown != "skip":
                 raise ValueError(found)
             left_out[name] = found
         else:
             layers[name] = found
-            left_out.update({found.full_name(p): "frozen (requires_grad=False)" for p in found.frozen})
+            left_out.update({found.full_name(p): FROZEN for p in found.frozen})
+    if names is None:  # modules without any trainable parameter too
+        left_out.update({name: FROZEN for name, p in model.named_parameters() if not p.requires_grad})
     if not layers:
         raise ValueError("No layer is left to measure, expected at least one; choose other layers.")
     return Selection(layers, left_out)

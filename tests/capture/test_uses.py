@@ -1,0 +1,205 @@
+"""Modules used several times and tied weights: one block that sums over all uses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fisher_lab as fl
+from fisher_lab.layers import select
+from tests.helpers import assert_same, dense_fisher
+from tests.layers.oracle import flattened, naive_block, normal, randomised, weight_and_bias
+
+
+def half_square(z: Tensor, n: int) -> Tensor:
+    return 0.5 * z.square().sum()
+
+
+class Reused(nn.Module):
+    """One Linear at 4 positions and again at the single one of their mean; one convolution at two resolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.conv = nn.Linear(3, 3), nn.Conv1d(1, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.linear(self.linear(x).tanh().mean(1)).tanh()  # [N, 3]
+        return self.conv(self.conv(hidden.unsqueeze(1)).sin()).flatten(1) + hidden[:, :1]
+
+
+class TiedLinears(nn.Module):
+    """Two modules with one weight, and biases of their own if asked for."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3, bias=bias), nn.Linear(3, 3, bias=bias)
+        self.second.weight = self.first.weight
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.second(self.first(x).tanh().mean(1)).tanh())
+
+
+class TiedConvolutions(nn.Module):
+    """One weight with two strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(2, 2, 3, padding=1), nn.Conv1d(2, 2, 3, stride=2)
+        self.second.weight, self.second.bias = self.first.weight, self.first.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).tanh()).flatten(1)
+
+
+class TiedEmbedding(nn.Module):
+    """A language model whose output layer is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.mix = nn.Embedding(5, 3), nn.Linear(3, 3)
+        self.head = nn.Linear(3, 5)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.embedding(x)).tanh())
+
+
+@pytest.mark.parametrize("layer", ["linear", "conv"])
+def test_a_module_used_twice(layer: str) -> None:
+    """Uses at different numbers of positions are so many more positions; the block is right."""
+    model, x = randomised(Reused()), normal(5, 4, 3)
+    module = model.get_submodule(layer)
+    expected = naive_block(model, dict(module.named_parameters()), weight_and_bias(module), x, half_square)
+    assert_same(fl.estimate(fl.Exact(), model, fl.Gaussian(), x)[layer].dense(), expected, 1e-10)
+    assert_same(fl.exact_fisher(model, fl.Gaussian(), x)[layer].dense(), expected, 1e-10)
+    comparison = fl.compare(model, fl.Gaussian(), x)
+    assert all(row.checked < 1e-10 for row in comparison.rows)
+
+
+def test_alike_tied_layers_are_positions_of_one() -> None:
+    """Two Linears with one weight and no bias: one block in factor form, under the first name, said in the result."""
+    model, x = randomised(TiedLinears(bias=False)), normal(5, 4, 3)
+    comparison = fl.compare(model, fl.Gaussian(), x)
+    assert list(comparison.settings["layers"]) == ["first", "out"]
+    assert comparison.settings["layers"]["first"]["tied"] == ["first", "second"]
+    assert comparison.settings["layers"]["first"]["shape"] == [3, 3]
+    expected = naive_block(model, {"weight": model.first.weight}, weight_and_bias(model.first), x, half_square)
+    assert_same(fl.estimate(fl.Exact(), model, fl.Gaussian(), x)["first"].dense(), expected, 1e-10)
+    assert_same(fl.exact_fisher(model, fl.Gaussian(), x)["first"].dense(), expected, 1e-10)
+
+
+def test_tied_convolutions_of_different_stride() -> None:
+    """Each use is unrolled by its own module."""
+    model, x = randomised(TiedConvolutions()), normal(4, 2, 7)
+    expected = naive_block(model, dict(model.first.named_parameters()), weight_and_bias(model.first), x, half_square)
+    assert_same(fl.estimate(fl.Exact(), model, fl.Gaussian(), x)["first"].dense(), expected, 1e-10)
+    assert select(model).layers["first"].tied == ("first", "second")
+
+
+@pytest.mark.parametrize("make", [TiedEmbedding, lambda: TiedLinears(bias=True)], ids=["embedding", "own biases"])
+def test_tied_weights_of_unlike_use(make) -> None:
+    """An Embedding tied to the output layer: one block in gradient form over all their parameters, and right."""
+    model = randomised(make())
+    x = torch.arange(12).reshape(4, 3) % 5 if isinstance(model, TiedEmbedding) else normal(4, 2, 3)
+    (name, layer), *_ = select(model).layers.items()
+    parameters = {
+        key: p for key, p in model.named_parameters() if key in {layer.full_name(k) for k in layer.parameters}
+    }
+    assert set(parameters) == (
+        {"embedding.weight", "head.bias"} if name == "embedding" else {"first.weight", "first.bias", "second.bias"}
+    )
+    ordered = {layer.full_name(key): parameters[layer.full_name(key)] for key in layer.parameters}
+    expected = naive_block(model, ordered, flattened, x, half_square)
+    for found in (fl.estimate(fl.Exact(), model, fl.Gaussian(), x), fl.exact_fisher(model, fl.Gaussian(), x)):
+        assert_same(found[name].dense(), expected, 1e-10)
+    comparison = fl.compare(model, fl.Gaussian(), x, [fl.KFAC(), fl.TN()], errors=["frobenius"])
+    assert len(comparison.settings["layers"][name]["tied"]) == 2
+    assert comparison.value(name, "KFAC", "frobenius") < 1e-7
+
+
+def test_naming_the_second_of_tied_layers_is_refused() -> None:
+    """The block covers all uses and has the first name; the error says so."""
+    with pytest.raises(ValueError, match=r"write layers=\['embedding'\]"):
+        select(TiedEmbedding(), ["head"])
+
+
+def test_a_tied_embedding_with_padding_is_refused() -> None:
+    """Its padding row is trained by one use and not by the other."""
+    model = TiedEmbedding()
+    model.embedding.padding_idx = 0
+    with pytest.raises(ValueError, match="padding_idx"):
+        select(model)
+
+
+def test_in_place_activations() -> None:
+    """The output gradient is taken where the layer returned its output, before an in-place activation."""
+    kinds = [nn.ReLU(inplace=flag) for flag in (False, True)]
+    torch.manual_seed(0)
+    first, last, x = nn.Linear(3, 4).double(), nn.Linear(4, 2).double(), normal(5, 3)
+    blocks = [fl.estimate(fl.Exact(), nn.Sequential(first, kind, last), fl.Gaussian(), x)["0"] for kind in kinds]
+    assert_same(blocks[1].dense(), blocks[0].dense(), 1e-12)
+
+
+def test_user_hooks_do_not_mislead() -> None:
+    """A user's forward hook that changes the output comes after ours."""
+    model, x = randomised(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), normal(5, 3)
+    model[0].register_forward_hook(lambda module, inputs, output: 3 * output)
+    comparison = fl.compare(model, fl.Gaussian(), x, [fl.KFAC()], errors=["trace"])
+    assert all(row.checked < 1e-10 for row in comparison.rows)
+
+
+def test_hooks_are_gone_after_an_exception() -> None:
+    """An error in the model leaves no hook behind."""
+    from fisher_lab.capture import recording
+
+    model = nn.Sequential(nn.Linear(3, 4))
+    with pytest.raises(RuntimeError), recording(select(model).layers):
+        model(torch.zeros(2, 5))
+    assert not model[0]._forward_hooks
+
+
+def test_a_dimension_that_is_not_the_examples_is_refused() -> None:
+    """A layer that sees positions before examples is refused by name."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.flatten(0, 1)).reshape(len(x), -1)
+
+    with pytest.raises(ValueError, match=r"'linear' sees 8 examples for a batch of 4"):
+        fl.estimate(fl.Exact(), Flat(), fl.Gaussian(), normal(4, 2, 3))
+
+
+def test_unused_layers_are_refused() -> None:
+    """A layer outside of the forward pass has no block."""
+    model = nn.Sequential(nn.Linear(3, 2))
+    model.unused = nn.Identity()
+    model.unused.inner = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"'unused\.inner'.*not called"):
+        fl.estimate(fl.Exact(), model, fl.Gaussian(), normal(4, 3))
+
+
+@pytest.mark.parametrize("sizes", [[4, 2], [1, 1, 4]])
+def test_unequal_batches(sizes: list[int]) -> None:
+    """Unequal batches are one batch, also in gradient form."""
+    model, x = randomised(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))), normal(6, 2, 3)
+    whole = fl.estimate(fl.Exact(), model, fl.Gaussian(), x)
+    parts = fl.estimate(fl.Exact(), model, fl.Gaussian(), [(part, None) for part in x.split(sizes)])
+    for name in whole:
+        assert_same(parts[name].dense(), whole[name].dense(), 1e-10)
+
+
+def test_stats_are_those_of_the_oracle() -> None:
+    """Captured statistics give the block by the naive sums too."""
+    from fisher_lab.capture import capture
+
+    model, x = randomised(Reused()), normal(3, 4, 3)
+    found = capture(model, select(model).layers, fl.Gaussian(), x, "true")
+    exact = fl.exact_fisher(model, fl.Gaussian(), x)
+    for name, stats in found.items():
+        assert_same(dense_fisher(stats), exact[name].dense(), 1e-10)

@@ -96,6 +96,29 @@ def test_common_settings_reach_the_problem(capsys, tmp_path) -> None:
     assert (problem["name"], problem["steps"], problem["examples"]) == ("digits_mlp", 3, 25)
 
 
+def test_plot_and_report_read_saved_runs(capsys, tmp_path) -> None:
+    files = []
+    for steps in ("0", "5"):
+        files.append(str(tmp_path / f"at{steps}.json"))
+        run(capsys, "compare", "--problem", "iris_regression", "--steps", steps, "--approximations", "KFAC", "TN",
+            "--output", files[-1], "--quiet")  # fmt: skip
+    code, out, _ = run(capsys, "plot", *files, "--output", str(tmp_path / "figures"), "--form", "png")
+    assert code == 0
+    made = {Path(line).name for line in out.split()}
+    assert {"at0-errors-frobenius.png", "at5-cost.png", "training-frobenius.png"} <= made
+    assert all((tmp_path / "figures" / name).stat().st_size > 1000 for name in made)
+    code, out, _ = run(capsys, "report", *files, "--output", str(tmp_path / "report.html"))
+    assert (code, out.strip()) == (0, str(tmp_path / "report.html"))
+    assert "iris_regression" in (tmp_path / "report.html").read_text()
+    code, out, _ = run(
+        capsys, "report", "--problem", "iris_regression", "--steps", "0", "--output", str(tmp_path / "b.html")
+    )
+    assert code == 0
+    assert "damped" in (tmp_path / "b.html").read_text()
+    assert run(capsys, "plot")[0] == 2
+    assert run(capsys, "report", str(tmp_path / "nothing.json"), "--output", str(tmp_path / "c.html"))[0] == 2
+
+
 def test_problems_lists_all(capsys) -> None:
     code, out, _ = run(capsys, "problems")
     assert code == 0

@@ -91,54 +91,85 @@ class Extremes(NamedTuple):
         return max(abs(self.low), abs(self.high))
 
 
-def lanczos(
-    apply: Callable[[Tensor], Tensor],
-    start: Tensor,
-    tolerance: float = 1e-3,
-    max_steps: int = 200,
-    check_every: int = 4,
-) -> Extremes:
-    """Extreme eigenvalues of a symmetric operator by the Lanczos method with full re-orthogonalisation.
+class Lanczos:
+    """One run of the Lanczos method with full re-orthogonalisation, fed with products from outside.
 
-    Stops when the end of the spectrum that dominates in absolute value has a residual below `tolerance` times that
-    value. Ritz values lie inside the spectrum, so the result is a lower bound that some eigenvalue lies within
+    Several runs can so share one pass over the data. Read `vector`, multiply it, `feed` the product, until `found`.
+    A run stops when the end of the spectrum that dominates in absolute value has a residual below `tolerance` times
+    that value. Ritz values lie inside the spectrum, so the result is a lower bound that some eigenvalue lies within
     `residual` of.
 
     Args:
-        apply: the operator, on vectors `[d]`.
         start: start vector `[d]`.
         tolerance: relative residual at which to stop.
         max_steps: most products with the operator.
         check_every: steps between two looks at the Ritz values.
     """
-    d = start.numel()
-    steps = min(max_steps, d)
-    basis = start.new_zeros(steps, d)
-    basis[0] = start / start.norm()
-    alpha, beta = start.new_zeros(steps), start.new_zeros(steps)
-    for k in range(steps):
-        w = apply(basis[k])
-        alpha[k] = w @ basis[k]
-        for _ in range(2):  # twice is enough
-            w = w - basis[: k + 1].T @ (basis[: k + 1] @ w)
-        beta[k] = w.norm()
-        last = k + 1 == steps
-        if last or (k + 1) % check_every == 0 or float(beta[k]) <= 1e-14 * float(alpha[: k + 1].abs().max()):
-            found = _ritz(alpha[: k + 1], beta[: k + 1])
-            exhausted = float(beta[k]) <= 1e-13 * found.norm
-            if last or exhausted or found.residual <= tolerance * found.norm:
-                return found
-        if not last:
-            basis[k + 1] = w / beta[k]
-    raise AssertionError("unreachable")
+
+    BLOCK = 8  # rows by which the basis grows
+
+    def __init__(self, start: Tensor, tolerance: float = 1e-3, max_steps: int = 200, check_every: int = 4) -> None:
+        self.tolerance, self.check_every = tolerance, check_every
+        self.steps = min(max_steps, start.numel())
+        self.vector = start / start.norm()
+        self.found: Extremes | None = None
+        self.ritz_vector: Tensor | None = None
+        self._basis: list[Tensor] = []  # [BLOCK, d] each, the last one filled in part
+        self._alpha: list[Tensor] = []
+        self._beta: list[Tensor] = []
+
+    def feed(self, w: Tensor) -> None:
+        """Take the operator's product with `vector`."""
+        k = len(self._alpha)
+        if k % self.BLOCK == 0:
+            self._basis.append(w.new_empty(self.BLOCK, w.numel()))
+        self._basis[-1][k % self.BLOCK] = self.vector
+        alpha = w @ self.vector
+        w = w - alpha * self.vector
+        if k:
+            w -= self._beta[-1] * self._rows(k - 1)
+        for block in self._filled(k + 1):  # what is left of the basis is rounding: once is enough
+            w -= (block @ w) @ block
+        self._alpha.append(alpha)
+        self._beta.append(w.norm())
+        last = k + 1 == self.steps
+        if last or (k + 1) % self.check_every == 0 or float(self._beta[-1]) <= 1e-14 * float(alpha.abs()):
+            self._look(last)
+        self.vector = w / self._beta[-1]
+
+    def _rows(self, k: int) -> Tensor:
+        return self._basis[k // self.BLOCK][k % self.BLOCK]
+
+    def _filled(self, count: int) -> list[Tensor]:
+        full = self._basis[: count // self.BLOCK]
+        return [*full, self._basis[-1][: count % self.BLOCK]] if count % self.BLOCK else full
+
+    def _look(self, last: bool) -> None:
+        alpha, beta = torch.stack(self._alpha), torch.stack(self._beta)
+        found, weights = _ritz(alpha, beta)
+        exhausted = float(beta[-1]) <= 1e-13 * found.norm
+        if last or exhausted or found.residual <= self.tolerance * found.norm:
+            parts = weights.split(self.BLOCK)
+            pairs = zip(parts, self._filled(len(alpha)), strict=True)
+            self.ritz_vector = torch.stack([w.to(b) @ b for w, b in pairs]).sum(0)
+            self.found = found
+            self._basis = []
 
 
-def _ritz(alpha: Tensor, beta: Tensor) -> Extremes:
-    """End Ritz values of the tridiagonal matrix and the residual of the one larger in absolute value."""
+def lanczos(apply: Callable[[Tensor], Tensor], start: Tensor, tolerance: float = 1e-3, max_steps: int = 200) -> Extremes:
+    """Extreme eigenvalues of a symmetric operator on vectors `[d]`; see Lanczos."""
+    run = Lanczos(start, tolerance, max_steps)
+    while run.found is None:
+        run.feed(apply(run.vector))
+    return run.found
+
+
+def _ritz(alpha: Tensor, beta: Tensor) -> tuple[Extremes, Tensor]:
+    """End Ritz values of the tridiagonal matrix, the residual of the one larger in absolute value, and its vector."""
     tridiagonal = torch.diag(alpha)
     if len(alpha) > 1:
         tridiagonal = tridiagonal + torch.diag(beta[:-1], 1) + torch.diag(beta[:-1], -1)
     values, vectors = torch.linalg.eigh(tridiagonal)
     low, high = float(values[0]), float(values[-1])
     end = 0 if abs(low) > abs(high) else -1
-    return Extremes(low, high, float(beta[-1] * vectors[-1, end].abs()))
+    return Extremes(low, high, float(beta[-1] * vectors[-1, end].abs())), vectors[:, end]

@@ -12,12 +12,16 @@ forms below use. The factors 1/N are here and nowhere else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20  # explicit per-example gradients are formed in pieces of this size
+from fisher_lab import contractions
+from fisher_lab.contractions import CHUNK_BYTES as CHUNK_BYTES
+from fisher_lab.contractions import slices
 
 
 class LayerStats:
@@ -50,6 +54,8 @@ class LayerStats:
         else:
             self.T, self.Q, self.d_out, self.d_in = a.shape[1], a.shape[2], g.shape[4], a.shape[3]
         self.bias = bool(bias)
+        self._memo: dict[str, Tensor] = {}  # sums that several approximations share
+        self._held: list[Tensor] | None = None  # per-example gradients, once formed and kept
         self.kernel = tuple(kernel) if kernel is not None else (self.d_in - self.bias,)
         if math.prod(self.kernel) + self.bias != self.d_in:
             raise ValueError(
@@ -108,11 +114,51 @@ class LayerStats:
 
     def per_example(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Tensor]:
         """Per-example gradients in chunks of examples: P `[R, n, Q, d_out, d_in]`."""
-        step = max(1, int(chunk_bytes // (self.R * self.dim * self.g.element_size())))
-        for start in range(0, self.N, step):
-            yield self.examples(slice(start, start + step)).gradients()
+        if self._held is not None:
+            yield from self._held
+            return
+        for part in slices(self.N, self.R * self.dim * self.g.element_size(), chunk_bytes):
+            yield self.examples(part).gradients()
+
+    def hold(self, most_bytes: float) -> bool:
+        """Form the per-example gradients once and keep them, if positions are shared and they fit; see `release`."""
+        bytes_all = self.R * self.N * self.dim * self.g.element_size()
+        if self._held is None and self.a is not None and self.T > 1 and bytes_all <= most_bytes:
+            self._held = list(self.per_example(4 * CHUNK_BYTES))
+        return self._held is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be computed again."""
+        return {**self.__dict__, "_memo": {}, "_held": None}
+
+    def release(self) -> None:
+        """Forget what was kept to be used again."""
+        self._held, self._memo = None, {}
+
+    def _shared(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        if name not in self._memo:
+            self._memo[name] = compute()
+        return self._memo[name]
 
     # -- sums over the columns ------------------------------------------------------------------------------------
+    def apply(self, X: Tensor, weight: Tensor | None = None) -> Tensor:
+        """sum_{r,n} c_n <P_rn, X> P_rn for X `[..., Q * d_out, d_in]`, with c = 1/N or a weight `[N]`.
+
+        With shared positions and several X (or gradients held) every piece of P is formed once and used for all.
+        """
+        weight = self.g.new_full((self.N,), 1 / self.N) if weight is None else weight
+        many = X.numel() // self.dim
+        if self._held is None and (self.rank_one or self.a is None or 2 * many < self.R):
+            return self.combine(self.project(X) * weight)
+        V, start = X.reshape(many, self.dim), 0
+        total = torch.zeros_like(V)
+        for P in self.per_example():
+            part = weight[start : start + P.shape[1]]
+            U = P.reshape(-1, self.dim)  # [R n, d]
+            total.addmm_((V @ U.T) * part.repeat(self.R), U)
+            start += P.shape[1]
+        return total.view(X.shape)
+
     def project(self, V: Tensor) -> Tensor:
         """<P_rn, V> `[..., R, N]` for V `[..., Q * d_out, d_in]`."""
         V = V.unflatten(-2, (self.Q, self.d_out))
@@ -130,17 +176,31 @@ class LayerStats:
 
     def left(self) -> Tensor:
         """U1 = 1/N sum P P^T `[Q, d_out, d_out]`."""
+        return self._shared("left", lambda: self._left() / self.N)
+
+    def _left(self) -> Tensor:
         if self.rank_one:
             assert self.a is not None
-            return _second_moment(self.g * self.a.square().sum(-1).sqrt()[None, ..., None]) / self.N
-        return _accumulate(torch.einsum("rnqoi,rnqpi->qop", P, P) for P in self.per_example()) / self.N
+            return contractions.second_moment(self.g * self.a.square().sum(-1).sqrt()[None, ..., None])
+        if self.a is not None and contractions.position_costs(self.a, self.g)[0] < self._gradient_cost(self.d_out):
+            return contractions.left_moment(self.a, self.g)
+        return _accumulate(_flat_moment(P.transpose(-1, -2)) for P in self.per_example())
 
     def right(self) -> Tensor:
         """U2 = 1/N sum P^T P `[Q, d_in, d_in]`."""
+        return self._shared("right", lambda: self._right() / self.N)
+
+    def _right(self) -> Tensor:
         if self.rank_one:
             assert self.a is not None
-            return _second_moment(self.a * self.g.square().sum((0, -1)).sqrt()[..., None]) / self.N
-        return _accumulate(torch.einsum("rnqoi,rnqoj->qij", P, P) for P in self.per_example()) / self.N
+            return contractions.second_moment(self.a * self.g.square().sum((0, -1)).sqrt()[..., None])
+        if self.a is not None and contractions.position_costs(self.a, self.g)[1] < self._gradient_cost(self.d_in):
+            return contractions.right_moment(self.a, self.g)
+        return _accumulate(_flat_moment(P) for P in self.per_example())
+
+    def _gradient_cost(self, width: int) -> float:
+        """Multiplications for a second moment through P, of which forming P is one part unless it is held."""
+        return float(self.R * self.N * self.dim * (width + (0 if self._held is not None else self.T)))
 
     def squares(self, basis: tuple[Tensor | None, Tensor | None] = (None, None)) -> Tensor:
         """1/N sum (B_1^T P B_2)^2, elementwise, `[Q, d_out, d_in]`; None stands for the identity.
@@ -172,94 +232,99 @@ class LayerStats:
         """Diagonal blocks of F over columns of W, group by group: `[Q * d_in, d_out, d_out]`."""
         if self.rank_one and self.Q == 1:
             assert self.a is not None
-            total = self.g.new_zeros(self.d_in, self.d_out**2)
-            step = max(1, CHUNK_BYTES // (self.d_out**2 * self.g.element_size()))
-            for start in range(0, self.N, step):
-                part = slice(start, start + step)
-                g = self.g[:, part, 0, 0]
-                total.addmm_(self.a[part, 0, 0].square().T, torch.einsum("rno,rnp->nop", g, g).flatten(1))
-            return total.view(self.d_in, self.d_out, self.d_out) / self.N
+            total = contractions.outer_sum(self.g[:, :, 0, 0], self.a[:, 0, 0].square())
+            return total.T.view(self.d_in, self.d_out, self.d_out) / self.N
         pieces = (P.flatten(0, 1).permute(1, 3, 0, 2).flatten(0, 1) for P in self.per_example())  # [Q d_in, rn, d_out]
         return _accumulate(x.transpose(1, 2) @ x for x in pieces) / self.N
 
     def dense(self) -> Tensor:
         """The exact block F `[d, d]`."""
-        if self.rank_one and self.Q == 1 and self.R > 1:
-            return self._dense_rank_one()
+        if self.rank_one and self.Q == 1 and self.R > 1:  # through sum_n H_n (x) a a^T: R times fewer products
+            assert self.a is not None
+            o, i = self.d_out, self.d_in
+            total = contractions.outer_sum(self.g[:, :, 0, 0], self.a[:, 0, 0], squared=True) / self.N
+            return total.view(o, o, i, i).transpose(1, 2).reshape(o * i, o * i)
         total = self.g.new_zeros(self.dim, self.dim)
         for P in self.per_example():
             U = P.reshape(-1, self.dim)
             total.addmm_(U.T, U)
         return total / self.N
 
-    def _dense_rank_one(self) -> Tensor:
-        """F through its rearrangement sum_n (sum_r g g^T) (x) (a a^T): R times fewer products than column by column."""
-        assert self.a is not None
-        a, g, o, i = self.a[:, 0, 0], self.g[:, :, 0, 0], self.d_out, self.d_in
-        total = a.new_zeros(o * o, i * i)
-        step = max(1, CHUNK_BYTES // ((o * o + i * i) * a.element_size()))
-        for start in range(0, self.N, step):
-            part = slice(start, start + step)
-            H = torch.einsum("rno,rnp->nop", g[:, part], g[:, part]).flatten(1)
-            total.addmm_(H.T, torch.einsum("ni,nj->nij", a[part], a[part]).flatten(1))
-        return (total / self.N).view(o, o, i, i).transpose(1, 2).reshape(o * i, o * i)
-
     # -- Gram matrices ---------------------------------------------------------------------------------------------
     def gram(self, other: LayerStats | None = None) -> Tensor:
         """Inner products <P_rn, P'_sm> `[R * N, R' * N']` with the columns of `other` (default: the same)."""
         other = self if other is None else other
-        if self.rank_one and other.rank_one:
-            assert self.a is not None
-            assert other.a is not None
-            K = self.g.new_zeros(self.R * self.N, other.R * other.N)
-            for q in range(self.Q):
-                A = self.a[:, 0, q] @ other.a[:, 0, q].T
-                G = self.g[:, :, 0, q].flatten(0, 1) @ other.g[:, :, 0, q].flatten(0, 1).T
-                G.view(self.R, self.N, other.R, other.N).mul_(A[None, :, None, :])
-                K += G
-            return K
-        rows = []
+        K = self.g.new_zeros(self.R, self.N, other.R, other.N)
+        for mine, theirs, block in self._gram_blocks(other):
+            K[:, mine, :, theirs] = block
+            if other is self and theirs.start >= mine.stop:
+                K[:, theirs, :, mine] = block.permute(2, 3, 0, 1)
+        return K.view(self.R * self.N, other.R * other.N)
+
+    def _gram_blocks(self, other: LayerStats) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Pieces `[R, n, R', m]` of the Gram matrix with their examples; half of them where `other` is self."""
+        few_positions = self.T * other.T * (self.d_out + self.d_in) <= self.d_out * self.d_in
+        if self.a is not None and other.a is not None and few_positions:
+            size = self.T * other.T * other.N * max(1, self.R * other.R // self.T) * self.g.element_size()
+            for mine in slices(self.N, size):
+                part = self.examples(mine)
+                assert part.a is not None
+                yield mine, slice(0, other.N), contractions.position_gram(part.a, part.g, other.a, other.g)
+            return
+        row = 0
         for P in self.per_example():
-            U = P.reshape(-1, self.dim)
-            columns = [U @ V.reshape(-1, self.dim).T for V in other.per_example()]
-            rows.append(_join([c.view(self.R, -1, other.R, c.shape[1] // other.R) for c in columns], 3))
-        return _join(rows, 1).reshape(self.R * self.N, other.R * other.N)
+            U, mine, column = P.reshape(-1, self.dim), slice(row, row + P.shape[1]), row if other is self else 0
+            for V in other._pieces(column, P if other is self else None):
+                theirs = slice(column, column + V.shape[1])
+                block = U @ V.reshape(-1, self.dim).T
+                yield mine, theirs, block.view(self.R, P.shape[1], other.R, V.shape[1])
+                column = theirs.stop
+            row = mine.stop
+
+    def _pieces(self, start: int, first: Tensor | None) -> Iterator[Tensor]:
+        """Chunks of P from example `start` on, of which the first may be there already."""
+        if self._held is not None:
+            sizes = [0, *accumulate(P.shape[1] for P in self._held)]
+            yield from self._held[sizes.index(start) :]
+            return
+        if first is not None:
+            yield first
+            start += first.shape[1]
+        if start < self.N:
+            yield from self.examples(slice(start, self.N)).per_example()
 
     def overlap(self, other: LayerStats | None = None) -> Tensor:
         """<F, F'>_Frobenius with the block of `other` (default: |F|_F^2), never forming either block."""
-        other = self if other is None else other
-        if self.rank_one and other.rank_one and self.Q == 1 and self.d_out < self.R * other.R:
+        if other is None or other is self:
+            return self._shared("overlap", lambda: self._overlap(self))
+        return self._overlap(other)
+
+    def _overlap(self, other: LayerStats) -> Tensor:
+        if self.rank_one and other.rank_one and self.Q == 1:
             return self._overlap_rank_one(other)
         total = self.g.new_zeros(())
-        step = max(1, CHUNK_BYTES // max(1, self.R * other.R * other.N * self.g.element_size()))
-        for start in range(0, self.N, step):
-            total = total + self.examples(slice(start, start + step)).gram(other).square().sum()
+        for mine, theirs, block in self._gram_blocks(other):
+            mirrored = other is self and theirs.start >= mine.stop  # below the diagonal it is the same
+            total = total + (2 if mirrored else 1) * block.square().sum()
         return total / (self.N * other.N)
 
     def _overlap_rank_one(self, other: LayerStats) -> Tensor:
-        """sum_{n,m} (a_n . a_m)^2 <H_n, H_m> with H_n = sum_r g g^T: no sum over pairs of directions."""
+        """sum_{n,m} (a_n . a_m)^2 <H_n, H_m> with H_n = sum_r g g^T, in pieces of rows where N x N is large."""
         assert self.a is not None
         assert other.a is not None
+        if other is self and self.N**2 * self.g.element_size() <= 4 * CHUNK_BYTES:
+            K = (self.a[:, 0, 0] @ self.a[:, 0, 0].T).square()
+            return (K * contractions.outer_gram(self.g[:, :, 0, 0])).sum() / self.N**2
         total = self.g.new_zeros(())
-        step = max(1, CHUNK_BYTES // (self.d_out**2 * self.g.element_size()))
-
-        def outer(stats: LayerStats, part: slice) -> Tensor:
-            g = stats.g[:, part, 0, 0]
-            return torch.einsum("rno,rnp->nop", g, g).flatten(1)
-
-        for start in range(0, self.N, step):
-            mine = slice(start, start + step)
-            H = outer(self, mine)
-            for begin in range(0, other.N, step):
-                theirs = slice(begin, begin + step)
-                K = (self.a[mine, 0, 0] @ other.a[theirs, 0, 0].T).square()
-                total = total + (K * (H @ (H if other is self and mine == theirs else outer(other, theirs)).T)).sum()
+        for mine in slices(self.N, 2 * other.N * self.g.element_size()):
+            K = (self.a[mine, 0, 0] @ other.a[:, 0, 0].T).square()
+            total = total + (K * contractions.outer_gram(self.g[:, mine, 0, 0], other.g[:, :, 0, 0])).sum()
         return total / (self.N * other.N)
 
 
-def _second_moment(x: Tensor) -> Tensor:
-    """sum of x x^T over all but the last two axes: `[..., Q, n]` -> `[Q, n, n]`."""
-    x = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)
+def _flat_moment(P: Tensor) -> Tensor:
+    """sum P^T P `[Q, i, i]` of P `[R, n, Q, o, i]`."""
+    x = P.movedim(2, 0).flatten(1, 3)
     return x.transpose(1, 2) @ x
 
 
@@ -273,7 +338,3 @@ def _accumulate(parts: Iterator[Tensor]) -> Tensor:
     for part in parts:
         total = total + part
     return total
-
-
-def _join(parts: list[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "fisher_lab"
 
 FLOORS = [
-    ["memory", "progress"],  # the machine and the terminal
+    ["memory", "progress", "contractions"],  # the machine, the terminal, sums of tensors
     ["stats", "linalg", "likelihoods", "layers", "functional", "data"],  # LayerStats; numerics; p(y|z); adapters; batches
     ["matrices", "capture", "problems"],  # structures; model + batch -> {layer: LayerStats}; named problems
     ["approximations", "exact", "errors", "source", "plots", "tables"],  # one method a file; torch.func truth; measures

@@ -1,7 +1,8 @@
 """Moments that keep columns (inputs and output gradients of examples) instead of a mean.
 
 Used where the columns are smaller than the matrix they stand for. The moments are `g`, `a` (absent when the
-per-example gradients are explicit) and `weight`, one per example, summing to 1; or the `block` they were turned into.
+per-example gradients are explicit) and `weight`, one per example, summing to 1 (absent when all are equal: then the
+tensors are used as they are, without a copy); or the `block` they were turned into.
 """
 
 from __future__ import annotations
@@ -15,22 +16,29 @@ from fisher_lab.stats import LayerStats
 
 def keep(stats: LayerStats) -> Moments:
     """The columns of `stats`, equally weighted."""
-    moments = {"g": stats.g, "weight": torch.full((stats.N,), 1 / stats.N, dtype=stats.g.dtype, device=stats.g.device)}
-    return moments if stats.a is None else {"a": stats.a, **moments}
+    return {"g": stats.g} if stats.a is None else {"a": stats.a, "g": stats.g}
 
 
 def to_stats(moments: Moments) -> LayerStats:
     """Kept columns as LayerStats, the weights inside g."""
-    g, weight = moments["g"], moments["weight"]
-    root = (weight * len(weight)).sqrt()
+    g = moments["g"]
+    if "weight" not in moments:
+        return LayerStats(moments.get("a"), g)
+    root = (moments["weight"] * g.shape[1]).sqrt()
     return LayerStats(moments.get("a"), g * root.view(1, -1, *(1,) * (g.ndim - 2)))
+
+
+def weights(moments: Moments) -> Tensor:
+    """The examples' weights `[N]`."""
+    g = moments["g"]
+    return moments["weight"] if "weight" in moments else g.new_full((g.shape[1],), 1 / g.shape[1])
 
 
 def mix(old: Moments, new: Moments, weight: float | Tensor) -> Moments:
     """Weighted concatenation of the examples; older ones first."""
     mixed = {
         "g": torch.cat([old["g"], new["g"]], 1),
-        "weight": torch.cat([old["weight"] * (1 - weight), new["weight"] * weight]),
+        "weight": torch.cat([weights(old) * (1 - weight), weights(new) * weight]),
     }
     if "a" in new:
         mixed["a"] = torch.cat([old["a"], new["a"]])
@@ -42,7 +50,7 @@ def trim(moments: Moments, most: int) -> Moments:
 
     In a running mean all examples weigh the same and the first are kept; in a moving average the newest weigh most.
     """
-    weight = moments["weight"]
+    weight = weights(moments)
     if len(weight) <= most:
         return moments
     order = (weight / weight.max()).mul(-1).mul(1e6).round().argsort(stable=True)[:most]

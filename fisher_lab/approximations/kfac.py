@@ -13,9 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from fisher_lab.approximations.base import Approximation, Moments, check_choice
+from fisher_lab.contractions import second_moment
 from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
 
@@ -46,8 +45,8 @@ class KFAC(Approximation):
         if self.spatial == "reduce":
             a, g = a.mean(1, keepdim=True), g.sum(2, keepdim=True)
         return {
-            "A": torch.einsum("ntqi,ntqj->qij", a, a) / (a.shape[0] * a.shape[1]),
-            "G": torch.einsum("rntqo,rntqp->qop", g, g) / stats.N,
+            "A": second_moment(a) / (a.shape[0] * a.shape[1]),
+            "G": second_moment(g) / stats.N,
         }
 
     def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:

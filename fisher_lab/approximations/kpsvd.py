@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fisher_lab.approximations import columns
 from fisher_lab.approximations.base import Approximation, Moments
+from fisher_lab.contractions import left_moment, outer_gram, right_moment
 from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
 
@@ -78,17 +79,15 @@ def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
 
 
 def _left_step(stats: LayerStats, T: Tensor) -> Tensor:
-    total = stats.g.new_zeros(stats.Q, stats.d_out, stats.d_out)
-    for P in stats.per_example():
-        total = total + torch.einsum("rnqoi,rnqpi->qop", P @ T, P)
-    return total / stats.N
+    if stats.a is not None:
+        return left_moment(stats.a, stats.g, T) / stats.N
+    return torch.einsum("rnqoi,rnqpi->qop", stats.g @ T, stats.g) / stats.N
 
 
 def _right_step(stats: LayerStats, S: Tensor) -> Tensor:
-    total = stats.g.new_zeros(stats.Q, stats.d_in, stats.d_in)
-    for P in stats.per_example():
-        total = total + torch.einsum("rnqoi,rnqoj->qij", S @ P, P)
-    return total / stats.N
+    if stats.a is not None:
+        return right_moment(stats.a, stats.g, S) / stats.N
+    return torch.einsum("rnqoi,rnqoj->qij", S @ stats.g, stats.g) / stats.N
 
 
 def _solve_in_examples(stats: LayerStats) -> tuple[Tensor, Tensor]:
@@ -100,7 +99,7 @@ def _solve_in_examples(stats: LayerStats) -> tuple[Tensor, Tensor]:
 
 def _examples_of_group(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """S and T of one group from a `[N, d_in]` and g `[R, N, d_out]`."""
-    KX, KG = (a @ a.T).square(), _gram_of_outer(g)
+    KX, KG = (a @ a.T).square(), outer_gram(g)
     alpha = a.square().sum(1)  # the weights of T = I
     alpha = alpha / (alpha @ KG @ alpha).clamp(min=torch.finfo(a.dtype).tiny).sqrt()
     for _ in range(MAX_ITERATIONS):
@@ -115,22 +114,9 @@ def _examples_of_group(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
             break
     root = (sigma / len(a)).sqrt()
     weighted = g * (alpha * root).clamp(min=0).sqrt()[None, :, None]
-    S = torch.einsum("rno,rnp->op", weighted, weighted)
+    weighted = weighted.flatten(0, 1)
+    S = weighted.T @ weighted
     return S, a.T @ (a * (beta * root)[:, None])
-
-
-def _gram_of_outer(g: Tensor) -> Tensor:
-    """<G_n, G_m> `[N, N]` for G_n = sum_r g_rn g_rn^T, g `[R, N, d_out]`."""
-    R, N, d_out = g.shape
-    if d_out <= R:
-        H = torch.einsum("rno,rnp->nop", g, g).flatten(1)
-        return H @ H.T
-    K = g.new_zeros(N, N)
-    for r in range(R):
-        for s in range(r, R):
-            block = (g[r] @ g[s].T).square()
-            K += block if r == s else block + block.T
-    return K
 
 
 def _norm(M: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from fisher_lab.approximations.base import Approximation, Moments, check_choice
+from fisher_lab.contractions import second_moment
 from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
 
@@ -42,8 +43,8 @@ class TKFAC(Approximation):
             return {"U1": stats.left(), "U2": stats.right()}
         a, g = stats.a, stats.g
         return {
-            "U1": torch.einsum("rntqo,rntqp,ntq->qop", g, g, a.square().sum(-1)) / stats.N,
-            "U2": torch.einsum("ntqi,ntqj,ntq->qij", a, a, g.square().sum((0, -1))) / stats.N,
+            "U1": second_moment(g * a.square().sum(-1).sqrt()[None, ..., None]) / stats.N,
+            "U2": second_moment(a * g.square().sum((0, -1)).sqrt()[..., None]) / stats.N,
         }
 
     def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:

@@ -30,7 +30,7 @@ class LowRank(FisherMatrix):
         return self.stats.shape
 
     def _apply(self, X: Tensor) -> Tensor:
-        return self.stats.combine(self.stats.project(X)) / self.stats.N
+        return self.stats.apply(X)
 
     def trace(self) -> Tensor:
         """Mean squared norm of the columns."""
@@ -43,6 +43,14 @@ class LowRank(FisherMatrix):
     @cached_property
     def _norm(self) -> Tensor:
         return self.stats.overlap().sqrt()
+
+    def spectral_norm(self) -> Tensor:
+        """Largest eigenvalue, by the Lanczos method, once."""
+        return self._top
+
+    @cached_property
+    def _top(self) -> Tensor:
+        return super().spectral_norm()
 
     @cached_property
     def gram(self) -> Tensor:

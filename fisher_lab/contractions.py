@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 CHUNK_BYTES = 64 * 2**20  # explicit intermediate tensors are formed in pieces of this size
@@ -67,27 +66,32 @@ def outer_sum(g: Tensor, a: Tensor, squared: bool = False) -> Tensor:
     return total
 
 
-def left_moment(a: Tensor, g: Tensor, T_factor: Tensor | None = None) -> Tensor:
-    """sum P F P^T `[Q, d_out, d_out]` through positions, for a factor F `[Q, d_in, d_in]` (None: the identity)."""
-    R, N, T, Q, d_out = g.shape
-    total = g.new_zeros(Q, d_out, d_out)
-    for part in slices(N, _position_bytes(a, g)):
+def left_moment(a: Tensor, g: Tensor, A: Tensor | None = None) -> Tensor:
+    """sum P A P^T `[Q, d_out, d_out]` through positions; A `[Q, d_in, d_in]`, `[Q, d_in]`, or None for the identity."""
+    total = g.new_zeros(g.shape[3], g.shape[4], g.shape[4])
+    for part in slices(len(a), _position_bytes(a, g)):
         x, y = a[part].transpose(1, 2), g[:, part].transpose(2, 3)  # [n, Q, T, i], [R, n, Q, T, o]
-        K = (x if T_factor is None else x @ T_factor) @ x.transpose(-1, -2)
+        K = _times(x, A) @ x.transpose(-1, -2)
         total += _joined(y).transpose(1, 2) @ _joined(K @ y)
     return total
 
 
-def right_moment(a: Tensor, g: Tensor, S_factor: Tensor | None = None) -> Tensor:
-    """sum P^T F P `[Q, d_in, d_in]` through positions, for a factor F `[Q, d_out, d_out]` (None: the identity)."""
-    R, N, T, Q, d_out = g.shape
-    total = g.new_zeros(Q, a.shape[-1], a.shape[-1])
-    for part in slices(N, _position_bytes(a, g)):
+def right_moment(a: Tensor, g: Tensor, G: Tensor | None = None) -> Tensor:
+    """sum P^T G P `[Q, d_in, d_in]` through positions; G `[Q, d_out, d_out]`, `[Q, d_out]`, or None (identity)."""
+    total = g.new_zeros(g.shape[3], a.shape[-1], a.shape[-1])
+    for part in slices(len(a), _position_bytes(a, g)):
         x, y = a[part].transpose(1, 2), g[:, part].permute(1, 3, 2, 0, 4)  # [n, Q, T, i], [n, Q, T, R, o]
-        z = y if S_factor is None else y @ S_factor[:, None]
+        z = _times(y.flatten(2, 3), G).view(y.shape)
         K = z.flatten(3) @ y.flatten(3).transpose(-1, -2)  # [n, Q, T, T], summed over directions
         total += _joined(x).transpose(1, 2) @ _joined(K @ x)
     return total
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    """x `[..., Q, T, n]` times a factor `[Q, n, n]`, or `[Q, n]` for a diagonal."""
+    if factor is None:
+        return x
+    return x @ factor if factor.ndim == 3 else x * factor.unsqueeze(-2)
 
 
 def _joined(x: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ from fisher_lab.approximations import Approximation, Exact, default_approximatio
 from fisher_lab.capture import capture
 from fisher_lab.comparison import ALL, Comparison, Cost, Row, check_output
 from fisher_lab.comparison import load_comparison as load_comparison
-from fisher_lab.errors import DAMPINGS, DampedPair, Measure, Measured, Pair, Total, absolute_damping
+from fisher_lab.errors import DAMPINGS, DampedPair, Measure, Measured, Total, absolute_damping
 from fisher_lab.exact import exact_fisher
 from fisher_lab.functional import directional_derivative, untouched_randomness
 from fisher_lab.likelihoods import FisherKind, Likelihood
-from fisher_lab.matrices import FisherMatrix
+from fisher_lab.matrices import FisherMatrix, LowRank
 from fisher_lab.memory import peak_bytes
 from fisher_lab.progress import Progress
 from fisher_lab.running import Running, sweep_all
@@ -222,6 +222,10 @@ class _Run:
             for label, candidate in self.candidates.items():
                 if isinstance(candidate, Approximation):
                     running[name, label] = Running(candidate)
+        kept = next(iter(source.sweep())) if source.kept else {}
+        for name in names:
+            if name in kept:
+                kept[name].hold(source.budget / 3)
         sweep_all(running, source)
         if self.exact == "func" and not self.blocks:
             self.blocks = exact_fisher(
@@ -235,10 +239,17 @@ class _Run:
                 else self.blocks[name].scaled(1 / source.scale)
             )
             assert block is not None
+            if isinstance(block, LowRank):
+                if name in kept and block.stats.g is kept[name].g:
+                    block = LowRank(kept[name])  # with all that was computed on the way
+                block.stats.hold(source.budget / 3)
             checked = self._deviation(name, block)
             bar.advance()
             self._layer(name, block, checked, running, bar)
             self.done.add(name)
+            for stats in (kept.get(name), getattr(block, "stats", None)):
+                if stats is not None:
+                    stats.release()
 
     def _layer(
         self, name: str, block: FisherMatrix, checked: float | None, running: dict[Any, Running], bar: Progress
@@ -250,18 +261,22 @@ class _Run:
         self.settings["layers"][name].update(about)
         matrices: dict[str, FisherMatrix] = {}
         for label, candidate in self.candidates.items():
-            bar.say(f"{name}: {label}")
             if isinstance(candidate, Approximation):
                 state = running.pop((name, label))
                 assert state.matrix is not None
-                matrix = state.matrix.scaled(scale) if scale != 1.0 else state.matrix
-                self.costs.append(Cost(name, label, state.seconds, matrix.nbytes))
+                matrices[label] = state.matrix.scaled(scale) if scale != 1.0 else state.matrix
+                self.costs.append(Cost(name, label, state.seconds, matrices[label].nbytes))
             else:
-                matrix = candidate[name].to(exact.device, exact.dtype)
+                matrices[label] = candidate[name].to(exact.device, exact.dtype)
                 self.costs.append(Cost(name, label, 0.0, candidate[name].nbytes))
-            pair = Pair(exact, matrix)
-            self._record(name, label, None, pair, [m for m in self.wanted if not m.damped], checked)
-            matrices[label] = matrix
+        undamped = [m for m in self.wanted if not m.damped]
+        pairs = measures.pairs(exact, matrices)
+        if any(m.name == "spectral" for m in undamped):
+            bar.say(f"{name}: spectral norms")
+            measures.advance(pairs.values(), self.source.budget / 4)
+        for label, pair in pairs.items():
+            bar.say(f"{name}: {label}")
+            self._record(name, label, None, pair, undamped, checked)
             bar.advance()
         damped = [m for m in self.wanted if m.damped]
         if damped:

@@ -156,7 +156,9 @@ class Lanczos:
             self._basis = []
 
 
-def lanczos(apply: Callable[[Tensor], Tensor], start: Tensor, tolerance: float = 1e-3, max_steps: int = 200) -> Extremes:
+def lanczos(
+    apply: Callable[[Tensor], Tensor], start: Tensor, tolerance: float = 1e-3, max_steps: int = 200
+) -> Extremes:
     """Extreme eigenvalues of a symmetric operator on vectors `[d]`; see Lanczos."""
     run = Lanczos(start, tolerance, max_steps)
     while run.found is None:

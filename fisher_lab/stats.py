@@ -54,7 +54,7 @@ class LayerStats:
         else:
             self.T, self.Q, self.d_out, self.d_in = a.shape[1], a.shape[2], g.shape[4], a.shape[3]
         self.bias = bool(bias)
-        self._memo: dict[str, Tensor] = {}  # sums that several approximations share
+        self._memo: dict[str, Any] = {}  # sums that several approximations share
         self._held: list[Tensor] | None = None  # per-example gradients, once formed and kept
         self.kernel = tuple(kernel) if kernel is not None else (self.d_in - self.bias,)
         if math.prod(self.kernel) + self.bias != self.d_in:
@@ -135,27 +135,28 @@ class LayerStats:
         """Forget what was kept to be used again."""
         self._held, self._memo = None, {}
 
-    def _shared(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    def shared(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A sum that several approximations read, computed for the first of them."""
         if name not in self._memo:
             self._memo[name] = compute()
         return self._memo[name]
 
     # -- sums over the columns ------------------------------------------------------------------------------------
     def apply(self, X: Tensor, weight: Tensor | None = None) -> Tensor:
-        """sum_{r,n} c_n <P_rn, X> P_rn for X `[..., Q * d_out, d_in]`, with c = 1/N or a weight `[N]`.
+        """sum_{r,n} c_n <P_rn, X> P_rn for X `[..., Q * d_out, d_in]`, with c = 1/N or weights `[..., N]`.
 
         With shared positions and several X (or gradients held) every piece of P is formed once and used for all.
         """
         weight = self.g.new_full((self.N,), 1 / self.N) if weight is None else weight
         many = X.numel() // self.dim
         if self._held is None and (self.rank_one or self.a is None or 2 * many < self.R):
-            return self.combine(self.project(X) * weight)
+            return self.combine(self.project(X) * weight.unsqueeze(-2))
         V, start = X.reshape(many, self.dim), 0
         total = torch.zeros_like(V)
         for P in self.per_example():
-            part = weight[start : start + P.shape[1]]
+            part = weight[..., start : start + P.shape[1]]
             U = P.reshape(-1, self.dim)  # [R n, d]
-            total.addmm_((V @ U.T) * part.repeat(self.R), U)
+            total.addmm_((V @ U.T) * part.repeat(*(1,) * (part.ndim - 1), self.R), U)
             start += P.shape[1]
         return total.view(X.shape)
 
@@ -176,7 +177,7 @@ class LayerStats:
 
     def left(self) -> Tensor:
         """U1 = 1/N sum P P^T `[Q, d_out, d_out]`."""
-        return self._shared("left", lambda: self._left() / self.N)
+        return self.shared("left", lambda: self._left() / self.N)
 
     def _left(self) -> Tensor:
         if self.rank_one:
@@ -188,7 +189,7 @@ class LayerStats:
 
     def right(self) -> Tensor:
         """U2 = 1/N sum P^T P `[Q, d_in, d_in]`."""
-        return self._shared("right", lambda: self._right() / self.N)
+        return self.shared("right", lambda: self._right() / self.N)
 
     def _right(self) -> Tensor:
         if self.rank_one:
@@ -208,16 +209,29 @@ class LayerStats:
         Args:
             basis: orthogonal matrices B_1 `[Q, d_out, d_out]` and B_2 `[Q, d_in, d_in]`.
         """
-        left, right = basis
-        if self.a is None:
-            chunks = (_rotate(P, left, right) for P in self.per_example())
-        else:
-            g = self.g if left is None else torch.einsum("rntqo,qop->rntqp", self.g, left)
-            a = self.a if right is None else torch.einsum("ntqi,qij->ntqj", self.a, right)
-            if self.T == 1:
-                return torch.einsum("nqo,nqi->qoi", g[:, :, 0].square().sum(0), a[:, 0].square()) / self.N
-            chunks = (P for P in self.like(a, g).per_example())
-        return _accumulate(P.square().sum((0, 1)) for P in chunks) / self.N
+        known: list[tuple[Any, Tensor]] = self.shared("squares", list)
+        for other, result in known:
+            if all(_equal(x, y) for x, y in zip(basis, other, strict=True)):
+                return result
+        known.append((basis, self._squares(*basis) / self.N))
+        return known[-1][1]
+
+    def _squares(self, left: Tensor | None, right: Tensor | None) -> Tensor:
+        if self.rank_one:
+            rotated = self.rotated(left, right)
+            assert rotated.a is not None
+            return torch.einsum("nqo,nqi->qoi", rotated.g[:, :, 0].square().sum(0), rotated.a[:, 0].square())
+        if self.a is None or (left is None and right is None):
+            return _accumulate(_rotate(P, left, right).square().sum((0, 1)) for P in self.per_example())
+        parts = slices(self.N, self.R * self.dim * self.g.element_size())
+        pieces = (self.examples(part).rotated(left, right).gradients() for part in parts)
+        return _accumulate(P.square_().sum((0, 1)) for P in pieces)
+
+    def rotated(self, left: Tensor | None, right: Tensor | None) -> LayerStats:
+        """The stats of B_1^T P B_2 (a and g apart); None stands for the identity."""
+        assert self.a is not None
+        g = self.g if left is None else _multiplied(self.g, left)
+        return LayerStats(self.a if right is None else _multiplied(self.a, right), g)
 
     def row_blocks(self, width: int) -> Tensor:
         """Diagonal blocks of F over pieces of `width` entries of a row of W: `[d / width, width, width]`."""
@@ -296,7 +310,7 @@ class LayerStats:
     def overlap(self, other: LayerStats | None = None) -> Tensor:
         """<F, F'>_Frobenius with the block of `other` (default: |F|_F^2), never forming either block."""
         if other is None or other is self:
-            return self._shared("overlap", lambda: self._overlap(self))
+            return self.shared("overlap", lambda: self._overlap(self))
         return self._overlap(other)
 
     def _overlap(self, other: LayerStats) -> Tensor:
@@ -326,6 +340,15 @@ def _flat_moment(P: Tensor) -> Tensor:
     """sum P^T P `[Q, i, i]` of P `[R, n, Q, o, i]`."""
     x = P.movedim(2, 0).flatten(1, 3)
     return x.transpose(1, 2) @ x
+
+
+def _multiplied(x: Tensor, M: Tensor) -> Tensor:
+    """x `[..., Q, n]` times M `[Q, n, n]`."""
+    return x @ M[0] if len(M) == 1 else (x.unsqueeze(-2) @ M).squeeze(-2)
+
+
+def _equal(x: Tensor | None, y: Tensor | None) -> bool:
+    return x is y or (x is not None and y is not None and torch.equal(x, y))
 
 
 def _rotate(P: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:

@@ -41,13 +41,14 @@ class KFAC(Approximation):
 
     def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
         """A `[Q, d_in, d_in]` and G `[Q, d_out, d_out]`."""
+        self.check_factors(stats)
+        return dict(stats.shared(f"KFAC {self.spatial}", lambda: self._factors(stats)))
+
+    def _factors(self, stats: LayerStats) -> Moments:
         a, g = self.check_factors(stats), stats.g
         if self.spatial == "reduce":
             a, g = a.mean(1, keepdim=True), g.sum(2, keepdim=True)
-        return {
-            "A": second_moment(a) / (a.shape[0] * a.shape[1]),
-            "G": second_moment(g) / stats.N,
-        }
+        return {"A": second_moment(a) / (a.shape[0] * a.shape[1]), "G": second_moment(g) / stats.N}
 
     def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
         """G (x) A."""

@@ -41,15 +41,20 @@ class TKFAC(Approximation):
         """Partial traces U1 `[Q, d_out, d_out]` and U2 `[Q, d_in, d_in]`."""
         if self.spatial == "full" or stats.a is None or stats.T == 1:
             return {"U1": stats.left(), "U2": stats.right()}
-        a, g = stats.a, stats.g
-        return {
-            "U1": second_moment(g * a.square().sum(-1).sqrt()[None, ..., None]) / stats.N,
-            "U2": second_moment(a * g.square().sum((0, -1)).sqrt()[..., None]) / stats.N,
-        }
+        return dict(stats.shared("TKFAC expand", lambda: _expanded(stats)))
 
     def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
         """U1 (x) U2 / t."""
         return Kronecker((moments["U1"], unit_trace(moments["U2"])))
+
+
+def _expanded(stats: LayerStats) -> Moments:
+    assert stats.a is not None
+    a, g = stats.a, stats.g
+    return {
+        "U1": second_moment(g * a.square().sum(-1).sqrt()[None, ..., None]) / stats.N,
+        "U2": second_moment(a * g.square().sum((0, -1)).sqrt()[..., None]) / stats.N,
+    }
 
 
 def unit_trace(M: torch.Tensor) -> torch.Tensor:

@@ -57,6 +57,10 @@ def mode_covariances(stats: LayerStats, modes: int | None = None) -> Moments:
     sizes = input_modes(stats.kernel, 3 if modes is None else modes)
     if len(sizes) == 1:
         return {"mode0": stats.left(), "mode1": stats.right()}
+    return dict(stats.shared(f"modes {sizes}", lambda: _of_modes(stats, sizes)))
+
+
+def _of_modes(stats: LayerStats, sizes: tuple[int, ...]) -> Moments:
     weight = stats.inputs(slice(0, math.prod(sizes)))
     totals: list[Tensor] = []
     for P in weight.per_example():

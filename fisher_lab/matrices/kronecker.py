@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fisher_lab.contractions import left_moment, position_costs
 from fisher_lab.linalg import eigh, mode_product, shifted_power, spd_inverse, symmetrize
 from fisher_lab.matrices.base import FisherMatrix
 from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
@@ -75,12 +76,14 @@ class Kronecker(FisherMatrix):
         """<F, self>; sum of (g^T G g)(a^T A a) where the columns have rank one."""
         if len(self.factors) != 2 or stats.a is None:
             return super().quadratic(stats)
-        g = _multiply(stats.g, self.factors[0])
-        a = _multiply(stats.a, self.factors[1])
+        G, A = self.factors
         if stats.T == 1:
+            g, a = _multiply(stats.g, G), _multiply(stats.a, A)
             return torch.einsum("nq,nq->", (g * stats.g).sum((0, 2, 4)), (a * stats.a).sum((1, 3))) / stats.N
-        chunks = zip(stats.per_example(), stats.like(a, g).per_example(), strict=True)
-        return torch.stack([(P * Y).sum() for P, Y in chunks]).sum() / stats.N
+        if position_costs(stats.a, stats.g)[0] < stats.R * stats.N * stats.dim * (stats.d_in + stats.T):
+            left = left_moment(stats.a, stats.g, A)  # <F, G (x) A> = <sum P A P^T, G>
+            return (G * (left if G.ndim == 3 else left.diagonal(dim1=-2, dim2=-1))).sum() / stats.N
+        return super().quadratic(stats)
 
     def scaled(self, c: float | Tensor) -> Kronecker:
         """c times the first factor."""

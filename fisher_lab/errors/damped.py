@@ -1,0 +1,116 @@
+"""An exact block and an approximation under damping: steps and inverses."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fisher_lab.errors.pair import DENSE_DIM
+from fisher_lab.errors.quantities import Measured
+from fisher_lab.errors.spectral import extremes
+from fisher_lab.matrices import FisherMatrix
+
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # relative to tr F / d
+
+
+class DampedPair:
+    """The damped step of both matrices for one gradient: x = (F + lambda I)^-1 g and y = (F^ + lambda I)^-1 g.
+
+    Args:
+        exact: the block F.
+        approx: the approximation F^.
+        gradient: g `[d_out, d_in]`; None if only the spectral error is wanted.
+        damping: lambda relative to tr F / d.
+        inverse: (F + lambda I)^-1, if it is already there.
+    """
+
+    def __init__(
+        self,
+        exact: FisherMatrix,
+        approx: FisherMatrix,
+        gradient: Tensor | None,
+        damping: float,
+        inverse: FisherMatrix | None = None,
+    ) -> None:
+        self.exact, self.approx, self.eps = exact, approx, torch.finfo(exact.dtype).eps
+        self._gradient = gradient
+        self.shift = absolute_damping(exact, damping)
+        self.inverse = exact.powered(-1.0, self.shift) if inverse is None else inverse
+
+    @property
+    def gradient(self) -> Tensor:
+        """g."""
+        if self._gradient is None:
+            raise ValueError(
+                "damped_cosine and damped_efficiency need a gradient, got None; pass gradient=[d_out, d_in]."
+            )
+        return self._gradient
+
+    @cached_property
+    def _x(self) -> Tensor:
+        return self.inverse @ self.gradient
+
+    @cached_property
+    def approx_inverse(self) -> FisherMatrix:
+        """(F^ + lambda I)^-1."""
+        return self.approx.powered(-1.0, self.shift)
+
+    @cached_property
+    def _y(self) -> Tensor:
+        return self.approx_inverse @ self.gradient
+
+    @cached_property
+    def xy(self) -> float:
+        """x . y."""
+        return float((self._x * self._y).sum())
+
+    @cached_property
+    def xx(self) -> float:
+        """x . x."""
+        return float(self._x.square().sum())
+
+    @cached_property
+    def yy(self) -> float:
+        """y . y."""
+        return float(self._y.square().sum())
+
+    @cached_property
+    def yg(self) -> float:
+        """y . g."""
+        return float((self._y * self.gradient).sum())
+
+    @cached_property
+    def gx(self) -> float:
+        """g . x."""
+        return float((self._x * self.gradient).sum())
+
+    @cached_property
+    def yHy(self) -> float:
+        """y . (F + lambda I) y."""
+        return float((self._y * (self.exact @ self._y)).sum()) + self.shift * self.yy
+
+    @cached_property
+    def inverse_difference(self) -> Measured:
+        """lambda |(F + lambda I)^-1 - (F^ + lambda I)^-1|_2, between 0 and 1."""
+        if self.exact.dim <= DENSE_DIM:
+            difference = self.inverse.dense() - self.approx_inverse.dense()
+            return Measured(self.shift * float(torch.linalg.eigvalsh(difference).abs().max()), 16 * self.eps)
+        found = extremes(lambda X: self.inverse @ X - self.approx_inverse @ X, self.exact)
+        return Measured(self.shift * found.norm, max(self.shift * found.residual, 16 * self.eps))
+
+
+def absolute_damping(exact: FisherMatrix, damping: float) -> float:
+    """Lambda for a damping relative to tr F / d, the mean eigenvalue.
+
+    Raises:
+        ValueError: if the damping is not positive and finite, or F is zero.
+    """
+    if not (damping > 0 and math.isfinite(damping)):
+        raise ValueError(f"Got damping={damping}, expected a positive number relative to tr F / d.")
+    mean = float(exact.trace()) / exact.dim
+    if mean <= 0:
+        raise ValueError("The exact block is zero, expected a positive trace: no damping is relative to it.")
+    return damping * mean

@@ -1,0 +1,176 @@
+"""How far an approximation is from the exact block: one function per error measure.
+
+Every measure reads a `Pair` (or a `Total` of pairs over layers) and gives a value with its noise floor: the size of
+the rounding (or Lanczos) error in the value itself. A value below its floor is reported as 0 with that floor.
+Called as `errors.frobenius(exact, approximation)` each measure returns the value alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fisher_lab.errors.damped import DampedPair
+from fisher_lab.errors.pair import Pair
+from fisher_lab.errors.quantities import Measured, Quantities
+from fisher_lab.matrices import FisherMatrix
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A registered error measure."""
+
+    name: str
+    formula: Callable[[Any], Measured]
+    default: bool
+    damped: bool
+
+
+MEASURES: dict[str, Measure] = {}
+
+
+def measure(default: bool = False, damped: bool = False) -> Callable[[Callable[[Any], Measured]], Callable[..., float]]:
+    """Register an error measure under its function's name; the public function takes matrices and returns a float.
+
+    Args:
+        default: whether `compare` measures it without being asked.
+        damped: whether it is a function of a DampedPair, one value for each damping.
+    """
+
+    def decorate(formula: Callable[[Any], Measured]) -> Callable[..., float]:
+        name = formula.__name__
+        MEASURES[name] = Measure(name, formula, default, damped)
+        if damped:
+
+            def public(
+                exact: FisherMatrix, approx: FisherMatrix, gradient: Tensor | None = None, damping: float = 1e-2
+            ) -> float:
+                return formula(DampedPair(exact, approx, gradient, damping)).value
+
+        else:
+
+            def public(exact: FisherMatrix, approx: FisherMatrix) -> float:  # type: ignore[misc]
+                return formula(Pair(exact, approx)).value
+
+        public.__name__, public.__doc__ = name, formula.__doc__
+        return public
+
+    return decorate
+
+
+def _floored(value: float, noise: float) -> Measured:
+    return Measured(0.0 if abs(value) <= noise else value, noise)
+
+
+def _relative(numerator: float, denominator: float) -> float:
+    """The quotient; 0 / 0 is 0 (both matrices are zero), x / 0 is infinite."""
+    if denominator > 0:
+        return numerator / denominator
+    return 0.0 if numerator == 0 else math.copysign(math.inf, numerator)
+
+
+@measure(default=True)
+def trace(q: Quantities) -> Measured:
+    """(tr F^ - tr F) / tr F."""
+    noise = 16 * q.eps * (1 + abs(_relative(q.trace_approx, q.trace_exact)))
+    return _floored(_relative(q.trace_approx - q.trace_exact, q.trace_exact), noise)
+
+
+@measure(default=True)
+def trace_ratio(q: Quantities) -> Measured:
+    """tr F^ / tr F."""
+    ratio = _relative(q.trace_approx, q.trace_exact)
+    return Measured(ratio, 16 * q.eps * abs(ratio))
+
+
+def _root(square: Measured, scale: float) -> Measured:
+    """sqrt(square) / sqrt(scale) with the noise floor that goes with it."""
+    if square.value <= square.noise:
+        return Measured(0.0, math.sqrt(_relative(square.noise, scale)))
+    value = math.sqrt(_relative(square.value, scale))
+    return Measured(value, value * square.noise / (2 * square.value))
+
+
+@measure(default=True)
+def frobenius(q: Quantities) -> Measured:
+    """|F^ - F|_F / |F|_F."""
+    return _root(q.square_difference, q.square_exact)
+
+
+@measure(default=True)
+def frobenius_rescaled(q: Quantities) -> Measured:
+    """min over c of |c F^ - F|_F / |F|_F = sqrt(1 - cosine^2): the error of the shape alone."""
+    # |F^|^2 |F - c F^|^2 = |F|^2 |F^|^2 - <F, F^>^2, written with the difference so that it does not cancel
+    difference = q.square_difference
+    gap = q.square_approx - q.inner  # <F^ - F, F^>
+    if q.square_approx <= 0:
+        return Measured(0.0 if q.square_exact <= 0 else 1.0, 0.0)
+    square = difference.value - gap * gap / q.square_approx
+    return _root(Measured(max(square, 0.0), difference.noise + 8 * q.eps * abs(gap)), q.square_exact)
+
+
+@measure(default=True)
+def cosine(q: Quantities) -> Measured:
+    """<F, F^> / (|F|_F |F^|_F)."""
+    value = _relative(q.inner, math.sqrt(q.square_exact * q.square_approx))
+    return Measured(min(value, 1.0), 16 * q.eps)
+
+
+@measure(default=True)
+def spectral(q: Quantities) -> Measured:
+    """|F^ - F|_2 / |F|_2."""
+    top = q.top_difference
+    return _floored(_relative(top.value, q.top_exact), _relative(top.noise, q.top_exact))
+
+
+@measure()
+def spectrum(q: Quantities) -> Measured:
+    """l2 distance of the sorted eigenvalues, relative to |F|_F."""
+    return _root(
+        Measured(q.spectrum_difference, (64 * q.eps) ** 2 * (q.square_exact + q.square_approx)), q.square_exact
+    )
+
+
+@measure(damped=True)
+def damped_cosine(q: Any) -> Measured:
+    """Cosine between the damped steps (F + lambda I)^-1 g and (F^ + lambda I)^-1 g."""
+    return Measured(min(_relative(q.xy, math.sqrt(q.xx * q.yy)), 1.0), 64 * q.eps)
+
+
+@measure(damped=True)
+def damped_efficiency(q: Any) -> Measured:
+    """Share of the best decrease of the damped quadratic model that the step along (F^ + lambda I)^-1 g reaches.
+
+    (y . g)^2 / [(y . (F + lambda I) y) (g . (F + lambda I)^-1 g)], 1 only for the exact direction.
+    """
+    return Measured(min(_relative(q.yg**2, q.yHy * q.gx), 1.0), 64 * q.eps)
+
+
+@measure(damped=True)
+def damped_spectral(q: Any) -> Measured:
+    """lambda |(F^ + lambda I)^-1 - (F + lambda I)^-1|_2, which lies between 0 and 1."""
+    top = q.inverse_difference
+    return _floored(top.value, top.noise)
+
+
+def chosen(names: str | Sequence[str]) -> list[Measure]:
+    """The measures behind "default", "all" or a list of names.
+
+    Raises:
+        ValueError: for unknown names.
+    """
+    if names == "default":
+        return [m for m in MEASURES.values() if m.default]
+    if names == "all":
+        return list(MEASURES.values())
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if name not in MEASURES:
+            raise ValueError(f'Got error {name!r}, expected "default", "all" or some of {", ".join(MEASURES)}.')
+    if not names:
+        raise ValueError('Got errors=[], expected "default", "all" or at least one name.')
+    return [MEASURES[name] for name in dict.fromkeys(names)]

@@ -67,12 +67,13 @@ def outer_sum(g: Tensor, a: Tensor, squared: bool = False) -> Tensor:
 
 
 def left_moment(a: Tensor, g: Tensor, A: Tensor | None = None) -> Tensor:
-    """sum P A P^T `[Q, d_out, d_out]` through positions; A `[Q, d_in, d_in]`, `[Q, d_in]`, or None for the identity."""
+    """sum P A P^T `[Q, d_out, d_out]` through positions; A `[Q, d_in, d_in]`, `[Q, d_in]`, or None (identity)."""
     total = g.new_zeros(g.shape[3], g.shape[4], g.shape[4])
     for part in slices(len(a), _position_bytes(a, g)):
-        x, y = a[part].transpose(1, 2), g[:, part].transpose(2, 3)  # [n, Q, T, i], [R, n, Q, T, o]
+        x, y = a[part].transpose(1, 2), g[:, part].permute(1, 3, 2, 0, 4).contiguous()  # [n, Q, T, i], [n, Q, T, R, o]
         K = _times(x, A) @ x.transpose(-1, -2)
-        total += _joined(y).transpose(1, 2) @ _joined(K @ y)
+        z = (K @ y.flatten(3)).view(y.shape)
+        total += _joined(y.flatten(2, 3)).transpose(1, 2) @ _joined(z.flatten(2, 3))
     return total
 
 
@@ -80,7 +81,7 @@ def right_moment(a: Tensor, g: Tensor, G: Tensor | None = None) -> Tensor:
     """sum P^T G P `[Q, d_in, d_in]` through positions; G `[Q, d_out, d_out]`, `[Q, d_out]`, or None (identity)."""
     total = g.new_zeros(g.shape[3], a.shape[-1], a.shape[-1])
     for part in slices(len(a), _position_bytes(a, g)):
-        x, y = a[part].transpose(1, 2), g[:, part].permute(1, 3, 2, 0, 4)  # [n, Q, T, i], [n, Q, T, R, o]
+        x, y = a[part].transpose(1, 2), g[:, part].permute(1, 3, 2, 0, 4).contiguous()  # [n, Q, T, i], [n, Q, T, R, o]
         z = _times(y.flatten(2, 3), G).view(y.shape)
         K = z.flatten(3) @ y.flatten(3).transpose(-1, -2)  # [n, Q, T, T], summed over directions
         total += _joined(x).transpose(1, 2) @ _joined(K @ x)

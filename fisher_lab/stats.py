@@ -100,7 +100,9 @@ class LayerStats:
         """The stats of some of the columns of W, as one mode."""
         if self.a is None:
             return LayerStats.of_gradients(self.g[..., part])
-        return LayerStats(self.a[..., part], self.g)
+        columns = LayerStats(self.a[..., part], self.g)
+        columns._held = None if self._held is None else [P[..., part] for P in self._held]
+        return columns
 
     # -- per-example gradients ------------------------------------------------------------------------------------
     def gradients(self) -> Tensor:
@@ -110,7 +112,8 @@ class LayerStats:
         a, g = self.a, self.g
         if self.T == 1:
             return g[:, :, 0, :, :, None] * a[None, :, 0, :, None, :]
-        return g.permute(0, 1, 3, 4, 2) @ a.transpose(1, 2)
+        P = g.permute(1, 3, 2, 0, 4).flatten(3).transpose(-1, -2) @ a.transpose(1, 2)  # [N, Q, R d_out, d_in]
+        return P.unflatten(2, (self.R, -1)).permute(2, 0, 1, 3, 4)
 
     def per_example(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Tensor]:
         """Per-example gradients in chunks of examples: P `[R, n, Q, d_out, d_in]`."""
@@ -155,8 +158,8 @@ class LayerStats:
         total = torch.zeros_like(V)
         for P in self.per_example():
             part = weight[..., start : start + P.shape[1]]
-            U = P.reshape(-1, self.dim)  # [R n, d]
-            total.addmm_((V @ U.T) * part.repeat(*(1,) * (part.ndim - 1), self.R), U)
+            U = _rows(P)
+            total.addmm_((V @ U.T) * part.repeat_interleave(self.R, -1), U)
             start += P.shape[1]
         return total.view(X.shape)
 
@@ -260,7 +263,7 @@ class LayerStats:
             return total.view(o, o, i, i).transpose(1, 2).reshape(o * i, o * i)
         total = self.g.new_zeros(self.dim, self.dim)
         for P in self.per_example():
-            U = P.reshape(-1, self.dim)
+            U = _rows(P)
             total.addmm_(U.T, U)
         return total / self.N
 
@@ -287,11 +290,11 @@ class LayerStats:
             return
         row = 0
         for P in self.per_example():
-            U, mine, column = P.reshape(-1, self.dim), slice(row, row + P.shape[1]), row if other is self else 0
+            U, mine, column = _rows(P), slice(row, row + P.shape[1]), row if other is self else 0
             for V in other._pieces(column, P if other is self else None):
                 theirs = slice(column, column + V.shape[1])
-                block = U @ V.reshape(-1, self.dim).T
-                yield mine, theirs, block.view(self.R, P.shape[1], other.R, V.shape[1])
+                block = (U @ _rows(V).T).view(P.shape[1], self.R, V.shape[1], other.R)
+                yield mine, theirs, block.permute(1, 0, 3, 2)
                 column = theirs.stop
             row = mine.stop
 
@@ -309,31 +312,45 @@ class LayerStats:
 
     def overlap(self, other: LayerStats | None = None) -> Tensor:
         """<F, F'>_Frobenius with the block of `other` (default: |F|_F^2), never forming either block."""
-        if other is None or other is self:
-            return self.shared("overlap", lambda: self._overlap(self))
-        return self._overlap(other)
-
-    def _overlap(self, other: LayerStats) -> Tensor:
-        if self.rank_one and other.rank_one and self.Q == 1:
-            return self._overlap_rank_one(other)
+        other = self if other is None else other
+        if other is self and self.N**2 * self.g.element_size() <= 4 * CHUNK_BYTES:
+            return self.squared_gram().mean()
         total = self.g.new_zeros(())
-        for mine, theirs, block in self._gram_blocks(other):
-            mirrored = other is self and theirs.start >= mine.stop  # below the diagonal it is the same
-            total = total + (2 if mirrored else 1) * block.square().sum()
+        for mine, theirs, block in self._squared_blocks(other):
+            mirrored = other is self and theirs.start >= mine.stop  # the other half is the same
+            total = total + (2 if mirrored else 1) * block.sum()
         return total / (self.N * other.N)
 
-    def _overlap_rank_one(self, other: LayerStats) -> Tensor:
-        """sum_{n,m} (a_n . a_m)^2 <H_n, H_m> with H_n = sum_r g g^T, in pieces of rows where N x N is large."""
+    def squared_gram(self) -> Tensor:
+        """<F_n, F_m>_Frobenius `[N, N]` of the examples' own blocks F_n = sum_r vec(P) vec(P)^T; |F|^2 is its mean."""
+        return self.shared("squared_gram", self._squared_gram)
+
+    def _squared_gram(self) -> Tensor:
+        K = self.g.new_zeros(self.N, self.N)
+        for mine, theirs, block in self._squared_blocks(self):
+            K[mine, theirs] = block
+            if theirs.start >= mine.stop:
+                K[theirs, mine] = block.T
+        return K
+
+    def _squared_blocks(self, other: LayerStats) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Pieces `[n, m]` of <F_n, F'_m> with their examples; half of them where `other` is self."""
+        if not (self.rank_one and other.rank_one and self.Q == 1):
+            for mine, theirs, block in self._gram_blocks(other):
+                yield mine, theirs, block.square().sum((0, 2))
+            return
         assert self.a is not None
         assert other.a is not None
-        if other is self and self.N**2 * self.g.element_size() <= 4 * CHUNK_BYTES:
-            K = (self.a[:, 0, 0] @ self.a[:, 0, 0].T).square()
-            return (K * contractions.outer_gram(self.g[:, :, 0, 0])).sum() / self.N**2
-        total = self.g.new_zeros(())
-        for mine in slices(self.N, 2 * other.N * self.g.element_size()):
+        for mine in slices(self.N, other.N * self.g.element_size(), 4 * CHUNK_BYTES):
             K = (self.a[mine, 0, 0] @ other.a[:, 0, 0].T).square()
-            total = total + (K * contractions.outer_gram(self.g[:, mine, 0, 0], other.g[:, :, 0, 0])).sum()
-        return total / (self.N * other.N)
+            everything = other is self and mine.stop - mine.start == self.N
+            h = None if everything else other.g[:, :, 0, 0]
+            yield mine, slice(0, other.N), K * contractions.outer_gram(self.g[:, mine, 0, 0], h)
+
+
+def _rows(P: Tensor) -> Tensor:
+    """P `[R, n, Q, d_out, d_in]` as `[n R, d]`, which is how chunks of it lie in memory."""
+    return P.transpose(0, 1).reshape(P.shape[0] * P.shape[1], -1)
 
 
 def _flat_moment(P: Tensor) -> Tensor:

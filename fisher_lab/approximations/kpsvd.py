@@ -24,6 +24,7 @@ from fisher_lab.stats import LayerStats
 
 TOLERANCE = 1e-10  # change of the unit-norm factors; stopping on sigma would leave its square root in the factors
 MAX_ITERATIONS = 1000
+ROUGH_TOLERANCE, ROUGH_ITERATIONS = 1e-5, 30  # of the steps in single precision
 MOST_EXAMPLES = 5000  # above this many the N x N matrices cost more than iterating on the factors
 
 
@@ -63,19 +64,39 @@ class KPSVD(Approximation):
 
 
 def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
-    """Power iteration on S `[Q, d_out, d_out]` and T `[Q, d_in, d_in]`."""
-    T = torch.eye(stats.d_in, dtype=stats.g.dtype, device=stats.g.device).expand(stats.Q, -1, -1)
-    S, T = _unit(_left_step(stats, T)), _unit(T)
-    for _ in range(MAX_ITERATIONS):
+    """Power iteration on S `[Q, d_out, d_out]` and T `[Q, d_in, d_in]`.
+
+    The first steps run in single precision where that saves time: the iteration forgets where it came from.
+    """
+    T = torch.eye(stats.d_in, dtype=stats.g.dtype, device=stats.g.device).repeat(stats.Q, 1, 1)
+    S = torch.eye(stats.d_out, dtype=stats.g.dtype, device=stats.g.device).repeat(stats.Q, 1, 1)
+    if stats.a is not None and stats.T > 1 and stats.g.dtype == torch.float64:
+        rough = stats.like(*(_single(x) for x in (stats.a, stats.g)))
+        S, T, _ = (x.double() for x in _iterate(rough, S.float(), T.float(), ROUGH_TOLERANCE, ROUGH_ITERATIONS))
+    S, T, sigma = _iterate(stats, S, T, TOLERANCE, MAX_ITERATIONS)
+    return S * sigma.sqrt(), T * sigma.sqrt()
+
+
+def _iterate(stats: LayerStats, S: Tensor, T: Tensor, tolerance: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """S, T of norm 1 and sigma, by half-steps from T until both change by less than the tolerance."""
+    S, T = _unit(_left_step(stats, _unit(T))), _unit(T)
+    sigma = torch.ones_like(_norm(S))
+    for _ in range(most):
         new_T = _unit(_right_step(stats, S))
         new_S = _left_step(stats, new_T)
         sigma = _norm(new_S)
         new_S = _unit(new_S)
         change = torch.maximum(_norm(new_S - S).max(), _norm(new_T - T).max())
         S, T = new_S, new_T
-        if change < TOLERANCE:
+        if change < tolerance:
             break
-    return S * sigma.sqrt(), T * sigma.sqrt()
+    return S, T, sigma
+
+
+def _single(x: Tensor) -> Tensor:
+    """In single precision, scaled to entries of order 1 so that nothing vanishes."""
+    top = x.abs().max()
+    return (x / torch.where(top > 0, top, torch.ones_like(top))).float()
 
 
 def _left_step(stats: LayerStats, T: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fisher_lab.errors.centred import centring_flops, kronecker_difference
 from fisher_lab.errors.quantities import Measured
-from fisher_lab.errors.spectral import advance_together, difference_extremes
+from fisher_lab.errors.spectral import advance_together, difference_extremes, shared_columns
 from fisher_lab.linalg import Extremes
 from fisher_lab.matrices import FisherMatrix, Kronecker, LowRank
 
@@ -59,13 +59,26 @@ class Pair:
     @cached_property
     def square_approx(self) -> float:
         """|F^|_F^2."""
+        if self._shared is not None:
+            return float(self._shared[1])
         return float(self.approx.frobenius_norm()) ** 2
+
+    @cached_property
+    def _shared(self) -> tuple[Tensor, Tensor] | None:
+        """<F, F^> and |F^|_F^2 where F^ is made of the first columns of F, from the Gram matrix behind |F|_F."""
+        if not isinstance(self.exact, LowRank) or shared_columns(self.exact.stats, self.approx) is None:
+            return None
+        assert isinstance(self.approx, LowRank)
+        K, n = self.exact.stats.squared_gram(), self.approx.stats.N
+        return K[:, :n].mean(), K[:n, :n].mean()
 
     @cached_property
     def inner(self) -> float:
         """<F, F^>_F without a dense matrix."""
         if self.small:
             return float((self.exact.dense() * self.approx.dense()).sum())
+        if self._shared is not None:
+            return float(self._shared[0])
         if isinstance(self.exact, LowRank):
             return float(self.approx.quadratic(self.exact.stats))
         if isinstance(self.approx, LowRank):
@@ -108,7 +121,7 @@ class Pair:
     @cached_property
     def top_difference(self) -> Measured:
         """|F - F^|_2, from all eigenvalues for small blocks and by Lanczos above."""
-        scale = max(self.top_exact, float(self.approx.frobenius_norm()) / self.exact.dim**0.5)
+        scale = max(self.top_exact, (self.square_approx / self.exact.dim) ** 0.5)
         rounding = 16 * self.eps * scale
         if self.small:
             return Measured(float(torch.linalg.eigvalsh(self._difference).abs().max()), rounding)

@@ -37,8 +37,9 @@ from fisher_lab.stats import LayerStats as LayerStats
 
 if TYPE_CHECKING:
     from fisher_lab import plots as plots
+    from fisher_lab import report as report
 
-LATE = ("plots",)  # imported when first asked for: they load matplotlib
+LATE = ("plots", "report")  # imported when first asked for: they load matplotlib and jinja2
 
 try:
     __version__ = version("fisher-lab")

@@ -86,10 +86,10 @@ def distance_of(rows: list[Row], label: str) -> float:
 
 def _cheapest(comparison: Comparison, layer: str, rows: list[Row]) -> str | None:
     """The approximation with fewest bytes among those near the best."""
-    held: dict[str, int] = {}
-    for cost in comparison.costs:
-        if layer in (cost.layer, ALL):
-            held[cost.approximation] = held.get(cost.approximation, 0) + cost.bytes
+    known = {(cost.layer, cost.approximation): cost.bytes for cost in comparison.costs}
+    parts = comparison.layers if layer == ALL else [layer]
+    complete = [row.approximation for row in rows if all((part, row.approximation) in known for part in parts)]
+    held = {label: sum(known[part, label] for part in parts) for label in complete}
     limit = min(map(distance, rows)) * WITHIN
     near = [row.approximation for row in rows if distance(row) <= limit and row.approximation in held]
     if not near:

@@ -60,7 +60,8 @@ class Study:
         versions = {"fisher-lab": fl.__version__, "torch": torch.__version__, "matplotlib": matplotlib.__version__}
         body = {
             "study": self.name, "command": f"python -m analysis.{self.name}", "seed": SEED,
-            "seconds": round(time.perf_counter() - self.started, 1), "date": datetime.now(UTC).isoformat("T", "seconds"),
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "date": datetime.now(UTC).isoformat("T", "seconds"),
             "versions": versions | {"python": platform.python_version()}, "machine": platform.machine(),
             "settings": self.settings | kept, "numbers": self.numbers,
         }  # fmt: skip

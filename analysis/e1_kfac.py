@@ -7,7 +7,7 @@ import fisher_lab as fl
 from analysis.common import SEED, Study, checkpoint, numbers
 
 MIDDLE = ("2", "4", "6", "8")
-DAMPING = 0.01
+DAMPINGS = (0.001, 0.01, 0.1)
 
 
 class Middle(nn.Module):
@@ -27,10 +27,12 @@ class Middle(nn.Module):
 
 
 def blocks(matrix: Tensor) -> Tensor:
-    """Mean absolute entry of each pair of layers `[4, 4]`, after scaling to unit diagonal."""
+    """Root mean square of the entries of each pair of layers `[4, 4]`, scaled to unit diagonal, which is left out."""
     scale = matrix.diagonal().clamp(min=1e-30).rsqrt()
     size = len(matrix) // len(MIDDLE)
-    return (matrix * scale[:, None] * scale).abs().unflatten(0, (-1, size)).unflatten(-1, (-1, size)).mean((1, 3))
+    correlation = matrix * scale[:, None] * scale
+    correlation.fill_diagonal_(0.0)
+    return correlation.square().unflatten(0, (-1, size)).unflatten(-1, (-1, size)).mean((1, 3)).sqrt()
 
 
 def by_distance(table: Tensor) -> dict[str, float]:
@@ -38,7 +40,7 @@ def by_distance(table: Tensor) -> dict[str, float]:
     return {str(k): float(table.diagonal(k).mean()) for k in range(len(MIDDLE))}
 
 
-def measure() -> tuple[Study, Tensor, Tensor]:
+def measure() -> tuple[Study, Tensor]:
     """Errors of each middle block, and the sizes of the cross-layer blocks."""
     study = Study("e1_kfac")
     problem = checkpoint("martens_grosse", 500, examples=500)
@@ -46,21 +48,25 @@ def measure() -> tuple[Study, Tensor, Tensor]:
     joined = Middle(problem.model).eval()
     found = fl.exact_fisher(joined, problem.likelihood, problem.data, layers=["weights"], seed=SEED)["weights"]
     full = found.dense()
-    damping = DAMPING * float(found.trace()) / found.dim
-    inverse = torch.linalg.inv(full + damping * torch.eye(len(full), dtype=full.dtype))
-    study.numbers = {"F": by_distance(blocks(full)), "inverse": by_distance(blocks(inverse)), "damping": DAMPING}
+    mean = float(found.trace()) / found.dim
+    inverses = {f"{damping:g}": found.powered(-1.0, damping * mean).dense() for damping in DAMPINGS}
+    study.numbers = {
+        "F": by_distance(blocks(full)),
+        "inverse": {k: by_distance(blocks(m)) for k, m in inverses.items()},
+    }
     study.save()
-    return study, full, inverse
+    return study, full
 
 
 def main() -> None:
     """Measure, save, draw."""
-    study, full, _ = measure()
+    study, full = measure()
     found = numbers("e1_kfac")
-    rows = [["F", *found["F"].values()], [f"(F + {DAMPING} tr F/d I)^-1", *found["inverse"].values()]]
-    study.table(["mean correlation of entries in layers that lie", "0 apart", "1", "2", "3"], rows)
+    rows = [["F", *found["F"].values()]]
+    rows += [[f"(F + {name} tr F/d I)^-1", *sizes.values()] for name, sizes in found["inverse"].items()]
+    study.table(["root mean square correlation of two weights in layers that lie", "0 apart", "1", "2", "3"], rows)
     block = fl.matrices.Dense(full, (len(MIDDLE), len(full) // len(MIDDLE)))  # one row a layer: lines between layers
-    study.draw(fl.plots.blocks(block, {}, inverse_damping=DAMPING))
+    study.draw(fl.plots.blocks(block, {}, inverse_damping=DAMPINGS[1]))
 
 
 if __name__ == "__main__":

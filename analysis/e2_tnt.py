@@ -1,4 +1,4 @@
-"""E2, Ren & Goldfarb (2021): cosine between the damped steps of approximations and of the exact block, along training."""
+"""E2, Ren & Goldfarb (2021): cosine between damped steps of approximations and of the exact block, along training."""
 
 import fisher_lab as fl
 from analysis.common import SMALL, Study, along, checkpoint, values

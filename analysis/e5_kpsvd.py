@@ -1,10 +1,10 @@
-"""E5, Koroko et al. (2022): Frobenius error and spectrum error in an autoencoder's fifth linear layer, along training."""
+"""E5, Koroko et al. (2022): Frobenius and spectrum error in an autoencoder's fifth linear layer, along training."""
 
 import fisher_lab as fl
 from analysis.common import Study, along, checkpoint, values
 
 STEPS = (0, 10, 100, 500, 2000)
-LAYER = "8"  # the fifth linear layer, 16 x 6 -> just behind the code
+LAYER = "7"  # the fifth linear layer, 16 -> 32
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import fisher_lab as fl
 from analysis.common import Study, along, checkpoint, values
 
-STEPS = (0, 10, 100, 120, 150, 200, 500)
+STEPS = (0, 10, 100, 200, 500, 1000)
 STALE = 100  # matrices of this step are also measured at all later ones
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     found = along("e7_ekfac")
     late = {step: comparison for step, comparison in found.items() if step >= STALE}
     study.table(["all layers", *(f"step {s}" for s in late)], values(late, "(all)", "frobenius"))
-    study.draw(fl.plots.training(found, "frobenius", layers=["0", "4", "8", "(all)"]))
+    study.draw(fl.plots.training(found, "frobenius", layers=["0", "4", "7", "(all)"]))
 
 
 if __name__ == "__main__":

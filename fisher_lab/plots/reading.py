@@ -97,6 +97,7 @@ class Scale:
         exact: the value of the exact block.
         floor: where a log axis draws zero.
         low: where a log axis begins.
+        high: where a log axis ends.
         top: where any axis draws infinity.
         infinite: whether there is an infinite value.
     """
@@ -105,6 +106,7 @@ class Scale:
     exact: float
     floor: float
     low: float
+    high: float
     top: float
     infinite: bool
 
@@ -119,7 +121,9 @@ class Scale:
         floor = 10 ** math.floor(math.log10(min(positive)) - 0.3) if log and 0 in finite else 0.0
         low = (floor or min(positive)) / 1.6 if log else 0.0
         top = (max(finite, default=1.0) or 1.0) * (10 if log else 1.3)
-        return cls(log, exact, floor, low, top, len(finite) < len(values))
+        infinite = len(finite) < len(values)
+        high = 1.6 * (top if infinite else max(positive)) if log else 0.0
+        return cls(log, exact, floor, low, high, top, infinite)
 
     def place(self, value: float) -> float:
         """Where the value is drawn."""
@@ -138,7 +142,7 @@ class Scale:
         """Set the vertical axis and draw the line that says what is exact."""
         if self.log:
             axes.set_yscale("log")
-            axes.set_ylim(bottom=self.low)
+            axes.set_ylim(self.low, self.high)
         for value, word in ((self.base, "exact"), (self.top if self.infinite else None, "infinite")):
             if value is None:
                 continue

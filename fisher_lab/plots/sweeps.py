@@ -49,7 +49,7 @@ def training(
         positive = [step for step in steps if step > 0]
         if positive and max(positive) / min(positive) > 20:
             axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
-        axes.set_xticks(steps, [f"{step:g}" for step in steps], rotation=45 if len(steps) > 5 else 0)
+        axes.set_xticks(steps, [f"{step:g}" for step in steps], rotation=45 if len(steps) > 4 else 0)
         axes.minorticks_off()
         axes.set_xlabel("training step")
 
@@ -104,7 +104,7 @@ def _panels(
     looks = styles(dict.fromkeys(label for _, label in points))
     columns = min(len(shown), 4)
     lines = math.ceil(len(shown) / columns)
-    figure = new_figure(1.9 + 2.35 * columns, 0.5 + 2.5 * lines)
+    figure = new_figure(1.9 + 2.35 * columns, (0.5 if lines > 1 else 1.1) + 2.5 * lines)
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
     for axes, layer in zip(grid, shown, strict=False):
         for label, style in looks.items():

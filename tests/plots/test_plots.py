@@ -150,6 +150,7 @@ def test_training_puts_steps_across_and_layers_beside_each_other():
     np.testing.assert_allclose(first.lines[0].get_xydata(), [[0, 0.001], [100, 0.3], [1000, 0.6]])
     assert first.get_yscale() == "log"
     assert first.get_ylim()[0] < 0.0005
+    assert first.get_ylim()[1] > 0.6
     assert second.get_ylim() == first.get_ylim()
     assert first.get_xlabel() == "training step"
     assert legend(figure) == ["KFAC", "TN"]

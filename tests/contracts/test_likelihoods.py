@@ -1,0 +1,173 @@
+"""What every likelihood promises, for everything in the registry, torch's losses, and one written here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import hessian
+
+import fisher_lab as fl
+from fisher_lab.likelihoods import Likelihood, as_likelihood, registry
+from fisher_lab.likelihoods.base import diagonal_columns
+from tests.helpers import assert_same
+from tests.layers.oracle import generator, normal, randomised
+
+
+class Poisson(Likelihood):
+    """A user's own likelihood, written outside of the package: counts with rate exp(z)."""
+
+    def factor(self, z: Tensor) -> Tensor:
+        """Hessian of exp(z) - y z."""
+        return diagonal_columns((z / 2).exp())
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Counts."""
+        return torch.poisson(z.exp(), generator=generator)
+
+    def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
+        """log p(y | z)."""
+        return (y * z - z.exp() - torch.lgamma(y + 1)).flatten(1).sum(1)
+
+
+Likelihood._registry.pop("Poisson")
+
+LIKELIHOODS = {
+    "Categorical": (fl.Categorical(), (3,)),
+    "Categorical at positions": (fl.Categorical(), (2, 3)),
+    "Categorical dim=1": (fl.Categorical(dim=1), (3, 2)),
+    "Gaussian": (fl.Gaussian(), (2,)),
+    "Gaussian at positions": (fl.Gaussian(variance=0.5), (2, 2)),
+    "Bernoulli": (fl.Bernoulli(), (2,)),
+    "Bernoulli at positions": (fl.Bernoulli(), (1, 2, 2)),
+    "CrossEntropyLoss": (as_likelihood(nn.CrossEntropyLoss()), (3,)),
+    "CrossEntropyLoss at positions": (as_likelihood(nn.CrossEntropyLoss(reduction="sum")), (3, 2)),
+    "MSELoss": (as_likelihood(nn.MSELoss()), (2,)),
+    "BCEWithLogitsLoss": (as_likelihood(nn.BCEWithLogitsLoss()), (2, 2)),
+    "Poisson": (Poisson(), (2,)),
+}
+DISCRETE = [name for name in LIKELIHOODS if name.startswith(("Categorical", "Bernoulli", "Cross", "BCE"))]
+
+
+@pytest.fixture(params=LIKELIHOODS)
+def pair(request) -> tuple[Likelihood, Tensor]:
+    """A likelihood and outputs `[3, *output]`."""
+    likelihood, shape = LIKELIHOODS[request.param]
+    return likelihood, normal(3, *shape, seed=2)
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    Likelihood._registry["Poisson"] = Poisson
+    yield
+    Likelihood._registry.pop("Poisson")
+
+
+def outer(S: Tensor, n: int) -> Tensor:
+    """sum_r S_rn S_rn^T `[K, K]`."""
+    columns = S[:, n].flatten(1)
+    return columns.T @ columns
+
+
+def test_every_registered_likelihood_is_tested() -> None:
+    """Nothing is in the registry that these tests do not see."""
+    assert set(registry()) <= {type(likelihood).__name__ for likelihood, _ in LIKELIHOODS.values()}
+
+
+def test_factor_is_a_root_of_the_hessian(pair) -> None:
+    """sum_r S S^T is the Hessian of -log p in z, whatever the label."""
+    likelihood, z = pair
+    S, y = likelihood.factor(z), likelihood.sample(z, generator())
+    assert S.shape[1:] == z.shape
+    assert S.shape[0] == likelihood.directions(z, "true")
+    for n in range(len(z)):
+        K = z[n].numel()
+        H = hessian(lambda out, n=n: -likelihood.log_prob(out, y[n : n + 1]).sum(), z[n : n + 1]).reshape(K, K)
+        assert_same(outer(S, n), H, 1e-10)
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_expected_score_is_the_factor(name: str) -> None:
+    """By enumeration of all labels: E[score] = 0 and E[score score^T] = sum_r S S^T, "mc" columns included."""
+    likelihood, shape = LIKELIHOODS[name]
+    z = normal(1, *shape, seed=3)
+    base = getattr(likelihood, "base", likelihood)
+    if isinstance(base, fl.Categorical):
+        C, places = z.shape[base.dim], [n for d, n in enumerate(z.shape) if d not in (0, base.dim % z.ndim)]
+    else:
+        C, places = 2, list(z.shape[1:])
+    F, mean, total = 0.0, 0.0, 0.0
+    for labels in itertools.product(range(C), repeat=math.prod(places)):
+        y = torch.tensor(labels).reshape(1, *places)
+        p = likelihood.log_prob(z, y).exp()
+        column = likelihood.columns(z, "mc", y)
+        F, mean, total = F + p * outer(column, 0), mean + p * column, total + p
+    assert float(total) == pytest.approx(1)
+    assert float(mean.abs().max()) < 1e-12
+    assert_same(F, outer(likelihood.columns(z, "true", y), 0), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["Gaussian", "Gaussian at positions", "MSELoss", "Poisson"])
+def test_sampled_score_is_the_factor(name: str) -> None:
+    """By sampling: the mean of score score^T comes near sum_r S S^T."""
+    likelihood, shape = LIKELIHOODS[name]
+    z = normal(1, *shape, seed=3).expand(40_000, *shape)
+    score = likelihood.columns(z, "mc", likelihood.sample(z, generator(1)))[0].flatten(1)
+    expected = outer(likelihood.columns(z[:1], "true", likelihood.sample(z[:1], generator())), 0)
+    assert_same(score.T @ score / len(score), expected, 0.03)
+
+
+def test_samples_are_valid_labels(pair) -> None:
+    """Samples pass the likelihood's own check, come from the generator alone, and have finite log-probability."""
+    likelihood, z = pair
+    state = torch.get_rng_state()
+    y = likelihood.sample(z, generator(4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(y, likelihood.sample(z, generator(4)))
+    likelihood.check_output(z)
+    likelihood.check_labels(z, y)
+    assert likelihood.log_prob(z, y).shape == (len(z),)
+    assert bool(torch.isfinite(likelihood.log_prob(z, y)).all())
+
+
+def test_examples_are_independent(pair) -> None:
+    """Every quantity of a batch is that of its examples."""
+    likelihood, z = pair
+    y = likelihood.sample(z, generator(4))
+    for kind in ("true", "mc", "empirical"):
+        whole = likelihood.columns(z, kind, y)
+        parts = torch.cat([likelihood.columns(z[n : n + 1], kind, y[n : n + 1]) for n in range(len(z))], 1)
+        assert_same(whole, parts, 1e-12)
+        assert whole.shape == (likelihood.directions(z, kind), *z.shape)
+
+
+def test_empirical_is_the_gradient_of_the_loss(pair) -> None:
+    """The empirical column is minus the gradient of one example's loss."""
+    likelihood, z = pair
+    y = likelihood.sample(z, generator(4))
+    out = z[:1].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(likelihood.loss(out, y[:1]), out)
+    assert_same(likelihood.columns(z, "empirical", y)[0, :1], -gradient, 1e-12)
+
+
+def test_single_precision(pair) -> None:
+    """Columns have the type of the output."""
+    likelihood, z = pair
+    y = likelihood.sample(z.float(), generator())
+    assert likelihood.columns(z.float(), "true", y).dtype == torch.float32
+
+
+def test_the_users_likelihood_in_compare(registered) -> None:
+    """A likelihood written here works in compare, estimate and exact_fisher without another edit."""
+    model, x = randomised(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), normal(5, 3)
+    assert "Poisson" in registry()
+    for kind in ("true", "mc"):
+        comparison = fl.compare(model, Poisson(), x, [fl.KFAC(), fl.TN()], fisher=kind)
+        assert all(row.checked < 1e-10 for row in comparison.rows)
+        assert comparison.settings["likelihood"] == "Poisson()"
+        exact = fl.exact_fisher(model, Poisson(), x, fisher=kind)
+        assert_same(fl.estimate(fl.Exact(), model, Poisson(), x, fisher=kind)["0"].dense(), exact["0"].dense(), 1e-10)

@@ -126,6 +126,12 @@ class Source:
             for hook in hooks:
                 hook.remove()
         per_example = ((self.R + 2) * sum(outputs) + 2 * sum(unrolled)) * torch.finfo(self.dtype).bits // 8
+        if per_example > self.budget:
+            cure = 'use fisher="mc", whose R is 1, or raise memory=' if self.R > 1 else "raise memory="
+            raise ValueError(
+                f"One example with R = {self.R} directions needs {readable(per_example)}, expected at most "
+                f"{readable(self.budget)}; {cure}."
+            )
         return max(1, self.budget // 4 // max(1, per_example))
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:

@@ -1,0 +1,463 @@
+"""What other curvature libraries were found to get wrong on common networks: here right, or refused in one sentence.
+
+One test per trap, named after it. Expected blocks come from loops over plain autograd (tests/layers/oracle.py).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fisher_lab as fl
+from fisher_lab.source import Source
+from tests.helpers import assert_differs, assert_psd, assert_same
+from tests.layers.cases import CASES, Case
+from tests.layers.oracle import naive_block, normal, randomised, weight_and_bias
+
+SCALES = {"CrossEntropyLoss": nn.CrossEntropyLoss, "MSELoss": nn.MSELoss, "BCEWithLogitsLoss": nn.BCEWithLogitsLoss}
+
+
+class Lambda(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def mlp() -> nn.Sequential:
+    return randomised(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+
+
+def labels_for(loss: nn.Module, *shape: int) -> Tensor:
+    """Labels of outputs `[N, C, *positions]`."""
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return torch.arange(shape[0] * int(torch.Size(shape[2:]).numel())).reshape(shape[0], *shape[2:]) % shape[1]
+    return (normal(*shape, seed=9) > 0).double()
+
+
+def block(model: nn.Module, loss: nn.Module | fl.Likelihood, data, layer: str, **options) -> Tensor:
+    """The captured block, dense."""
+    return fl.estimate(fl.Exact(), model, loss, data, layers=[layer], **options)[layer].dense()
+
+
+def expected(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, layer: str) -> Tensor:
+    """The Gauss-Newton matrix of the mean over examples of the loss."""
+    module = model.get_submodule(layer)
+    return naive_block(
+        model, dict(module.named_parameters()), weight_and_bias(module), x, lambda z, n: loss(z, y[n : n + 1])
+    )
+
+
+# ---------------------------------------------------------------- scaling
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_01_mean_loss_divides_by_n_once(kind: str) -> None:
+    """The same examples k times over are the same Fisher; the scale is that of the mean loss."""
+    loss, x = SCALES[kind](), normal(4, 4)
+    y = labels_for(loss, 4, 3)
+    once = block(mlp(), loss, (x, y), "0")
+    assert_same(block(mlp(), loss, (x.repeat(3, 1), torch.cat([y] * 3)), "0"), once, 1e-10)
+    assert_same(once, expected(mlp(), loss, x, y, "0"), 1e-10)
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_02_positions_of_the_output_not_of_the_layer(kind: str) -> None:
+    """In a U-Net a layer has other positions than the loss; "mean" is "sum" over N and the output's own terms."""
+    model = randomised(
+        nn.Sequential(
+            nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Upsample(scale_factor=2), nn.Conv2d(3, 3, 1)
+        )
+    )
+    x, y = normal(3, 2, 4, 4), labels_for(SCALES[kind](), 3, 3, 4, 4)
+    terms = 3 * 4 * 4 * (1 if kind == "CrossEntropyLoss" else 3)
+    for approximation in (fl.Exact(), fl.KFAC(), fl.KFAC("reduce")):
+        mean, total = (
+            fl.estimate(approximation, model, SCALES[kind](reduction=reduction), (x, y))["0"].dense()
+            for reduction in ("mean", "sum")
+        )
+        assert_same(mean, total / terms, 1e-10)
+    assert_same(block(model, SCALES[kind](), (x, y), "0"), expected(model, SCALES[kind](), x, y, "0"), 1e-10)
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_03_and_04_sampled_fisher_has_the_scale_of_the_true_one(kind: str) -> None:
+    """For mean losses with positions too, the mean over sampled labels comes near the closed form."""
+    model = randomised(nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Conv1d(3, 3, 1)))
+    loss, x = SCALES[kind](), normal(60, 2, 4)
+    y = labels_for(loss, 60, 3, 3)
+    true = float(block(model, loss, (x, y), "2").trace())
+    draws = [float(block(model, loss, (x, y), "2", fisher="mc", seed=seed).trace()) for seed in range(30)]
+    assert sum(draws) / len(draws) == pytest.approx(true, rel=0.1)
+
+
+@pytest.mark.parametrize("spatial", ["expand", "reduce"])
+def test_05_linear_on_a_sequence_is_a_pointwise_convolution(spatial: str) -> None:
+    """KFAC of a Linear at 5 positions equals KFAC of the 1x1 convolution with its weights."""
+    linear, conv = nn.Linear(3, 4), nn.Conv1d(3, 4, 1)
+    pool = Lambda(lambda x: x.tanh().square().mean(1))
+    swap = Lambda(lambda x: x.transpose(1, 2))
+    model = randomised(nn.Sequential(linear, pool, nn.Linear(4, 2)))
+    with torch.no_grad():
+        conv.double().weight.copy_(linear.weight.unsqueeze(-1))
+        conv.bias.copy_(linear.bias)
+    twin = nn.Sequential(nn.Sequential(swap, conv, swap), *model[1:])
+    x = normal(6, 5, 3)
+    one = fl.estimate(fl.KFAC(spatial), model, fl.Gaussian(), x)["0"]
+    other = fl.estimate(fl.KFAC(spatial), twin, fl.Gaussian(), x)["0.1"]
+    assert_same(one.dense(), other.dense(), 1e-10)
+
+
+def test_06_and_07_kfc_normalisation() -> None:
+    """Expand divides once by the positions; it is right where positions do not interact in a deep linear network."""
+    model = randomised(nn.Sequential(nn.Conv2d(2, 3, 2), nn.Conv2d(3, 2, 1)))
+    x = normal(5, 2, 4, 4)
+    found = fl.estimate(fl.KFAC(), model, fl.Gaussian(), x)
+    truth = fl.exact_fisher(model, fl.Gaussian(), x)
+    for layer in truth:
+        assert_same(found[layer].dense(), truth[layer].dense(), 1e-10)
+
+
+def test_08_stride_counts_in_the_positions() -> None:
+    """The number of positions is that of the output."""
+    from fisher_lab.capture import capture
+    from fisher_lab.layers import select
+
+    model = randomised(
+        nn.Sequential(nn.Conv2d(1, 2, 3, stride=(2, 3), padding=1), nn.Flatten(), nn.Linear(2 * 3 * 3, 2))
+    )
+    layers = select(model).layers
+    assert capture(model, layers, fl.Gaussian(), normal(2, 1, 5, 7), "true")["0"].T == 3 * 3
+
+
+def test_09_factor_two_of_squared_errors() -> None:
+    """Gaussian() is half the squared error; MSELoss(sum) has Hessian 2 and an empirical Fisher 4 times as large."""
+    x, y, model = normal(5, 4), normal(5, 3, seed=2), mlp()
+    N = len(x)
+    assert_same(
+        block(model, nn.MSELoss(reduction="sum"), (x, y), "0"), 2 * N * block(model, fl.Gaussian(), x, "0"), 1e-10
+    )
+    empirical = {"fisher": "empirical"}
+    ours = block(model, fl.Gaussian(), (x, y), "0", **empirical)
+    assert_same(block(model, nn.MSELoss(reduction="sum"), (x, y), "0", **empirical), 4 * N * ours, 1e-10)
+
+
+@pytest.mark.parametrize("approximation", [fl.KFAC(), fl.EKFAC(), fl.TKFAC(), fl.TN()], ids=lambda a: a.label)
+def test_10_batches_count_once(approximation) -> None:
+    """Unequal batches, one of a single example, give the factors of one batch."""
+    x, y = normal(8, 4), torch.arange(8) % 3
+    whole = fl.estimate(approximation, mlp(), nn.CrossEntropyLoss(), (x, y))
+    parts = list(zip(x.split([1, 4, 3]), y.split([1, 4, 3]), strict=True))
+    for layer, matrix in fl.estimate(approximation, mlp(), nn.CrossEntropyLoss(), parts).items():
+        assert_same(matrix.dense(), whole[layer].dense(), 1e-9)
+
+
+def test_11_n_is_what_was_seen() -> None:
+    """A loader that drops its last batch is divided by the examples it gave."""
+    x, y = normal(12, 4), torch.arange(12) % 3
+    loader = DataLoader(TensorDataset(x, y), batch_size=5, drop_last=True)
+    assert_same(
+        block(mlp(), nn.CrossEntropyLoss(), loader, "0"),
+        block(mlp(), nn.CrossEntropyLoss(), (x[:10], y[:10]), "0"),
+        1e-10,
+    )
+
+
+@pytest.mark.parametrize("approximation", fl.approximations.default_approximations(), ids=lambda a: a.label)
+def test_12_damping_is_not_kept(approximation) -> None:
+    """Solving twice gives the same result and leaves the matrix as it was."""
+    matrix = fl.estimate(approximation, mlp(), fl.Gaussian(), normal(6, 4))["0"]
+    before, V = matrix.dense().clone(), normal(5, 5)
+    first, second = matrix.solve(V, damping=0.1), matrix.solve(V, damping=0.1)
+    assert torch.equal(first, second)
+    assert torch.equal(matrix.dense(), before)
+
+
+# ---------------------------------------------------------------- weight sharing
+
+
+def test_13_a_module_called_twice() -> None:
+    """All uses count, in the exact block and in the traces that keep it."""
+    shared = nn.Linear(4, 4)
+    model = randomised(nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 3)))
+    x, y, loss = normal(6, 4), torch.arange(6) % 3, nn.CrossEntropyLoss()
+    truth = expected(model, loss, x, y, "0")
+    assert_same(block(model, loss, (x, y), "0"), truth, 1e-10)
+    for approximation in (fl.EKFAC(), fl.TN(), fl.TKFAC("full")):
+        found = fl.estimate(approximation, model, loss, (x, y))["0"]
+        assert float(found.trace()) == pytest.approx(float(truth.trace()), rel=1e-10)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_14_tokens_are_not_examples(pooled: bool) -> None:
+    """A sequence is one example: the sum over its tokens comes before the outer product; 3-D cross-entropy works."""
+    tail = Lambda((lambda x: x.tanh().mean(1)) if pooled else (lambda x: x.tanh().cumsum(1)))
+    last = Lambda((lambda x: x) if pooled else (lambda x: x.transpose(1, 2)))
+    model = randomised(nn.Sequential(nn.Linear(4, 5), tail, nn.Linear(5, 3), last))
+    x, loss = normal(4, 3, 4), nn.CrossEntropyLoss()
+    y = labels_for(loss, 4, 3) if pooled else labels_for(loss, 4, 3, 3)
+    assert_same(block(model, loss, (x, y), "0"), expected(model, loss, x, y, "0"), 1e-10)
+
+
+def test_15_and_36_every_route_gives_the_same() -> None:
+    """A budget so small that examples come one at a time changes nothing, for any approximation."""
+    model = randomised(nn.Sequential(nn.Conv1d(2, 3, 2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(15, 3)))
+    x, y = normal(7, 2, 4), torch.arange(7) % 3
+    assert Source(model, nn.CrossEntropyLoss(), (x, y), memory=4e-5).chunk < 4
+    for approximation in fl.approximations.default_approximations():
+        whole = fl.estimate(approximation, model, nn.CrossEntropyLoss(), (x, y))
+        pieces = fl.estimate(approximation, model, nn.CrossEntropyLoss(), (x, y), memory=4e-5)
+        for layer in whole:
+            assert_same(pieces[layer].dense(), whole[layer].dense(), 1e-7)
+
+
+def test_16_eigenvalue_correction_with_positions() -> None:
+    """EKFAC sums over positions before it squares: with outputs at positions too its trace is the exact one."""
+    model = randomised(nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Conv1d(3, 3, 1)))
+    loss, x = nn.CrossEntropyLoss(), normal(5, 2, 4)
+    y = labels_for(loss, 5, 3, 3)
+    for approximation in (fl.EKFAC(), fl.EKFAC("reduce"), fl.TEKFAC()):
+        found = fl.estimate(approximation, model, loss, (x, y))
+        assert float(found["0"].trace()) == pytest.approx(float(expected(model, loss, x, y, "0").trace()), rel=1e-10)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_17_expand_and_reduce_in_their_settings(pooled: bool) -> None:
+    """In a deep linear network expand is exact for losses per position and reduce for pooled ones, not the other."""
+    layers = [nn.Linear(3, 4), nn.Linear(4, 2)] + [Lambda(lambda x: x.mean(1))] * pooled
+    model, x = randomised(nn.Sequential(*layers)), normal(6, 3, 3)
+    truth = fl.exact_fisher(model, fl.Gaussian(), x)
+    right, wrong = ("reduce", "expand") if pooled else ("expand", "reduce")
+    for layer in truth:
+        assert_same(fl.estimate(fl.KFAC(right), model, fl.Gaussian(), x)[layer].dense(), truth[layer].dense(), 1e-10)
+        assert_differs(fl.estimate(fl.KFAC(wrong), model, fl.Gaussian(), x)[layer].dense(), truth[layer].dense())
+
+
+# ---------------------------------------------------------------- options silently ignored
+
+
+def check_case(name: str) -> Case:
+    """The captured block of a case is the oracle's, and EKFAC has its trace."""
+    case, loss = CASES[name](), nn.CrossEntropyLoss()
+    y = torch.arange(len(case.x)) % 3
+    truth = naive_block(case.model, case.parameters(), case.packed(), case.x, lambda z, n: loss(z, y[n : n + 1]))
+    assert_same(block(case.model, loss, (case.x, y), case.layer), truth, 1e-10)
+    found = fl.estimate(fl.EKFAC(), case.model, loss, (case.x, y), layers=[case.layer])[case.layer]
+    assert float(found.trace()) == pytest.approx(float(truth.trace()), rel=1e-9)
+    return case
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "groups" in name or "depthwise" in name])
+def test_18_groups(name: str) -> None:
+    """Grouped convolutions have one pair of factors per group and the right block."""
+    case = check_case(name)
+    comparison = fl.compare(case.model, fl.Categorical(), case.x, [fl.KFAC()], layers=[case.layer], errors=["trace"])
+    assert comparison.settings["layers"][case.layer]["groups"] == case.module.groups
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.split()[-1] in ("reflect", "replicate", "circular")])
+def test_19_padding_modes(name: str) -> None:
+    """Every padding mode is the convolution's own."""
+    check_case(name)
+
+
+def test_20_class_weights_and_ignored_labels() -> None:
+    """They follow the loss under a sum, in KFAC's factors too, and are refused under a mean."""
+    model, x, y = mlp(), normal(6, 4), torch.tensor([0, 1, -100, 2, -100, 1])
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    kept = y >= 0
+    for approximation in (fl.Exact(), fl.EKFAC(), fl.TN()):
+        ours = fl.estimate(approximation, model, loss, (x, y))["0"].dense()
+        if approximation.label != "EKFAC":
+            rows = fl.estimate(approximation, model, loss, (x[kept], y[kept]))["0"].dense()
+            assert_same(ours, rows, 1e-9)
+        assert float(ours.trace()) == pytest.approx(
+            float(block(model, loss, (x[kept], y[kept]), "0").trace()), rel=1e-9
+        )
+    with pytest.raises(ValueError, match="ignore_index"):
+        block(model, nn.CrossEntropyLoss(), (x, y), "0")
+    with pytest.raises(ValueError, match="weight"):
+        block(model, nn.CrossEntropyLoss(weight=torch.ones(3)), (x, y), "0")
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def test_21_attention_output_projection() -> None:
+    """out_proj, whose forward is never called, and in_proj are both blocks, and right."""
+    model, x = randomised(nn.Sequential(SelfAttention())), normal(3, 3, 4)
+    comparison = fl.compare(model, fl.Gaussian(), x, [fl.KFAC()], errors=["frobenius"])
+    assert list(comparison.settings["layers"]) == ["0.attention", "0.attention.out_proj"]
+    assert all(row.checked < 1e-10 for row in comparison.rows)
+
+
+def test_21_the_fast_path_of_attention_is_off() -> None:
+    """nn.TransformerEncoderLayer in evaluation mode would bypass its modules."""
+    layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+    model, x = randomised(nn.Sequential(layer)), normal(3, 3, 4)
+    with torch.no_grad():
+        fl.compare(model, fl.Gaussian(), x, [fl.KFAC()], errors=["trace"])
+        comparison = fl.compare(model.requires_grad_(True), fl.Gaussian(), x, [fl.KFAC()], errors=["trace"])
+    assert {"0.self_attn", "0.self_attn.out_proj", "0.linear1", "0.norm2"} <= set(comparison.settings["layers"])
+
+
+def test_22_subclasses_are_not_matched_by_name_or_isinstance() -> None:
+    """A class called Linear that is none, and a subclass of Linear with another forward, are refused."""
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    class Other(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) ** 2
+
+    for layer in (Linear(), Other(4, 4)):
+        with pytest.raises(ValueError, match="expected one of"):
+            block(nn.Sequential(layer, nn.Linear(4, 2)), fl.Gaussian(), normal(3, 4), "0")
+
+
+# ---------------------------------------------------------------- modes, hooks, state
+
+
+def test_23_modes_in_which_examples_interact_or_are_random() -> None:
+    """BatchNorm, dropout and modules with changing buffers are refused in training mode, with name and cure."""
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+    running = nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
+    for layer in (nn.BatchNorm1d(4), nn.Dropout(0.5), nn.MultiheadAttention(4, 1, dropout=0.1), spectral, running):
+        model = nn.Sequential(nn.Linear(4, 4), layer)
+        for measure in (fl.compare, fl.exact_fisher):
+            with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+                measure(model, fl.Gaussian(), normal(3, 4))
+    with pytest.raises(ValueError, match="batch statistics"):
+        fl.compare(nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False)).eval(), fl.Gaussian(), normal(3, 4))
+
+
+def test_24_in_place_activations() -> None:
+    """In-place activations behind a layer change nothing."""
+    model, twin = (
+        randomised(nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=flag), nn.Linear(5, 3))) for flag in (False, True)
+    )
+    assert_same(block(twin, fl.Gaussian(), normal(5, 4), "0"), block(model, fl.Gaussian(), normal(5, 4), "0"), 1e-12)
+
+
+def test_25_parameters_are_known_by_name() -> None:
+    """Tied weights are still tied after the copy into another precision."""
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    second.weight = first.weight
+    model = nn.Sequential(first, nn.Tanh(), second)
+    twin = nn.Sequential(first, nn.Tanh(), first)  # the same function with one module
+    x = normal(5, 4).float()
+    assert_same(block(model, fl.Gaussian(), x, "0"), block(twin, fl.Gaussian(), x, "0"), 1e-12)
+
+
+def test_26_no_side_effects(restores_global_state) -> None:
+    """Gradients, flags, hooks, modes, the user's batch and global random state stay, after an exception too."""
+    with torch.random.fork_rng():  # constructing layers draws
+        model, x = mlp(), normal(5, 4)
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    model[2].bias.requires_grad_(False)
+    before, state = x.clone(), copy.deepcopy(model.state_dict())
+    fl.compare(model, fl.Categorical(), x, [fl.KFAC()], fisher="mc", errors=["trace"])
+    with pytest.raises(ValueError, match="failed on one example"):
+        fl.compare(model, fl.Categorical(), normal(5, 3), [fl.KFAC()])
+    assert torch.equal(x, before)
+    assert not x.requires_grad
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert bool((model[0].weight.grad == 1).all())
+    assert model[2].weight.grad is None
+    assert not model[2].bias.requires_grad
+    assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
+
+
+def test_27_memory_formats() -> None:
+    """Channels-last inputs and weights, whose gradients are not contiguous, change nothing."""
+    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 2), nn.Flatten()))
+    x = normal(3, 3, 4, 4)
+    plain = block(model, fl.Gaussian(), x, "0")
+    last = block(
+        model.to(memory_format=torch.channels_last), fl.Gaussian(), x.to(memory_format=torch.channels_last), "0"
+    )
+    assert_same(last, plain, 1e-12)
+
+
+@pytest.mark.parametrize("approximation", fl.approximations.default_approximations(), ids=lambda a: a.label)
+def test_28_precision_does_not_drift(approximation) -> None:
+    """A float32 model is measured in float64 by default, and every matrix and its dense form stay float64."""
+    matrix = fl.estimate(approximation, mlp().float(), fl.Gaussian(), normal(4, 4).float())["0"]
+    assert matrix.dtype == matrix.dense().dtype == matrix.trace().dtype == torch.float64
+
+
+@pytest.mark.parametrize("approximation", fl.approximations.default_approximations(), ids=lambda a: a.label)
+def test_29_ill_conditioned_single_precision(approximation) -> None:
+    """Factors of rank one in float32 give finite damped steps."""
+    x = normal(1, 4).expand(6, 4) * torch.logspace(-4, 4, 6, dtype=torch.float64)[:, None]
+    matrix = fl.estimate(approximation, mlp(), fl.Categorical(), x, dtype=torch.float32)["0"]
+    assert bool(torch.isfinite(matrix.solve(torch.ones(5, 5), damping=1e-6)).all())
+
+
+def test_30_nearest_kronecker_factors_are_psd() -> None:
+    """KPSVD's factors come symmetric and positive, not with a common minus sign."""
+    matrix = fl.estimate(fl.KPSVD(), mlp(), fl.Categorical(), normal(6, 4))["0"]
+    for factor in matrix.factors:
+        assert_psd(factor[0])
+
+
+def test_31_the_kind_of_fisher_is_said() -> None:
+    """The result names the Fisher it is about, and empirical is never taken for true."""
+    data = (normal(6, 4), torch.arange(6) % 3)
+    for kind in ("true", "mc", "empirical"):
+        comparison = fl.compare(mlp(), fl.Categorical(), data, [fl.KFAC()], fisher=kind, errors=["trace"])
+        assert comparison.settings["fisher"] == kind
+    assert_differs(
+        block(mlp(), fl.Categorical(), data, "0", fisher="empirical"), block(mlp(), fl.Categorical(), data, "0")
+    )
+
+
+def test_32_exactness_for_one_example_and_not_for_three() -> None:
+    """KFAC is exact for one example without sharing; the same test with three must fail."""
+    for N, same in ((1, True), (3, False)):
+        x = normal(N, 4)
+        found = fl.estimate(fl.KFAC(), mlp(), fl.Categorical(), x)["0"].dense()
+        (assert_same if same else assert_differs)(found, fl.exact_fisher(mlp(), fl.Categorical(), x)["0"].dense())
+
+
+def test_33_soft_binary_labels() -> None:
+    """Grey levels are labels of BCE; the true Fisher does not depend on them."""
+    x, loss = normal(5, 4), nn.BCEWithLogitsLoss()
+    hard, soft = (normal(5, 3, seed=4) > 0).double(), normal(5, 3, seed=4).sigmoid()
+    assert_same(block(mlp(), loss, (x, soft), "0"), block(mlp(), loss, (x, hard), "0"), 1e-14)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        block(mlp(), loss, (x, 2 * soft), "0")
+
+
+def test_34_vocabularies_are_refused_above_the_budget() -> None:
+    """Outputs with so many directions that one example does not fit are refused with the cure, which works."""
+    model = nn.Sequential(nn.Linear(4, 3000))
+    with pytest.raises(ValueError, match=r'R = 3000 directions needs .*use fisher="mc"'):
+        fl.estimate(fl.Diagonal(), model, fl.Categorical(), normal(2, 4), memory=0.02)
+    fl.estimate(fl.Diagonal(), model, fl.Categorical(), normal(2, 4), memory=0.02, fisher="mc")
+
+
+def test_35_the_oracle_is_not_a_finite_difference() -> None:
+    """The two truths agree to rounding, far below what finite differences reach."""
+    comparison = fl.compare(mlp(), fl.Categorical(), normal(6, 4), [fl.KFAC()], errors=["trace"])
+    assert all(row.checked < 1e-13 for row in comparison.rows)

@@ -140,7 +140,7 @@ def test_exact_agreement(problem: tuple[nn.Module, Tensor, Any]) -> None:
         assert difference <= 1e-10 * float(block.frobenius_norm()) + 1e-22 * scale
         assert_psd(block.dense())
     comparison = fl.compare(model, likelihood, x, [fl.Diagonal()], errors=["trace_ratio"])
-    assert all(row.checked < 1e-9 for row in comparison.rows)
+    assert all(row.checked < 1e-8 for row in comparison.rows)  # larger than elsewhere where gradients cancel
 
 
 @settings(max_examples=10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +13,13 @@ from torch import Tensor, nn
 
 from fisher_lab.approximations import Approximation
 from fisher_lab.data import Batches
-from fisher_lab.layers import Layer, select
+from fisher_lab.layers import Layer
 from fisher_lab.memory import budget_bytes
 from fisher_lab.optim.curvature import all_finite
+from fisher_lab.optim.groups import choose_layers, make_groups
 from fisher_lab.optim.observation import statistics_dtype
 
 Move = tuple[dict[str, Any], list[Tensor], list[Tensor]]  # group, parameters, directions
-
-LARGEST_FACTOR = 4096**2  # numbers in a factor (of a large embedding) above which a layer is left to the fallback
 
 FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with torch's fused AdamW, which can skip a step without a host read
 
@@ -65,14 +63,19 @@ class LayerOptimizer(torch.optim.Optimizer):
                 "between processes yet; train in one process."
             )
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model's original
-        self.layers = self._select(layers)
+        self.layers = choose_layers(self.model, layers)
         self.seed, self.steps = seed, 0
         self.generator: torch.Generator | None = None
         self._generator_state: Tensor | None = None
         self._skipped: Tensor | None = None
-        self._chosen: dict[str, Approximation] = {}
+        self.approximations: dict[str, Approximation] = {}
         self._complete = False
-        super().__init__(self._grouped(settings, groups), settings)
+        made = make_groups(self.layers, settings, groups)
+        for group in made:
+            approximation = group.pop("approximation", self.approximation)
+            if approximation is not None:
+                self.approximations |= {name: self.choose(self.layers[name], approximation) for name in group["layers"]}
+        super().__init__(made, settings)
         covered = {id(p) for layer in self.layers.values() for p in layer.parameters.values()}
         rest = [p for p in self.model.parameters() if id(p) not in covered]
         self.fallback: torch.optim.AdamW | None = None
@@ -84,55 +87,9 @@ class LayerOptimizer(torch.optim.Optimizer):
         self._complete = True
 
     # -- layers and groups -----------------------------------------------------------------------------------------
-    def _select(self, names: Sequence[str] | None) -> dict[str, Layer]:
-        """Layers with inputs and output gradients of their own; the rest is left to the fallback."""
-        found = select(self.model, names, "skip").layers
-        kept = {
-            name: layer
-            for name, layer in found.items()
-            if not layer.gradient_form and (names is not None or layer.factor_size() <= LARGEST_FACTOR)
-        }
-        if not kept:
-            raise ValueError(
-                "No layer has an adapter with inputs of its own, expected at least one; use torch's AdamW."
-            )
-        return kept
-
     def choose(self, layer: Layer, approximation: Approximation) -> Approximation:  # noqa: ARG002
         """The approximation of one layer."""
         return approximation
-
-    def _grouped(self, settings: dict[str, Any], groups: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
-        rest = list(self.layers)
-        made = []
-        for group in groups or ():
-            unknown = set(group) - set(settings) - {"layers", "approximation"}
-            if unknown or "layers" not in group:
-                raise ValueError(
-                    f"Got a group with {', '.join(sorted(group))}, expected 'layers' and any of "
-                    f"{', '.join(settings)}, approximation."
-                )
-            for name in group["layers"]:
-                if name not in rest:
-                    raise ValueError(
-                        f"Got layer {name!r} in a group, expected one of {', '.join(map(repr, self.layers))}, each "
-                        "in one group: weight and bias of a layer share their settings."
-                    )
-                rest.remove(name)
-            made.append(self._group(list(group["layers"]), {**settings, **group}))
-        if rest:
-            made.append(self._group(rest, settings))
-        return made
-
-    def _group(self, names: list[str], settings: dict[str, Any]) -> dict[str, Any]:
-        approximation = settings.get("approximation", self.approximation)
-        for name in names:
-            if approximation is not None:
-                self._chosen[name] = self.choose(self.layers[name], approximation)
-        group = {key: value for key, value in settings.items() if key != "approximation"}
-        check_settings(group)
-        params = [p for name in names for p in self.layers[name].parameters.values()]
-        return {**group, "layers": names, "params": params}
 
     @property
     def method_groups(self) -> list[dict[str, Any]]:
@@ -309,6 +266,12 @@ class LayerOptimizer(torch.optim.Optimizer):
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """The inverse of `own_state`."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            f"A {type(self).__name__} belongs to its model and cannot be copied or pickled, expected its state; use "
+            "state_dict() and load_state_dict()."
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to go on bit by bit; loads with `torch.load(weights_only=True)`."""
         generator = self._generator_state if self.generator is None else self.generator.get_state()
@@ -352,19 +315,3 @@ class LayerOptimizer(torch.optim.Optimizer):
 def where_ok(ok: Tensor, value: float | Tensor, otherwise: float, dtype: torch.dtype) -> Tensor:
     """One number or the other, as a 0-d tensor of the given precision (torch.where would round numbers to float32)."""
     return ok.to(dtype) * (value - otherwise) + otherwise
-
-
-def check_settings(group: dict[str, Any]) -> None:
-    """Refuse settings of a group that are out of range."""
-    lr = group["lr"]
-    if not (float(lr) >= 0 and math.isfinite(float(lr))):
-        raise ValueError(f"Got lr={lr}, expected a finite number >= 0.")
-    for key in ("damping", "weight_decay"):
-        if key in group and not (group[key] >= 0 and math.isfinite(group[key])):
-            raise ValueError(f"Got {key}={group[key]}, expected a finite number >= 0.")
-    if not 0 <= group["momentum"] < 1:
-        raise ValueError(f"Got momentum={group['momentum']}, expected a number from 0 to below 1.")
-    choices = {"momentum_order": ("before", "after"), "damping_style": ("exact", "factored")}
-    for key, allowed in choices.items():
-        if key in group and group[key] not in allowed:
-            raise ValueError(f"Got {key}={group[key]!r}, expected one of {', '.join(map(repr, allowed))}.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from fisher_lab.approximations import Approximation
 from fisher_lab.comparison import Comparison
 from fisher_lab.layers import Layer
-from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
+from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.base import LayerOptimizer
+from fisher_lab.optim.checks import Statistics, check_arguments, check_observed
 from fisher_lab.optim.curvature import LayerCurvature, buckets, refresh
 from fisher_lab.optim.measuring import compare_in_use, describe
 from fisher_lab.optim.observation import Observed, check_forwards, of_batch_mean, of_gradient, statistics, watching
 from fisher_lab.optim.stacking import stacked
-
-Statistics = Literal["per_example", "mean", "gradient"]
 
 
 class NaturalGradient(LayerOptimizer):
@@ -98,10 +97,13 @@ class NaturalGradient(LayerOptimizer):
             "momentum_order": momentum_order, "weight_decay": weight_decay, "decoupled": decoupled,
         }  # fmt: skip
         super().__init__(model, settings, layers, groups, fallback_lr, seed)
-        self._check()
-        self.curvature = {name: LayerCurvature(layer, self._chosen[name], decay) for name, layer in self.layers.items()}
+        check_arguments(self)
+        self.curvature = {
+            name: LayerCurvature(layer, self.approximations[name], decay) for name, layer in self.layers.items()
+        }
         self._buckets: dict[int, list[tuple[list[Layer], FisherMatrix]]] = {}
-        self._observed_at: int | None = None  # step of the last observation
+        self.observed_at: int | None = None  # step of the last observation
+        self._open = False  # whether this step has observed
         self._fresh = False  # whether something was observed since the last refresh
         self._examples = 0  # seen by observing() and not used yet (statistics="gradient")
         self._lost: Tensor | None = None  # windows with non-finite statistics
@@ -123,8 +125,8 @@ class NaturalGradient(LayerOptimizer):
         Raises:
             ValueError: no forward pass of the model, or one without gradients.
         """
-        due = self._observed_at is None or self.steps - self._observed_at >= self.observe_every
-        return self._window(y) if due or self._observed_at == self.steps else nullcontext()
+        due = self._open or self.observed_at is None or self.steps - self.observed_at >= self.observe_every
+        return self._window(y) if due else nullcontext()
 
     @contextmanager
     def _window(self, y: Tensor | None) -> Iterator[None]:
@@ -136,12 +138,12 @@ class NaturalGradient(LayerOptimizer):
             raise ValueError(
                 f"observing() got {len(y)} labels for {sum(len(z) for z, _ in forwards)} examples, expected as many."
             )
-        first = self._observed_at != self.steps
+        first = not self._open
         if gradient:
             self._examples = sum(len(z) for z, _ in forwards) + (0 if first else self._examples)
         else:
             self._absorb(forwards, y, first)
-        self._observed_at, self._fresh = self.steps, True
+        self.observed_at, self._fresh, self._open = self.steps, True, True
 
     def _absorb(self, forwards: list[Any], y: Tensor | None, first: bool) -> None:
         kind: FisherKind = self.fisher if y is None else "empirical"
@@ -192,7 +194,7 @@ class NaturalGradient(LayerOptimizer):
             for c in self.curvature.values():
                 c.settle()
             self._refresh()
-        self._observed_at, self._fresh = self.steps, False
+        self.observed_at, self._fresh = self.steps, False
 
     # -- the step --------------------------------------------------------------------------------------------------
     def update(self, loss: Any) -> None:
@@ -201,11 +203,12 @@ class NaturalGradient(LayerOptimizer):
         if not grads:
             return
         ok = self.healthy(grads, loss)
-        self._check_observed(grads)
-        if self.statistics == "gradient" and self._observed_at == self.steps:
+        check_observed(self, grads)
+        if self.statistics == "gradient" and self._open:
             self._absorb_gradients(grads, ok)
         if self._fresh and (self.steps <= self.refresh_every or self.steps % self.refresh_every == 0):
             self._refresh()
+        self._open = False
         for c in self.curvature.values():
             c.close()
         moves: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]] = []
@@ -279,61 +282,19 @@ class NaturalGradient(LayerOptimizer):
                 for found in buckets(members, inverses, [group] * len(members))
             ]
 
-    # -- checks and checkpoints ------------------------------------------------------------------------------------
-    def _check(self) -> None:
-        """Refuse settings that cannot work, before anything is computed."""
-        for name in ("observe_every", "refresh_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Got {name}={value!r}, expected a whole number of steps, 1 or more.")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"Got decay={self.decay}, expected a number from 0 to below 1.")
-        if self.kl_clip is not None and not self.kl_clip > 0:
-            raise ValueError(f"Got kl_clip={self.kl_clip}, expected a positive number, or None for no limit.")
-        check_fisher(self.fisher)
-        if self.statistics not in get_args(Statistics):
-            raise ValueError(f'Got statistics={self.statistics!r}, expected "per_example", "mean" or "gradient".')
-        if self.statistics == "mean" and self.fisher == "true":
-            raise ValueError('Got statistics="mean" with fisher="true", expected "mc" or "empirical": the mean over '
-                             "examples of an expectation over labels is no gradient.")  # fmt: skip
-        factors = [c.label for c in self._chosen.values() if c.needs_factors]
-        if self.statistics != "per_example" and factors:
-            raise ValueError(
-                f"{factors[0]} needs layer inputs and output gradients apart, got statistics={self.statistics!r}; "
-                'use statistics="per_example".'
-            )
-
-    def _check_observed(self, grads: dict[Tensor, Tensor]) -> None:
-        """Refuse to go on without statistics, or with statistics that nobody renews."""
-        if self._observed_at is None:
-            raise ValueError(
-                f"{type(self).__name__} has observed nothing yet, expected the forward pass inside "
-                "`with opt.observing():`, or opt.warm_start(data) first."
-            )
-        overdue = self.steps - self._observed_at - self.observe_every
-        if overdue > 10 * self.observe_every:
-            raise ValueError(
-                f"The last observation was {self.steps - self._observed_at} steps ago, expected one every "
-                f"{self.observe_every}; put the forward pass inside `with opt.observing():`."
-            )
-        for name, c in self.curvature.items():
-            used = any(p in grads for p in c.layer.parameters.values())
-            if c.moments is None and self.statistics != "gradient" and used:
-                raise ValueError(
-                    f"Layer {name!r} has a gradient but was never observed, expected it in an observed forward pass; "
-                    "leave it to the fallback with layers=[...]."
-                )
-
+    # -- checkpoints --------------------------------------------------------------------------------------------------
     def own_state(self) -> dict[str, Any]:
         """Periods, pending windows, and every layer's moments, matrix and inverse."""
         return {
-            "observed_at": self._observed_at, "fresh": self._fresh, "examples": self._examples, "lost": self._lost,
+            "observed_at": self.observed_at, "fresh": self._fresh, "open": self._open, "examples": self._examples,
+            "lost": self._lost,
             "layers": {name: c.state() for name, c in self.curvature.items()},
         }  # fmt: skip
 
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """The inverse of `own_state`."""
-        self._observed_at, self._fresh, self._examples = saved["observed_at"], saved["fresh"], saved["examples"]
+        self.observed_at, self._fresh = saved["observed_at"], saved["fresh"]
+        self._open, self._examples = saved["open"], saved["examples"]
         self._lost = None if saved["lost"] is None else saved["lost"].to(self.device, copy=True)
         for name, c in self.curvature.items():
             c.load(saved["layers"][name], next(iter(c.layer.parameters.values())).device)

@@ -17,8 +17,9 @@ def net(dtype: torch.dtype = torch.float64, seed: int = 0, widths: tuple[int, ..
     """A small classifier whose parameters depend on the seed only."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+    with torch.random.fork_rng():
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.ReLU()]
     model = nn.Sequential(*layers[:-1]).to(dtype)
     for p in model.parameters():
         p.data = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(dtype) / 2

@@ -1,0 +1,78 @@
+"""Which layers an optimizer treats, and their settings in groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fisher_lab.layers import Layer, select
+
+LARGEST_FACTOR = 4096**2  # numbers in a factor (of a large embedding) above which a layer is left to the fallback
+
+
+def choose_layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, Layer]:
+    """Layers with inputs and output gradients of their own; the rest is left to the fallback."""
+    kept = {
+        name: layer
+        for name, layer in select(model, names, "skip").layers.items()
+        if not layer.gradient_form and (names is not None or layer.factor_size() <= LARGEST_FACTOR)
+    }
+    if not kept:
+        raise ValueError("No layer has an adapter with inputs of its own, expected at least one; use torch's AdamW.")
+    return kept
+
+
+def make_groups(
+    layers: dict[str, Layer], settings: dict[str, Any], groups: Sequence[dict[str, Any]] | None
+) -> list[dict[str, Any]]:
+    """Parameter groups: those given, and one with the default settings for all other layers.
+
+    Args:
+        layers: adapters by name.
+        settings: defaults.
+        groups: `[{"layers": names, setting: value, ...}]`; "approximation" is a setting too.
+
+    Raises:
+        ValueError: unknown settings or layers, a layer in two groups, settings out of range.
+    """
+    rest = list(layers)
+    made = []
+    for group in groups or ():
+        if set(group) - set(settings) - {"layers", "approximation"} or "layers" not in group:
+            raise ValueError(
+                f"Got a group with {', '.join(sorted(group))}, expected 'layers' and any of {', '.join(settings)}, "
+                "approximation."
+            )
+        for name in group["layers"]:
+            if name not in rest:
+                raise ValueError(
+                    f"Got layer {name!r} in a group, expected one of {', '.join(map(repr, layers))}, each in one "
+                    "group: weight and bias of a layer share their settings."
+                )
+            rest.remove(name)
+        made.append({**settings, **group, "layers": list(group["layers"])})
+    if rest:
+        made.append({**settings, "layers": rest})
+    for group in made:
+        check_settings(group)
+        group["params"] = [p for name in group["layers"] for p in layers[name].parameters.values()]
+    return made
+
+
+def check_settings(group: dict[str, Any]) -> None:
+    """Refuse settings of a group that are out of range."""
+    lr = group["lr"]
+    if not (float(lr) >= 0 and math.isfinite(float(lr))):
+        raise ValueError(f"Got lr={lr}, expected a finite number >= 0.")
+    for key in ("damping", "weight_decay"):
+        if key in group and not (group[key] >= 0 and math.isfinite(group[key])):
+            raise ValueError(f"Got {key}={group[key]}, expected a finite number >= 0.")
+    if not 0 <= group["momentum"] < 1:
+        raise ValueError(f"Got momentum={group['momentum']}, expected a number from 0 to below 1.")
+    choices = {"momentum_order": ("before", "after"), "damping_style": ("exact", "factored")}
+    for key, allowed in choices.items():
+        if key in group and group[key] not in allowed:
+            raise ValueError(f"Got {key}={group[key]!r}, expected one of {', '.join(map(repr, allowed))}.")

@@ -1,0 +1,326 @@
+"""The training loop around an optimizer: momentum, decay, clipping, groups, schedulers, closures, accumulation."""
+
+import pytest
+import torch
+from torch import nn
+
+import fisher_lab as fl
+from fisher_lab import optim
+from tests.helpers import assert_same
+from tests.optim.support import PRESETS, batch, gradients, net, one_step, preset, train, weights
+
+LIKELIHOOD = fl.Categorical()
+FIXED = {"fisher": "true", "damping": 0.1}
+
+
+def inverses(opt):
+    """What the optimizer multiplies each layer's gradient with, as a function."""
+    return {name: (lambda X, P=c.inverse: P @ X) for name, c in opt.curvature.items()}
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_momentum_before_and_after_preconditioning(order):
+    model, (x, y) = net(), batch()
+    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, momentum=0.8, momentum_order=order, observe_every=1,
+                             refresh_every=1, decay=0.0, **FIXED)  # fmt: skip
+    m = dict.fromkeys(weights(model), 0.0)
+    for _ in range(3):
+        W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
+        one_step(opt, model, LIKELIHOOD, x, y)
+        P = inverses(opt)
+        for name in W:
+            if order == "before":
+                m[name] = 0.8 * m[name] + g[name]
+                move = P[name](m[name])
+            else:
+                m[name] = 0.8 * m[name] + P[name](g[name])
+                move = m[name]
+            assert_same(weights(model)[name], W[name] - 0.1 * move)
+
+
+def test_momentum_orders_coincide_while_the_inverse_stays():
+    moved = {}
+    for order in ("before", "after"):
+        model, (x, y) = net(), batch()
+        opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, momentum_order=order, observe_every=50, **FIXED)
+        train(opt, model, LIKELIHOOD, x, y, 5)
+        moved[order] = weights(model)
+    for name in moved["before"]:
+        assert_same(moved["before"][name], moved["after"][name])
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_weight_decay(decoupled):
+    model, (x, y) = net(), batch()
+    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, weight_decay=0.3, decoupled=decoupled, **FIXED)
+    W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    P = inverses(opt)
+    for name in W:
+        if decoupled:
+            expected = W[name] * (1 - 0.1 * 0.3) - 0.1 * P[name](g[name])
+        else:
+            expected = W[name] - 0.1 * P[name](g[name] + 0.3 * W[name])
+        assert_same(weights(model)[name], expected)
+
+
+def test_statistics_are_free_of_weight_decay():
+    found = []
+    for decay in (0.0, 5.0):
+        model, (x, y) = net(), batch()
+        opt = optim.Shampoo(model, LIKELIHOOD, 0.1, weight_decay=decay)
+        one_step(opt, model, LIKELIHOOD, x, y)
+        found.append(opt.matrices())
+    for name in found[0]:
+        assert_same(found[0][name].dense(), found[1][name].dense())
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("limit", [1e-6, 1e9])
+def test_kl_clip_limits_the_quadratic_kl_of_the_step(limit, order):
+    model, (x, y) = net(), batch()
+    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, kl_clip=limit, momentum_order=order, **FIXED)
+    W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    P = inverses(opt)
+    power = sum(float((g[name] * P[name](g[name])).sum()) for name in W)
+    nu = min(1.0, (limit / (0.1**2 * power)) ** 0.5)
+    assert (nu < 1) == (limit < 1)
+    for name in W:
+        assert_same(weights(model)[name], W[name] - nu * 0.1 * P[name](g[name]))
+
+
+def test_groups_have_their_own_settings_and_approximation():
+    model, (x, y) = net(), batch()
+    opt = fl.NaturalGradient(
+        model, LIKELIHOOD, fl.KFAC(), 0.1,
+        groups=[{"layers": ["2"], "lr": 0.02, "damping": 1.0, "approximation": fl.Diagonal(), "weight_decay": 0.5}],
+        **FIXED,
+    )  # fmt: skip
+    W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
+    F = fl.estimate(fl.KFAC(), model, LIKELIHOOD, (x, None)) | {
+        "2": fl.estimate(fl.Diagonal(), model, LIKELIHOOD, (x, None))["2"]
+    }
+    one_step(opt, model, LIKELIHOOD, x, y)
+    assert_same(weights(model)["0"], W["0"] - 0.1 * F["0"].solve(g["0"], 0.1))
+    assert_same(weights(model)["2"], W["2"] - 0.02 * F["2"].solve(g["2"] + 0.5 * W["2"], 1.0))
+    assert "2: Linear 3 x 6, Diagonal" in repr(opt)
+
+
+def test_weight_and_bias_of_a_layer_share_a_group():
+    model = net()
+    with pytest.raises(ValueError, match="each in one group"):
+        fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, groups=[{"layers": ["0"]}, {"layers": ["0"]}])
+    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, groups=[{"layers": ["2"], "lr": 0.5}])
+    groups = [{id(p) for p in group["params"]} for group in opt.param_groups]
+    for module in (model[0], model[2]):
+        assert any({id(module.weight), id(module.bias)} <= group for group in groups)
+
+
+SCHEDULERS = {
+    "StepLR": lambda opt: torch.optim.lr_scheduler.StepLR(opt, 2, 0.1),
+    "CosineAnnealingLR": lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 5),
+    "LambdaLR": lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda k: 0.5**k),
+    "OneCycleLR": lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 0.3, total_steps=8, cycle_momentum=False),
+    "ReduceLROnPlateau": lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0),
+    "LinearLR": lambda opt: torch.optim.lr_scheduler.LinearLR(opt),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_learning_rate_schedulers_move_every_group(name):
+    model, (x, y) = nn.Sequential(net(), nn.LayerNorm(3).double()), batch()
+    opt = optim.KFAC(model, LIKELIHOOD, 0.1)
+    schedule = SCHEDULERS[name](opt)
+    before = [group["lr"] for group in opt.param_groups]
+    for _ in range(4):
+        one_step(opt, model, LIKELIHOOD, x, y)
+        schedule.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+    assert all(group["lr"] != lr for group, lr in zip(opt.param_groups, before, strict=True))
+    assert opt.fallback.param_groups[0]["lr"] == opt.param_groups[-1]["lr"]
+
+
+def test_a_changed_lr_is_the_lr_of_the_next_step():
+    model, (x, y) = net(), batch()
+    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, momentum=0.0, **FIXED)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    opt.param_groups[0]["lr"] = 0.03
+    W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    for name, P in inverses(opt).items():
+        assert_same(weights(model)[name], W[name] - 0.03 * P(g[name]))
+
+
+def test_a_tensor_as_lr_gives_the_same_steps():
+    moved = []
+    for lr in (0.1, torch.tensor(0.1, dtype=torch.float64)):
+        model, (x, y) = net(), batch()
+        train(
+            optim.TNT(model, LIKELIHOOD, lr, weight_decay=0.1, decoupled=True, kl_clip=0.01), model, LIKELIHOOD, x, y, 3
+        )
+        moved.append(weights(model))
+    for name in moved[0]:
+        assert_same(moved[0][name], moved[1][name])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_closure_gives_the_same_steps_and_returns_the_loss(name):
+    moved = []
+    for closed in (False, True):
+        model, (x, y) = net(), batch()
+        opt = preset(name, model, LIKELIHOOD, 0.01)
+
+        def closure(opt=opt, model=model, x=x, y=y):
+            with opt.observing():
+                z = model(x)
+            opt.zero_grad()
+            loss = LIKELIHOOD.loss(z, y)
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            loss = opt.step(closure) if closed else one_step(opt, model, LIKELIHOOD, x, y)
+        assert float(loss.detach()) > 0
+        moved.append(weights(model))
+    for layer in moved[0]:
+        assert torch.equal(moved[0][layer], moved[1][layer])
+
+
+@pytest.mark.parametrize("approximation", [fl.KFAC(), fl.TN(), fl.MiniBlock(), fl.Exact(), fl.Diagonal()])
+def test_accumulated_micro_batches_equal_the_whole_batch(approximation):
+    """With the expectation over labels in closed form; twice, so that the average over observations takes part."""
+    moved = []
+    for pieces in ((12,), (6, 4, 2)):
+        model, (x, y) = net(), batch()
+        opt = fl.NaturalGradient(model, LIKELIHOOD, approximation, 0.1, observe_every=1, **FIXED)
+        for _ in range(3):
+            opt.zero_grad()
+            for part_x, part_y in zip(x.split(list(pieces)), y.split(list(pieces)), strict=True):
+                with opt.observing():
+                    z = model(part_x)
+                (LIKELIHOOD.loss(z, part_y) * len(part_x) / len(x)).backward()
+            opt.step()
+        moved.append(weights(model))
+    for name in moved[0]:
+        assert_same(moved[0][name], moved[1][name])
+
+
+def test_several_forward_passes_in_one_window_add_examples():
+    moved = []
+    for pieces in ((12,), (7, 5)):
+        model, (x, y) = net(), batch()
+        opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, **FIXED)
+        with opt.observing():
+            z = torch.cat([model(part) for part in x.split(list(pieces))])
+        opt.zero_grad()
+        LIKELIHOOD.loss(z, y).backward()
+        opt.step()
+        moved.append(weights(model))
+    for name in moved[0]:
+        assert_same(moved[0][name], moved[1][name])
+
+
+def test_clipped_gradients_are_what_is_preconditioned():
+    model, (x, y) = net(), batch()
+    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, **FIXED)
+    W = weights(model)
+    with opt.observing():
+        z = model(x)
+    opt.zero_grad()
+    LIKELIHOOD.loss(z, y).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    g = {name: torch.cat([m.weight.grad, m.bias.grad[:, None]], 1) for name, m in model.named_modules() if name in W}
+    opt.step()
+    for name, P in inverses(opt).items():
+        assert_same(weights(model)[name], W[name] - 0.1 * P(g[name]))
+
+
+def test_periods_observations_and_refreshes():
+    """Step 0 observes and refreshes; a refresh follows every observation until `refresh_every`, then every so often."""
+    model, (x, y) = net(), batch()
+    opt = optim.KFAC(model, LIKELIHOOD, 0.01, observe_every=2, refresh_every=5)
+    observed, refreshed, last = [], [], None
+    for k in range(20):
+        before = opt.observed_at
+        one_step(opt, model, LIKELIHOOD, x, y)
+        observed += [k] if opt.observed_at != before else []
+        inverse = opt.curvature["0"].inverse
+        refreshed += [k] if inverse is not last else []
+        last = inverse
+    assert observed == list(range(0, 20, 2))
+    assert refreshed == [0, 2, 4, 10, 15]
+
+
+def test_the_moving_average_starts_as_a_mean():
+    model, (x, y) = net(), batch(24)
+    opt = fl.NaturalGradient(
+        model, LIKELIHOOD, fl.KFAC(), 0.0, observe_every=1, refresh_every=1, decay=0.9, fisher="true"
+    )
+    parts = x.split(8)
+    for part, labels in zip(parts, y.split(8), strict=True):
+        one_step(opt, model, LIKELIHOOD, part, labels)
+    mean = [
+        torch.stack([fl.estimate(fl.KFAC(), model, LIKELIHOOD, part)["0"].factors[i] for part in parts]).mean(0)
+        for i in (0, 1)
+    ]
+    for found, expected in zip(opt.matrices()["0"].factors, mean, strict=True):
+        assert_same(found[0], expected[0])
+
+
+def test_a_warm_start_is_the_mean_over_the_data_and_then_moves_slowly():
+    model, (x, y) = net(), batch(24)
+    opt = fl.NaturalGradient(
+        model, LIKELIHOOD, fl.TN(), 0.0, observe_every=1, refresh_every=1, decay=0.9, fisher="true"
+    )
+    opt.warm_start([(part, None) for part in x.split(10)])
+    whole = fl.estimate(fl.TN(), model, LIKELIHOOD, x)["0"]
+    assert_same(opt.matrices()["0"].dense(), whole.dense())
+    old = opt.curvature["0"].moments["mode0"]
+    for k in range(3):
+        one_step(opt, model, LIKELIHOOD, x[:5], y[:5])
+        if k == 0:
+            assert torch.equal(opt.curvature["0"].moments["mode0"], old)
+        if k == 1:
+            new = fl.estimate(fl.TN(), model, LIKELIHOOD, x[:5])["0"].factors[0]
+            assert_same(opt.curvature["0"].moments["mode0"][0], 0.9 * old[0] + 0.1 * new[0])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains(name):
+    model, (x, y) = net(torch.float32), batch(64, dtype=torch.float32)
+    y = (x.sum(1) > 0) + (x[:, 0] > 0).to(torch.int64)
+    losses = train(preset(name, model, LIKELIHOOD, 0.03, damping=0.1), model, LIKELIHOOD, x, y, 60)
+    assert losses[-1] < 0.6 * losses[0]
+
+
+WRONG = [
+    ({"lr": -1.0}, "lr=-1.0"),
+    ({"lr": 0.1, "damping": -1.0}, "damping=-1.0"),
+    ({"lr": 0.1, "momentum": 1.0}, "momentum=1.0"),
+    ({"lr": 0.1, "momentum_order": "never"}, "momentum_order='never'"),
+    ({"lr": 0.1, "damping_style": "soft"}, "damping_style='soft'"),
+    ({"lr": 0.1, "observe_every": 0}, "observe_every=0"),
+    ({"lr": 0.1, "refresh_every": 1.5}, "refresh_every=1.5"),
+    ({"lr": 0.1, "decay": 1.0}, "decay=1.0"),
+    ({"lr": 0.1, "fisher": "real"}, "fisher='real'"),
+    ({"lr": 0.1, "statistics": "median"}, "statistics='median'"),
+    ({"lr": 0.1, "statistics": "mean"}, "KFAC needs layer inputs"),
+    ({"lr": 0.1, "kl_clip": 0.0}, "kl_clip=0.0"),
+    ({"lr": 0.1, "groups": [{"layers": ["9"]}]}, "layer '9'"),
+    ({"lr": 0.1, "groups": [{"lr": 1.0}]}, "expected 'layers'"),
+    ({"lr": 0.1, "layers": ["7"]}, "layer '7'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_wrong_settings_are_refused_in_one_sentence(options, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")) as error:
+        fl.NaturalGradient(net(), LIKELIHOOD, fl.KFAC(), **options)
+    assert "expected" in str(error.value)
+
+
+def test_wrong_types_are_refused():
+    with pytest.raises(TypeError, match="not its parameters"):
+        fl.NaturalGradient(net().parameters(), LIKELIHOOD, fl.KFAC(), 0.1)
+    with pytest.raises(TypeError, match=r"an instance such as fl.KFAC\(\)"):
+        fl.NaturalGradient(net(), LIKELIHOOD, fl.KFAC, 0.1)

@@ -1,0 +1,165 @@
+"""Resuming from a state is exact bit by bit, at any point, and loads with weights_only=True."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import fisher_lab as fl
+from fisher_lab import optim
+from tests.optim.support import PRESETS, batch, net, one_step, preset
+
+LIKELIHOOD = fl.Categorical()
+APPROXIMATIONS = [fl.KFAC(), fl.EKFAC(), fl.TEKFAC(), fl.TN(), fl.MiniBlock(), fl.TENGraD(4), fl.KPSVD(), fl.Exact(),
+                  fl.Diagonal(), fl.LNGD()]  # fmt: skip
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def net_with_fallback(dtype):
+    model = nn.Sequential(net(dtype), nn.LayerNorm(3, dtype=dtype))
+    return model
+
+
+def make(name, model, **options):
+    periods = {"observe_every": 2, "refresh_every": 5, "weight_decay": 0.01, **options}
+    if isinstance(name, str):
+        return preset(name, model, LIKELIHOOD, 0.01, **periods)
+    return fl.NaturalGradient(model, LIKELIHOOD, name, 0.01, damping=0.1, **periods)
+
+
+def go_on(opt, model, x, y, steps):
+    for k in range(steps):
+        one_step(opt, model, LIKELIHOOD, x.roll(k, 0), y.roll(k, 0))
+    return [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_resuming_between_steps_is_exact(name, dtype, steps):
+    model, (x, y) = net_with_fallback(dtype), batch(dtype=dtype)
+    opt = make(name, model)
+    go_on(opt, model, x, y, steps)
+    twin = copy.deepcopy(model)
+    other = make(name, twin)
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 9), go_on(other, twin, x, y, 9), strict=True))
+
+
+@pytest.mark.parametrize("approximation", APPROXIMATIONS, ids=lambda a: a.label)
+def test_resuming_is_exact_for_every_approximation(approximation):
+    model, (x, y) = net_with_fallback(torch.float64), batch()
+    opt = make(approximation, model, statistics="per_example")
+    go_on(opt, model, x, y, 4)
+    twin = copy.deepcopy(model)
+    other = make(approximation, twin, statistics="per_example")
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 7), go_on(other, twin, x, y, 7), strict=True))
+
+
+def finish(opt, model, x, y):
+    """The rest of a step whose forward pass was observed and whose loss was not yet differentiated."""
+    opt.zero_grad()
+    LIKELIHOOD.loss(model(x), y).backward()
+    opt.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", PRESETS)
+def test_resuming_right_after_observing_is_exact(name, dtype):
+    model, (x, y) = net_with_fallback(dtype), batch(dtype=dtype)
+    opt = make(name, model)
+    go_on(opt, model, x, y, 2)
+    with opt.observing():
+        model(x)
+    twin = copy.deepcopy(model)
+    other = make(name, twin)
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    for o, m in ((opt, model), (other, twin)):
+        finish(o, m, x, y)
+    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 7), go_on(other, twin, x, y, 7), strict=True))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_resuming_inside_an_accumulation_window_is_exact(name):
+    model, (x, y) = net_with_fallback(torch.float64), batch()
+    opt = make(name, model)
+    go_on(opt, model, x, y, 2)
+
+    def half(o, m, part):
+        with o.observing():
+            z = m(x[part])
+        (LIKELIHOOD.loss(z, y[part]) / 2).backward()
+
+    opt.zero_grad()
+    half(opt, model, slice(0, 6))
+    twin = copy.deepcopy(model)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        q.grad = p.grad.clone()
+    other = make(name, twin)
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    for o, m in ((opt, model), (other, twin)):
+        half(o, m, slice(6, 12))
+        o.step()
+    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 5), go_on(other, twin, x, y, 5), strict=True))
+
+
+def test_float32_factors_and_momentum_are_not_cast_to_bfloat16():
+    model, (x, y) = net_with_fallback(torch.bfloat16), batch(dtype=torch.bfloat16)
+    opt = make("KFAC", model)
+    go_on(opt, model, x, y, 2)
+    twin = copy.deepcopy(model)
+    other = make("KFAC", twin)
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    c = other.curvature["0.0"]
+    assert c.moments["A"].dtype == c.inverse.dtype == torch.float32
+    assert other.state[twin[0][0].weight]["momentum_buffer"].dtype == torch.float32
+    assert other.state[twin[1].weight]["exp_avg"].dtype == torch.bfloat16
+
+
+def test_schedulers_and_counters_come_back():
+    model, (x, y) = net_with_fallback(torch.float64), batch()
+    opt = make("KFAC", model)
+    schedule = torch.optim.lr_scheduler.StepLR(opt, 1, 0.5)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    schedule.step()
+    x[0, 0] = float("nan")
+    one_step(opt, model, LIKELIHOOD, x, y)
+    other = make("KFAC", net_with_fallback(torch.float64))
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    assert [g["lr"] for g in other.param_groups] == [0.005, 0.0005]
+    assert other.troubles() == opt.troubles()
+    assert other.steps == 2
+
+
+def test_a_warm_start_is_saved():
+    model, (x, y) = net(), batch()
+    opt = optim.TNT(model, LIKELIHOOD, 0.01)
+    opt.warm_start((x, y))
+    twin = copy.deepcopy(model)
+    other = optim.TNT(twin, LIKELIHOOD, 0.01)
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 3), go_on(other, twin, x, y, 3), strict=True))
+
+
+def test_a_state_of_something_else_is_refused():
+    opt = optim.KFAC(net(), LIKELIHOOD, 0.01)
+    with pytest.raises(ValueError, match="not one of a KFAC"):
+        opt.load_state_dict(torch.optim.SGD(net().parameters(), 0.1).state_dict())
+    with pytest.raises(ValueError, match="not one of a KFAC"):
+        opt.load_state_dict(optim.KFAC(net(), LIKELIHOOD, 0.01, layers=["0"]).state_dict())
+    with pytest.raises(ValueError, match="is one of TKFAC, expected one of KFAC"):
+        opt.load_state_dict(optim.TKFAC(net(), LIKELIHOOD, 0.01).state_dict())
+
+
+def test_copying_or_pickling_is_refused_with_the_cure():
+    with pytest.raises(TypeError, match="state_dict"):
+        copy.deepcopy(optim.KFAC(net(), LIKELIHOOD, 0.01))

@@ -1,0 +1,230 @@
+"""What must not spoil a training: non-finite losses, gradients and statistics, failed factorisations, tiny cases."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import fisher_lab as fl
+from fisher_lab import optim
+from fisher_lab.matrices import BlockDiagonal
+from fisher_lab.optim import curvature
+from tests.helpers import assert_same
+from tests.optim.support import PRESETS, batch, net, one_step, preset, train, weights
+
+LIKELIHOOD = fl.Categorical()
+
+
+def snapshot(model, opt):
+    """Parameters, momentum and inverses."""
+    state = [x for p in model.parameters() for x in opt.state.get(p, {}).values() if isinstance(x, torch.Tensor)]
+    inverses = [x for c in opt.curvature.values() for x in c.inverse.tensors().values()]
+    moments = [x for c in opt.curvature.values() for x in c.moments.values()]
+    return [x.detach().clone() for x in (*model.parameters(), *state, *inverses, *moments)]
+
+
+def mixed_net():
+    """Layers and parameters of the fallback."""
+    model = net()
+    return nn.Sequential(model, nn.LayerNorm(3).double())
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(
+    "options", [{"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled": True}, {"kl_clip": 1e-3}]
+)
+def test_a_non_finite_gradient_changes_nothing_at_all(order, options):
+    model, (x, y) = mixed_net(), batch()
+    opt = optim.TNT(model, LIKELIHOOD, 0.01, momentum_order=order, observe_every=2, refresh_every=2, **options)
+    train(opt, model, LIKELIHOOD, x, y, 3)
+    for poison in (float("nan"), float("inf")):
+        for index in range(len(list(model.parameters()))):
+            before = snapshot(model, opt)
+            opt.zero_grad()
+            LIKELIHOOD.loss(model(x), y).backward()
+            list(model.parameters())[index].grad.view(-1)[0] = poison
+            opt.observed_at = opt.steps
+            opt.step()
+            assert all(torch.equal(a, b) for a, b in zip(before, snapshot(model, opt), strict=True))
+    assert opt.troubles()["updates skipped as non-finite"] == 2 * 6
+    assert "updates skipped as non-finite: 12" in repr(opt)
+    opt.observed_at = None
+    with pytest.warns(RuntimeWarning, match="12 updates were skipped"):
+        train(opt, model, LIKELIHOOD, x, y, 2)
+    assert not torch.equal(snapshot(model, opt)[0], before[0])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_non_finite_batch_is_dropped_and_the_last_good_inverse_stays(name):
+    model, (x, y) = net(), batch()
+    opt = preset(name, model, LIKELIHOOD, 0.01, observe_every=1, refresh_every=1)
+    train(opt, model, LIKELIHOOD, x, y, 3)
+    before = snapshot(model, opt)
+    bad = x.clone()
+    bad[0, 0] = float("nan")
+    with pytest.warns(RuntimeWarning, match="dropped as non-finite|updates were skipped"):
+        train(opt, model, LIKELIHOOD, bad, y, 2)
+    after = snapshot(model, opt)
+    if name == "TENGraD":  # its columns are ordered anew; the matrix is what counts
+        before, after = before[:4], after[:4]
+    exact = 1e-12 if name in ("EKFAC", "TEKFAC") else 0.0  # eigenvalues are carried over to the same basis
+    assert all(torch.allclose(a, b, rtol=exact, atol=exact) for a, b in zip(before, after, strict=True))
+    train_on = weights(model)
+    with pytest.warns(RuntimeWarning, match="skipped"):  # the counters of the second bad step
+        one_step(opt, model, LIKELIHOOD, x, y)
+    assert all(bool(torch.isfinite(W).all()) for W in weights(model).values())
+    assert not torch.equal(weights(model)["0"], train_on["0"])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_bad_first_batch_does_not_spoil_the_start(name):
+    model, (x, y) = net(), batch()
+    opt = preset(name, model, LIKELIHOOD, 0.01, observe_every=1, refresh_every=1)
+    before = weights(model)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        one_step(opt, model, LIKELIHOOD, x * float("inf"), y)
+        one_step(opt, model, LIKELIHOOD, x * float("nan"), y)
+        assert all(torch.equal(before[n], W) for n, W in weights(model).items())
+        train(opt, model, LIKELIHOOD, x, y, 3)
+    assert any("non-finite" in str(warning.message) for warning in told)
+    fresh = net()
+    other = preset(name, fresh, LIKELIHOOD, 0.01, observe_every=1, refresh_every=1)
+    if name == "Shampoo":  # no labels are drawn, so that both runs can be compared number by number
+        train(other, fresh, LIKELIHOOD, x, y, 3)
+        for n, W in weights(model).items():
+            assert_same(W, weights(fresh)[n])
+    assert all(bool(torch.isfinite(W).all()) for W in weights(model).values())
+    assert not torch.equal(weights(model)["0"], before["0"])
+
+
+def test_a_non_finite_loss_of_a_closure_skips_the_step():
+    model, (x, y) = net(), batch()
+    opt = optim.KFAC(model, LIKELIHOOD, 0.01)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    before = weights(model)
+
+    def closure():
+        opt.zero_grad()
+        LIKELIHOOD.loss(model(x), y).backward()
+        return torch.tensor(float("inf"))
+
+    opt.step(closure)
+    assert all(torch.equal(before[n], W) for n, W in weights(model).items())
+
+
+def test_statistics_that_overflow_are_dropped():
+    """Finite inputs whose second moments are not."""
+    model, (x, y) = net(torch.float32), batch(dtype=torch.float32)
+    opt = optim.KFAC(model, LIKELIHOOD, 1e-3, observe_every=1, refresh_every=1)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    A = opt.curvature["0"].moments["A"]
+    with opt.observing():
+        model(x * 1e25)
+    assert torch.equal(opt.curvature["0"].moments["A"], A)
+
+
+def test_a_failed_factorisation_raises_that_layers_jitter_and_is_told():
+    model, (x, y) = net(torch.float32), batch(dtype=torch.float32)
+    opt = optim.TKFAC(model, LIKELIHOOD, 0.01, damping=1e-30, observe_every=1, refresh_every=1)
+    x[:, 1:] = x[:, :1]  # rank one and the bias: float32 Cholesky breaks down without damping
+    with pytest.warns(RuntimeWarning, match="layer '0': the factorisation failed, jitter is now 1e-08"):
+        one_step(opt, model, LIKELIHOOD, x, y)
+    assert opt.curvature["0"].jitter == 1e-8
+    assert "jitter 1e-08" in repr(opt)
+    assert all(bool(torch.isfinite(W).all()) for W in weights(model).values())
+
+
+def test_if_nothing_helps_the_last_good_inverse_stays(monkeypatch):
+    model, (x, y) = net(), batch()
+    opt = optim.KFAC(model, LIKELIHOOD, 0.01, observe_every=1, refresh_every=1)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    before = {n: c.inverse.dense() for n, c in opt.curvature.items()}
+    broken = lambda *a: opt.curvature["0"].matrix.scaled(float("nan"))  # noqa: E731
+    monkeypatch.setattr(curvature, "prepare", lambda a, matrix, s, j: matrix.scaled(float("nan")))
+    monkeypatch.setattr(curvature, "_by_eigh", broken)
+    with pytest.warns(RuntimeWarning, match="the last good inverse stays"):
+        one_step(opt, model, LIKELIHOOD, x, y)
+    for n, c in opt.curvature.items():
+        assert torch.equal(c.inverse.dense(), before[n])
+
+
+def test_the_ladder_of_a_failed_factorisation_ends_with_eigh():
+    """Each rung in turn: jitter in the same precision, float64, eigenvalues clamped at zero."""
+    F = torch.diag(torch.tensor([1.0, 0.5, -1e-3], dtype=torch.float64))[None]
+    found = curvature._by_eigh(BlockDiagonal(F, (1, 3)), -1.0, 1e-2)
+    assert_same(found.dense(), torch.diag(1 / torch.tensor([1.01, 0.51, 0.01], dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_all_zero_gradients_and_statistics(name):
+    """A loss that is constant: nothing moves, nothing becomes NaN."""
+    model, (x, y) = net(), batch()
+    model[2].weight.data.zero_()
+    model[2].bias.data = torch.tensor([60.0, 0.0, 0.0], dtype=torch.float64)
+    opt = preset(name, model, LIKELIHOOD, 0.01, observe_every=1, refresh_every=1)
+    before = weights(model)
+    train(opt, model, LIKELIHOOD, x, torch.zeros_like(y), 3)
+    for n, W in weights(model).items():
+        assert float((W - before[n]).abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_dead_units(name):
+    model, (x, y) = net(), batch()
+    model[0].bias.data[:2] = -100.0
+    opt = preset(name, model, LIKELIHOOD, 0.01, observe_every=1, refresh_every=1)
+    dead = weights(model)["0"][:2]
+    train(opt, model, LIKELIHOOD, x, y, 4)
+    assert torch.equal(weights(model)["0"][:2], dead)
+    assert all(bool(torch.isfinite(W).all()) for W in weights(model).values())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_batch_of_one_and_factors_of_rank_one(name):
+    model, (x, y) = net(torch.float32), batch(dtype=torch.float32)
+    opt = preset(name, model, LIKELIHOOD, 0.001, observe_every=1, refresh_every=1)
+    train(opt, model, LIKELIHOOD, x[:1], y[:1], 4)
+    assert all(bool(torch.isfinite(W).all()) for W in weights(model).values())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_layer_of_one_unit(name):
+    model, (x, _) = net(widths=(1, 1, 1)), batch(widths=(1, 1, 1))
+    opt = preset(name, model, fl.Gaussian(), 0.001)
+    train(opt, model, fl.Gaussian(), x, torch.zeros_like(x), 3)
+
+
+def test_equal_layers_are_worked_on_as_one_and_give_the_same_steps():
+    found = []
+    for groups in (None, [{"layers": [name]} for name in ("0", "2", "4")]):
+        model, (x, y) = net(widths=(5, 5, 5, 5)), batch(widths=(5, 5, 5, 5))
+        for style in ("factored", "exact"):
+            opt = fl.NaturalGradient(
+                model, LIKELIHOOD, fl.KFAC(), 0.01, damping=0.1, damping_style=style, fisher="true", groups=groups
+            )
+            train(opt, model, LIKELIHOOD, x, y, 3)
+            assert sum(map(len, opt._buckets.values())) == (1 if groups is None else 3)
+        found.append(weights(model))
+    for name in found[0]:
+        assert_same(found[0][name], found[1][name])
+
+
+@pytest.mark.parametrize("approximation", [fl.TN(), fl.MiniBlock(), fl.EKFAC(), fl.Diagonal(), fl.Exact()])
+def test_equal_convolutions_are_worked_on_as_one_too(approximation):
+    found = []
+    for groups in (None, [{"layers": ["0"]}, {"layers": ["2"]}]):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(
+                nn.Conv2d(2, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 2, 3, padding=1), nn.Flatten()
+            ).double()
+            x = torch.randn(6, 2, 3, 3, dtype=torch.float64)
+        opt = fl.NaturalGradient(
+            model, fl.Gaussian(), approximation, 0.01, damping=0.1, fisher="true", observe_every=1, groups=groups
+        )
+        train(opt, model, fl.Gaussian(), x, torch.zeros(6, 18, dtype=torch.float64), 3)
+        found.append([p.detach().clone() for p in model.parameters()])
+    for a, b in zip(*found, strict=True):
+        assert_same(a.reshape(len(a), -1), b.reshape(len(b), -1))

@@ -84,6 +84,8 @@ class LayerOptimizer(torch.optim.Optimizer):
             self.fallback = torch.optim.AdamW(rest, lr=fallback_lr, weight_decay=0.0, fused=fused)
             self.param_groups.append(self.fallback.param_groups[0])
             self.fallback.state = self.state
+        # dynamo does not guard an optimizer's attributes: a compiled step would keep using those of its first call
+        self._run = torch.compiler.disable(self._step)
         self._complete = True
 
     # -- layers and groups -----------------------------------------------------------------------------------------
@@ -117,10 +119,12 @@ class LayerOptimizer(torch.optim.Optimizer):
         """No autocast: statistics and steps are computed in the working precision."""
         return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
-    def _generator(self, device: torch.device) -> torch.Generator:
-        """The source of sampled labels, on the device of the outputs."""
+    def _generator(self, device: torch.device) -> torch.Generator | None:
+        """The source of sampled labels, on the device of the outputs; none where nothing is drawn (meta)."""
+        if device.type == "meta":
+            return None
         if self.generator is None:
-            self.generator = torch.Generator("cpu" if device.type == "meta" else device)
+            self.generator = torch.Generator(device)
             self.generator.manual_seed(self.seed)
             if self._generator_state is not None:
                 self.generator.set_state(self._generator_state)
@@ -138,6 +142,9 @@ class LayerOptimizer(torch.optim.Optimizer):
         Returns:
             What the closure returned.
         """
+        return self._run(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

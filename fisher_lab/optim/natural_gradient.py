@@ -21,7 +21,15 @@ from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.checks import Statistics, check_arguments, check_observed
 from fisher_lab.optim.curvature import LayerCurvature, buckets, refresh
 from fisher_lab.optim.measuring import compare_in_use, describe
-from fisher_lab.optim.observation import Observed, check_forwards, of_batch_mean, of_gradient, statistics, watching
+from fisher_lab.optim.observation import (
+    Observed,
+    Uncompiled,
+    check_forwards,
+    of_batch_mean,
+    of_gradient,
+    statistics,
+    watching,
+)
 from fisher_lab.optim.stacking import stacked
 
 
@@ -130,7 +138,7 @@ class NaturalGradient(LayerOptimizer):
 
     def _observe(self, y: Tensor | None) -> AbstractContextManager[Any]:
         due = self._open or self.observed_at is None or self.steps - self.observed_at >= self.observe_every
-        return self._window(y) if due else nullcontext()
+        return Uncompiled(self._window(y)) if due else nullcontext()
 
     @contextmanager
     def _window(self, y: Tensor | None) -> Iterator[None]:

@@ -59,6 +59,19 @@ def _uncompiled() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
+class Uncompiled(AbstractContextManager[Any]):
+    """A context manager whose own code dynamo leaves alone, when it is used inside a compiled function."""
+
+    def __init__(self, inner: AbstractContextManager[Any]) -> None:
+        self._enter, self._exit = torch.compiler.disable(inner.__enter__), torch.compiler.disable(inner.__exit__)
+
+    def __enter__(self) -> Any:
+        return self._enter()
+
+    def __exit__(self, *error: Any) -> Any:
+        return self._exit(*error)
+
+
 def check_forwards(forwards: list[Forward], likelihood: Likelihood) -> None:
     """Refuse a window in which nothing usable happened."""
     if not forwards:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 CHUNK_BYTES = 64 * 2**20  # explicit intermediate tensors are formed in pieces of this size
@@ -71,7 +72,7 @@ def left_moment(a: Tensor, g: Tensor, A: Tensor | None = None) -> Tensor:
     total = g.new_zeros(g.shape[3], g.shape[4], g.shape[4])
     for part in slices(len(a), _position_bytes(a, g)):
         x, y = a[part].transpose(1, 2), g[:, part].permute(1, 3, 2, 0, 4).contiguous()  # [n, Q, T, i], [n, Q, T, R, o]
-        K = _times(x, A) @ x.transpose(-1, -2)
+        K = times(x, A) @ x.transpose(-1, -2)
         z = (K @ y.flatten(3)).view(y.shape)
         total += _joined(y.flatten(2, 3)).transpose(1, 2) @ _joined(z.flatten(2, 3))
     return total
@@ -82,14 +83,14 @@ def right_moment(a: Tensor, g: Tensor, G: Tensor | None = None) -> Tensor:
     total = g.new_zeros(g.shape[3], a.shape[-1], a.shape[-1])
     for part in slices(len(a), _position_bytes(a, g)):
         x, y = a[part].transpose(1, 2), g[:, part].permute(1, 3, 2, 0, 4).contiguous()  # [n, Q, T, i], [n, Q, T, R, o]
-        z = _times(y.flatten(2, 3), G).view(y.shape)
+        z = times(y.flatten(2, 3), G).view(y.shape)
         K = z.flatten(3) @ y.flatten(3).transpose(-1, -2)  # [n, Q, T, T], summed over directions
         total += _joined(x).transpose(1, 2) @ _joined(K @ x)
     return total
 
 
-def _times(x: Tensor, factor: Tensor | None) -> Tensor:
-    """x `[..., Q, T, n]` times a factor `[Q, n, n]`, or `[Q, n]` for a diagonal."""
+def times(x: Tensor, factor: Tensor | None) -> Tensor:
+    """x `[..., Q, k, n]` times a factor `[Q, n, n]`, or `[Q, n]` for a diagonal."""
     if factor is None:
         return x
     return x @ factor if factor.ndim == 3 else x * factor.unsqueeze(-2)
@@ -103,13 +104,6 @@ def _joined(x: Tensor) -> Tensor:
 def _position_bytes(a: Tensor, g: Tensor) -> int:
     R, _, T, Q, d_out = g.shape
     return (2 * T + a.shape[-1] + 2 * R * d_out) * T * Q * g.element_size()
-
-
-def position_costs(a: Tensor, g: Tensor) -> tuple[float, float]:
-    """Multiplications for sum P P^T and for sum P^T P through positions, where forming P costs R N T Q d_out d_in."""
-    R, N, T, Q, o = g.shape
-    i = a.shape[-1]
-    return N * Q * T * (T * i + R * o * (T + o)), N * Q * T * (R * T * o + i * (T + i))
 
 
 def position_gram(a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
@@ -126,3 +120,38 @@ def position_gram(a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
                 G = g[r, :, :, q].flatten(0, 1) @ h[s, :, :, q].flatten(0, 1).T
                 K[r, :, s] += G.mul_(A).view(n, T, m, U).sum((1, 3))
     return K
+
+
+def rows_of(P: Tensor) -> Tensor:
+    """P `[R, n, Q, d_out, d_in]` as `[n R, d]`, which is how chunks of it lie in memory."""
+    return P.transpose(0, 1).reshape(P.shape[0] * P.shape[1], -1)
+
+
+def moment_of(X: Tensor, Y: Tensor, keep: int) -> Tensor:
+    """sum X Y^T (keep = 1) or sum X^T Y (keep = 0) `[Q, ...]` over examples and directions of `[R, n, Q, o, i]`."""
+    X, Y = (M.movedim(2, 0) if keep == 0 else M.movedim(2, 0).transpose(-1, -2) for M in (X, Y))
+    return X.flatten(1, 3).transpose(1, 2) @ Y.flatten(1, 3)
+
+
+def multiplied(x: Tensor, M: Tensor) -> Tensor:
+    """x `[..., Q, n]` times M `[Q, n, n]`."""
+    return x @ M[0] if len(M) == 1 else (x.unsqueeze(-2) @ M).squeeze(-2)
+
+
+def same_matrix(x: Tensor | None, y: Tensor | None) -> bool:
+    """Whether both are the identity (None) or hold the same numbers."""
+    return x is y or (x is not None and y is not None and torch.equal(x, y))
+
+
+def rotate(P: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """B_1^T P B_2, None for the identity."""
+    P = P if left is None else left.transpose(-1, -2) @ P
+    return P if right is None else P @ right
+
+
+def accumulated(parts: Iterator[Tensor]) -> Tensor:
+    """Sum of at least one tensor."""
+    total = next(parts)
+    for part in parts:
+        total = total + part
+    return total

@@ -120,11 +120,15 @@ def sweep_all(running: dict[Any, Running], source: Source) -> None:
         due = {key: state for key, state in running.items() if sweep < state.approximation.sweeps}
         for state in due.values():
             state.restart()
-        for stats in source.sweep():
+        for stats in source.sweep(list(dict.fromkeys(_layer(key) for key in due))):
             for key, state in due.items():
-                state.absorb(stats[key if isinstance(key, str) else key[0]])
+                state.absorb(stats[_layer(key)])
         for state in due.values():
             state.refresh()
+
+
+def _layer(key: Any) -> str:
+    return key if isinstance(key, str) else key[0]
 
 
 def _assembled(state: Running) -> FisherMatrix:

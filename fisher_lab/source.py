@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -74,8 +74,10 @@ class Source:
         self.outputs = tuple(z.shape[1:])
         self.first_batch = x.shape[0]
         self.R = self.likelihood.directions(z, fisher)
-        self.chunk = self._chunk(x[:1])
-        self._cached: dict[str, LayerStats] | None = None
+        self._outputs, self._unrolled = self._sizes(x[:1])
+        self._check_example()
+        self.chunk = self._chunk(self.layers)
+        self._cached: tuple[tuple[str, ...], dict[str, LayerStats]] = ((), {})
 
     def _check_memory(self) -> None:
         for name, layer in self.layers.items():
@@ -87,10 +89,9 @@ class Source:
                     "raise memory=."
                 )
 
-    @property
-    def kept(self) -> bool:
-        """Whether the data is one piece that is captured once and kept."""
-        return self.batches.single and self.first_batch <= self.chunk
+    def kept(self, names: Iterable[str] | None = None) -> bool:
+        """Whether the data is one piece whose columns, for these layers, are captured once and kept."""
+        return self.batches.single and self.first_batch <= self._chunk(self.layers if names is None else names)
 
     @property
     def N(self) -> int:
@@ -103,38 +104,59 @@ class Source:
         """What an assembled matrix is multiplied with: N for losses that are sums over examples."""
         return float(self.N) if self.likelihood.summed else 1.0
 
-    def _chunk(self, x: Tensor) -> int:
-        """Examples whose unrolled inputs and batched gradients take at most a quarter of the budget."""
+    def _sizes(self, x: Tensor) -> tuple[int, dict[str, int]]:
+        """Numbers per example: all modules' outputs, and each layer's unrolled input (or explicit gradients)."""
         outputs: list[int] = []
-        unrolled = [layer.shape[0] * (self.R + 2) for layer in self.layers.values() if layer.gradient_form]
+        unrolled = {n: layer.shape[0] * (self.R + 2) for n, layer in self.layers.items() if layer.gradient_form}
         hooks = [
             m.register_forward_hook(
                 lambda _m, _i, out: outputs.append(out.numel()) if isinstance(out, Tensor) else None
             )
             for m in self.model.modules()
         ]
-        for use in (use for layer in self.layers.values() if not layer.gradient_form for use in layer.uses):
-            hooks.append(
-                use.module.register_forward_hook(
-                    lambda _m, i, _o, use=use: unrolled.append(use.unroll_input(i[0]).numel())
+
+        def count(name: str, numbers: int) -> None:
+            unrolled[name] = unrolled.get(name, 0) + numbers
+
+        for name, layer in self.layers.items():
+            for use in () if layer.gradient_form else layer.uses:
+                hooks.append(
+                    use.module.register_forward_hook(
+                        lambda _m, i, _o, use=use, name=name: count(name, use.unroll_input(i[0]).numel())
+                    )
                 )
-            )
         try:
             with untouched_randomness(), torch.no_grad(), plain_kernels():
                 self.model(x)
         finally:
             for hook in hooks:
                 hook.remove()
-        per_example = ((self.R + 2) * sum(outputs) + 2 * sum(unrolled)) * torch.finfo(self.dtype).bits // 8
-        if per_example > self.budget:
+        return sum(outputs), unrolled
+
+    def _chunk(self, names: Iterable[str]) -> int:
+        """Examples whose unrolled inputs and batched gradients take at most a quarter of the budget."""
+        return max(1, self.budget // 4 // self._example_bytes(names))
+
+    def _example_bytes(self, names: Iterable[str]) -> int:
+        numbers = (self.R + 2) * self._outputs + 2 * sum(self._unrolled.get(name, 0) for name in names)
+        return max(1, numbers * torch.finfo(self.dtype).bits // 8)
+
+    def _check_example(self) -> None:
+        need = max(self._example_bytes([name]) for name in self.layers)  # layers can be captured one by one
+        if need > self.budget:
             cure = 'use fisher="mc", whose R is 1, or raise memory=' if self.R > 1 else "raise memory="
             raise ValueError(
-                f"One example with R = {self.R} directions needs {readable(per_example)}, expected at most "
+                f"One example with R = {self.R} directions needs {readable(need)}, expected at most "
                 f"{readable(self.budget)}; {cure}."
             )
-        return max(1, self.budget // 4 // max(1, per_example))
 
-    def parts(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+    def column_numbers(self, name: str) -> float:
+        """Numbers per example that the columns of a layer's block take: inputs and output gradients, or P if fewer."""
+        rows, columns = self.layers[name].shape
+        positions = self._unrolled.get(name, 0) / max(1, columns)
+        return min(positions * (columns + self.R * rows), self.R * rows * columns)
+
+    def parts(self, names: Iterable[str] | None = None) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
         """One pass over the data in pieces that fit the memory: x, the data's labels, labels to differentiate at."""
         for index, (x, y) in enumerate(self.batches):
             if y is not None:
@@ -144,20 +166,28 @@ class Source:
                 generator = torch.Generator(x.device).manual_seed(self.seed * 1_000_003 + index)
                 label = sample_labels(self.model, partial(self.likelihood.sample, generator=generator), x, self.chunk)
                 label = label if y is None else self.likelihood.masked(label, y)
-            for start in range(0, x.shape[0], self.chunk):
-                piece = slice(start, start + self.chunk)
+            chunk = self.chunk if names is None else self._chunk(names)
+            for start in range(0, x.shape[0], chunk):
+                piece = slice(start, start + chunk)
                 yield x[piece], None if y is None else y[piece], None if label is None else label[piece]
 
-    def sweep(self) -> Iterator[dict[str, LayerStats]]:
-        """One pass: the LayerStats of every piece of the data. A single piece is captured once and kept.
+    def sweep(self, names: Sequence[str] | None = None) -> Iterator[dict[str, LayerStats]]:
+        """One pass: the LayerStats of some layers, piece by piece. A single piece is captured once and kept.
 
         Callers guard the global random state: a generator that is left half-way would restore it too late.
+
+        Args:
+            names: the layers; None for all.
         """
-        if self._cached is not None:
-            yield self._cached
+        key = tuple(self.layers if names is None else names)
+        known, stats = self._cached
+        if known and set(key) <= set(known):
+            yield {name: stats[name] for name in key}
             return
-        for x, _, label in self.parts():
-            stats = capture(self.model, self.layers, self.likelihood, x, self.fisher, label)
-            if self.kept:
-                self._cached = stats
-            yield stats
+        everything = self.kept()
+        layers = {name: layer for name, layer in self.layers.items() if everything or name in key}
+        for x, _, label in self.parts(layers):
+            stats = capture(self.model, layers, self.likelihood, x, self.fisher, label)
+            if self.kept(layers):
+                self._cached = (tuple(layers), stats)
+            yield {name: stats[name] for name in key}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fisher_lab import contractions
 from fisher_lab.contractions import CHUNK_BYTES as CHUNK_BYTES
-from fisher_lab.contractions import slices
+from fisher_lab.contractions import accumulated, moment_of, rotate, slices
 
 
 class LayerStats:
@@ -134,6 +134,19 @@ class LayerStats:
         """Without what can be computed again."""
         return {**self.__dict__, "_memo": {}, "_held": None}
 
+    @property
+    def route(self) -> str:
+        """How norms and products of the block are computed: from inputs and output gradients, or from P."""
+        if self.rank_one:
+            return "columns"
+        if self._few_positions(self):
+            return "columns, double sum over positions"
+        formed = "once" if self.a is None or self._held is not None else "piece by piece"
+        return f"columns, gradients formed {formed}"
+
+    def _few_positions(self, other: LayerStats) -> bool:
+        return self.a is not None and self.T * other.T * (self.d_out + self.d_in) <= self.d_out * self.d_in
+
     def release(self) -> None:
         """Forget what was kept to be used again."""
         self._held, self._memo = None, {}
@@ -158,7 +171,7 @@ class LayerStats:
         total = torch.zeros_like(V)
         for P in self.per_example():
             part = weight[..., start : start + P.shape[1]]
-            U = _rows(P)
+            U = contractions.rows_of(P)
             total.addmm_((V @ U.T) * part.repeat_interleave(self.R, -1), U)
             start += P.shape[1]
         return total.view(X.shape)
@@ -178,33 +191,41 @@ class LayerStats:
             V = torch.einsum("...ntqo,ntqi->...qoi", torch.einsum("...rn,rntqo->...ntqo", s, self.g), self.a)
         return V.flatten(-3, -2)
 
-    def left(self) -> Tensor:
-        """U1 = 1/N sum P P^T `[Q, d_out, d_out]`."""
-        return self.shared("left", lambda: self._left() / self.N)
+    def left(self, A: Tensor | None = None) -> Tensor:
+        """1/N sum P A P^T `[Q, d_out, d_out]`; U1 without A `[Q, d_in, d_in]` (or a diagonal `[Q, d_in]`)."""
+        return self.shared("left", lambda: self._left(None) / self.N) if A is None else self._left(A) / self.N
 
-    def _left(self) -> Tensor:
-        if self.rank_one:
+    def _left(self, A: Tensor | None) -> Tensor:
+        if self.rank_one and A is None:
             assert self.a is not None
             return contractions.second_moment(self.g * self.a.square().sum(-1).sqrt()[None, ..., None])
-        if self.a is not None and contractions.position_costs(self.a, self.g)[0] < self._gradient_cost(self.d_out):
-            return contractions.left_moment(self.a, self.g)
-        return _accumulate(_flat_moment(P.transpose(-1, -2)) for P in self.per_example())
+        o, i = self.d_out, self.d_in
+        if self._through_positions(i * (i if A is not None else 0) + self.T * i + self.R * o * (self.T + o)):
+            assert self.a is not None
+            return contractions.left_moment(self.a, self.g, A)
+        return accumulated(moment_of(contractions.times(P, A), P, 1) for P in self.per_example())
 
-    def right(self) -> Tensor:
-        """U2 = 1/N sum P^T P `[Q, d_in, d_in]`."""
-        return self.shared("right", lambda: self._right() / self.N)
+    def right(self, G: Tensor | None = None) -> Tensor:
+        """1/N sum P^T G P `[Q, d_in, d_in]`; U2 without G `[Q, d_out, d_out]` (or a diagonal `[Q, d_out]`)."""
+        return self.shared("right", lambda: self._right(None) / self.N) if G is None else self._right(G) / self.N
 
-    def _right(self) -> Tensor:
-        if self.rank_one:
+    def _right(self, G: Tensor | None) -> Tensor:
+        if self.rank_one and G is None:
             assert self.a is not None
             return contractions.second_moment(self.a * self.g.square().sum((0, -1)).sqrt()[..., None])
-        if self.a is not None and contractions.position_costs(self.a, self.g)[1] < self._gradient_cost(self.d_in):
-            return contractions.right_moment(self.a, self.g)
-        return _accumulate(_flat_moment(P) for P in self.per_example())
+        o, i = self.d_out, self.d_in
+        if self._through_positions(self.R * o * (o if G is not None else 0) + self.R * o * self.T + i * (self.T + i)):
+            assert self.a is not None
+            return contractions.right_moment(self.a, self.g, G)
+        chunks = ((P, contractions.times(P.transpose(-1, -2), G).transpose(-1, -2)) for P in self.per_example())
+        return accumulated(moment_of(Y, P, 0) for P, Y in chunks)
 
-    def _gradient_cost(self, width: int) -> float:
-        """Multiplications for a second moment through P, of which forming P is one part unless it is held."""
-        return float(self.R * self.N * self.dim * (width + (0 if self._held is not None else self.T)))
+    def _through_positions(self, per_position: float) -> bool:
+        """Whether a second moment costs less through positions than through P, which must be formed unless held."""
+        if self.a is None:
+            return False
+        forming = 0 if self._held is not None else self.T
+        return self.T * per_position < self.R * self.d_out * self.d_in * (self.d_out + self.d_in + forming)
 
     def squares(self, basis: tuple[Tensor | None, Tensor | None] = (None, None)) -> Tensor:
         """1/N sum (B_1^T P B_2)^2, elementwise, `[Q, d_out, d_in]`; None stands for the identity.
@@ -214,7 +235,7 @@ class LayerStats:
         """
         known: list[tuple[Any, Tensor]] = self.shared("squares", list)
         for other, result in known:
-            if all(_equal(x, y) for x, y in zip(basis, other, strict=True)):
+            if all(contractions.same_matrix(x, y) for x, y in zip(basis, other, strict=True)):
                 return result
         known.append((basis, self._squares(*basis) / self.N))
         return known[-1][1]
@@ -225,16 +246,16 @@ class LayerStats:
             assert rotated.a is not None
             return torch.einsum("nqo,nqi->qoi", rotated.g[:, :, 0].square().sum(0), rotated.a[:, 0].square())
         if self.a is None or (left is None and right is None):
-            return _accumulate(_rotate(P, left, right).square().sum((0, 1)) for P in self.per_example())
+            return accumulated(rotate(P, left, right).square().sum((0, 1)) for P in self.per_example())
         parts = slices(self.N, self.R * self.dim * self.g.element_size())
         pieces = (self.examples(part).rotated(left, right).gradients() for part in parts)
-        return _accumulate(P.square_().sum((0, 1)) for P in pieces)
+        return accumulated(P.square_().sum((0, 1)) for P in pieces)
 
     def rotated(self, left: Tensor | None, right: Tensor | None) -> LayerStats:
         """The stats of B_1^T P B_2 (a and g apart); None stands for the identity."""
         assert self.a is not None
-        g = self.g if left is None else _multiplied(self.g, left)
-        return LayerStats(self.a if right is None else _multiplied(self.a, right), g)
+        g = self.g if left is None else contractions.multiplied(self.g, left)
+        return LayerStats(self.a if right is None else contractions.multiplied(self.a, right), g)
 
     def row_blocks(self, width: int) -> Tensor:
         """Diagonal blocks of F over pieces of `width` entries of a row of W: `[d / width, width, width]`."""
@@ -243,7 +264,7 @@ class LayerStats:
             a, w = self.a[:, 0, 0], self.g[:, :, 0, 0].square().sum(0) / self.N
             return torch.stack([a.T @ (a * weight[:, None]) for weight in w.unbind(1)])
         pieces = (P.reshape(-1, self.dim // width, width).transpose(0, 1) for P in self.per_example())
-        return _accumulate(x.transpose(1, 2) @ x for x in pieces) / self.N
+        return accumulated(x.transpose(1, 2) @ x for x in pieces) / self.N
 
     def column_blocks(self) -> Tensor:
         """Diagonal blocks of F over columns of W, group by group: `[Q * d_in, d_out, d_out]`."""
@@ -252,7 +273,7 @@ class LayerStats:
             total = contractions.outer_sum(self.g[:, :, 0, 0], self.a[:, 0, 0].square())
             return total.T.view(self.d_in, self.d_out, self.d_out) / self.N
         pieces = (P.flatten(0, 1).permute(1, 3, 0, 2).flatten(0, 1) for P in self.per_example())  # [Q d_in, rn, d_out]
-        return _accumulate(x.transpose(1, 2) @ x for x in pieces) / self.N
+        return accumulated(x.transpose(1, 2) @ x for x in pieces) / self.N
 
     def dense(self) -> Tensor:
         """The exact block F `[d, d]`."""
@@ -263,7 +284,7 @@ class LayerStats:
             return total.view(o, o, i, i).transpose(1, 2).reshape(o * i, o * i)
         total = self.g.new_zeros(self.dim, self.dim)
         for P in self.per_example():
-            U = _rows(P)
+            U = contractions.rows_of(P)
             total.addmm_(U.T, U)
         return total / self.N
 
@@ -280,8 +301,7 @@ class LayerStats:
 
     def _gram_blocks(self, other: LayerStats) -> Iterator[tuple[slice, slice, Tensor]]:
         """Pieces `[R, n, R', m]` of the Gram matrix with their examples; half of them where `other` is self."""
-        few_positions = self.T * other.T * (self.d_out + self.d_in) <= self.d_out * self.d_in
-        if self.a is not None and other.a is not None and few_positions:
+        if other.a is not None and self._few_positions(other):
             size = self.T * other.T * other.N * max(1, self.R * other.R // self.T) * self.g.element_size()
             for mine in slices(self.N, size):
                 part = self.examples(mine)
@@ -290,10 +310,10 @@ class LayerStats:
             return
         row = 0
         for P in self.per_example():
-            U, mine, column = _rows(P), slice(row, row + P.shape[1]), row if other is self else 0
+            U, mine, column = contractions.rows_of(P), slice(row, row + P.shape[1]), row if other is self else 0
             for V in other._pieces(column, P if other is self else None):
                 theirs = slice(column, column + V.shape[1])
-                block = (U @ _rows(V).T).view(P.shape[1], self.R, V.shape[1], other.R)
+                block = (U @ contractions.rows_of(V).T).view(P.shape[1], self.R, V.shape[1], other.R)
                 yield mine, theirs, block.permute(1, 0, 3, 2)
                 column = theirs.stop
             row = mine.stop
@@ -346,35 +366,3 @@ class LayerStats:
             everything = other is self and mine.stop - mine.start == self.N
             h = None if everything else other.g[:, :, 0, 0]
             yield mine, slice(0, other.N), K * contractions.outer_gram(self.g[:, mine, 0, 0], h)
-
-
-def _rows(P: Tensor) -> Tensor:
-    """P `[R, n, Q, d_out, d_in]` as `[n R, d]`, which is how chunks of it lie in memory."""
-    return P.transpose(0, 1).reshape(P.shape[0] * P.shape[1], -1)
-
-
-def _flat_moment(P: Tensor) -> Tensor:
-    """sum P^T P `[Q, i, i]` of P `[R, n, Q, o, i]`."""
-    x = P.movedim(2, 0).flatten(1, 3)
-    return x.transpose(1, 2) @ x
-
-
-def _multiplied(x: Tensor, M: Tensor) -> Tensor:
-    """x `[..., Q, n]` times M `[Q, n, n]`."""
-    return x @ M[0] if len(M) == 1 else (x.unsqueeze(-2) @ M).squeeze(-2)
-
-
-def _equal(x: Tensor | None, y: Tensor | None) -> bool:
-    return x is y or (x is not None and y is not None and torch.equal(x, y))
-
-
-def _rotate(P: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    P = P if left is None else left.transpose(-1, -2) @ P
-    return P if right is None else P @ right
-
-
-def _accumulate(parts: Iterator[Tensor]) -> Tensor:
-    total = next(parts)
-    for part in parts:
-        total = total + part
-    return total

@@ -26,9 +26,10 @@ class Exact(Approximation):
 
     def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
         """The block where it is small, otherwise the columns."""
-        if stats.dim <= DENSE_DIM or stats.dim**2 <= columns.size(columns.keep(stats)):
+        if is_dense(stats):
             return _shaped(stats.dense(), stats.shape)
-        return columns.keep(stats)
+        kept = columns.keep(stats)
+        return {"g": stats.gradients()} if stats.R * stats.N * stats.dim < columns.size(kept) else kept
 
     def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
         """Dense or LowRank."""
@@ -44,6 +45,13 @@ class Exact(Approximation):
             if columns.size(mixed) < columns.to_stats(new).dim ** 2:
                 return mixed
         return super().average(_block(old), _block(new), weight)
+
+
+def is_dense(stats: LayerStats) -> bool:
+    """Whether the block itself is small, or smaller than its columns."""
+    return stats.dim <= DENSE_DIM or stats.dim**2 <= min(
+        columns.size(columns.keep(stats)), stats.R * stats.N * stats.dim
+    )
 
 
 def _shaped(block: Tensor, shape: tuple[int, int]) -> Moments:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fisher_lab.approximations import columns
 from fisher_lab.approximations.base import Approximation, Moments
-from fisher_lab.contractions import left_moment, outer_gram, right_moment
+from fisher_lab.contractions import CHUNK_BYTES, outer_gram
 from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
 
@@ -43,7 +43,7 @@ class KPSVD(Approximation):
         if not isinstance(matrix, Kronecker):
             return columns.keep(stats)
         G, A = matrix.factors
-        return {"S": _left_step(stats, _unit(A)), "T": _right_step(stats, _unit(G))}
+        return {"S": stats.left(_unit(A)), "T": stats.right(_unit(G))}
 
     def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
         """sigma S (x) T, sqrt(sigma) in each factor."""
@@ -79,11 +79,12 @@ def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
 
 def _iterate(stats: LayerStats, S: Tensor, T: Tensor, tolerance: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """S, T of norm 1 and sigma, by half-steps from T until both change by less than the tolerance."""
-    S, T = _unit(_left_step(stats, _unit(T))), _unit(T)
+    stats.hold(4 * CHUNK_BYTES)
+    S, T = _unit(stats.left(_unit(T))), _unit(T)
     sigma = torch.ones_like(_norm(S))
     for _ in range(most):
-        new_T = _unit(_right_step(stats, S))
-        new_S = _left_step(stats, new_T)
+        new_T = _unit(stats.right(S))
+        new_S = stats.left(new_T)
         sigma = _norm(new_S)
         new_S = _unit(new_S)
         change = torch.maximum(_norm(new_S - S).max(), _norm(new_T - T).max())
@@ -97,18 +98,6 @@ def _single(x: Tensor) -> Tensor:
     """In single precision, scaled to entries of order 1 so that nothing vanishes."""
     top = x.abs().max()
     return (x / torch.where(top > 0, top, torch.ones_like(top))).float()
-
-
-def _left_step(stats: LayerStats, T: Tensor) -> Tensor:
-    if stats.a is not None:
-        return left_moment(stats.a, stats.g, T) / stats.N
-    return torch.einsum("rnqoi,rnqpi->qop", stats.g @ T, stats.g) / stats.N
-
-
-def _right_step(stats: LayerStats, S: Tensor) -> Tensor:
-    if stats.a is not None:
-        return right_moment(stats.a, stats.g, S) / stats.N
-    return torch.einsum("rnqoi,rnqoj->qij", S @ stats.g, stats.g) / stats.N
 
 
 def _solve_in_examples(stats: LayerStats) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisher_lab.contractions import left_moment, position_costs
 from fisher_lab.linalg import eigh, mode_product, shifted_power, spd_inverse, symmetrize
 from fisher_lab.matrices.base import FisherMatrix
 from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
@@ -80,10 +79,8 @@ class Kronecker(FisherMatrix):
         if stats.T == 1:
             g, a = _multiply(stats.g, G), _multiply(stats.a, A)
             return torch.einsum("nq,nq->", (g * stats.g).sum((0, 2, 4)), (a * stats.a).sum((1, 3))) / stats.N
-        if position_costs(stats.a, stats.g)[0] < stats.R * stats.N * stats.dim * (stats.d_in + stats.T):
-            left = left_moment(stats.a, stats.g, A)  # <F, G (x) A> = <sum P A P^T, G>
-            return (G * (left if G.ndim == 3 else left.diagonal(dim1=-2, dim2=-1))).sum() / stats.N
-        return super().quadratic(stats)
+        left = stats.left(A)  # <F, G (x) A> = <1/N sum P A P^T, G>
+        return (G * (left if G.ndim == 3 else left.diagonal(dim1=-2, dim2=-1))).sum()
 
     def scaled(self, c: float | Tensor) -> Kronecker:
         """c times the first factor."""

@@ -1,37 +1,33 @@
-"""compare(): the exact Fisher block of every layer against every approximation."""
+"""Run: the state of one compare, layer by layer."""
 
 from __future__ import annotations
 
 import math
-import platform
 import time
 import zlib
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fisher_lab import errors as measures
-from fisher_lab.approximations import Approximation, Exact, default_approximations
+from fisher_lab.approximations import Approximation, Exact
+from fisher_lab.approximations.exact import is_dense
 from fisher_lab.capture import capture
-from fisher_lab.comparison import ALL, Comparison, Cost, Row, check_output
-from fisher_lab.comparison import load_comparison as load_comparison
-from fisher_lab.errors import DAMPINGS, DampedPair, Measure, Measured, Total, absolute_damping
+from fisher_lab.comparison import ALL, Comparison, Cost, Row
+from fisher_lab.diagnose.asked import Matrices
+from fisher_lab.errors import DampedPair, Measure, Measured, Total, absolute_damping
 from fisher_lab.exact import exact_fisher
-from fisher_lab.functional import directional_derivative, untouched_randomness
-from fisher_lab.likelihoods import FisherKind, Likelihood
+from fisher_lab.functional import directional_derivative
 from fisher_lab.matrices import FisherMatrix, LowRank
-from fisher_lab.memory import peak_bytes
+from fisher_lab.memory import peak_bytes, readable
 from fisher_lab.progress import Progress
 from fisher_lab.running import Running, sweep_all
 from fisher_lab.source import Source
+from fisher_lab.stats import LayerStats
 
-Matrices = Mapping[str, FisherMatrix]
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative deviation of the captured block from torch.func
 
 
@@ -39,91 +35,7 @@ class DifferentRunError(ValueError):
     """The file to go on from holds another comparison."""
 
 
-def compare(
-    model: nn.Module,
-    likelihood: Likelihood | nn.Module,
-    data: Any,
-    approximations: Sequence[Approximation] | Mapping[str, Approximation | Matrices] | None = None,
-    *,
-    fisher: FisherKind = "true",
-    layers: Sequence[str] | None = None,
-    errors: str | Sequence[str] = "default",
-    dampings: Sequence[float] = DAMPINGS,
-    exact: Literal["captured", "func"] = "captured",
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-    memory: float | None = None,
-    on_unknown: Literal["error", "skip"] = "error",
-    progress: bool | None = None,
-    resume: str | Path | None = None,
-    problem: Mapping[str, Any] | None = None,
-) -> Comparison:
-    """Measure approximations of every layer's Fisher block against the exact block.
-
-    The exact block is built from captured inputs and output gradients and checked on every layer against torch.func
-    along one random direction. Everything runs on a copy of the model.
-
-    Args:
-        model: any module that acts per example, in evaluation mode; it is not changed.
-        likelihood: a Likelihood or a torch loss module (then: the Fisher that equals the loss's GGN).
-        data: (x, y), x, a DataLoader or an iterable of batches.
-        approximations: Approximations; or `{name: Approximation or {layer: FisherMatrix}}`, for matrices that are
-            already there; None for all that are known.
-        fisher: "true", "mc" (labels sampled from the model) or "empirical" (the labels given).
-        layers: names of layers; None for all.
-        errors: "default", "all", or names of measures.
-        dampings: for damped measures, relative to tr F / d.
-        exact: "captured", or "func" to take the blocks from torch.func throughout.
-        seed: of sampled labels and random directions.
-        dtype: precision of the computation.
-        device: where to compute; None for the model's own.
-        memory: budget in GiB; None for half of what is free.
-        on_unknown: "error", or "skip" to leave out modules without adapter and say so.
-        progress: show a progress bar; None: when stderr is a terminal.
-        resume: file to save to after every layer, and to go on from if it exists.
-        problem: settings of the problem, kept in the result.
-
-    Returns:
-        The Comparison.
-
-    Raises:
-        ValueError, TypeError: what cannot be measured, in one sentence, before anything is computed.
-
-    See Also:
-        estimate, for one approximation; exact_fisher, for the blocks.
-    """
-    started = time.perf_counter()
-    candidates = _named(approximations)
-    wanted = measures.chosen(errors)
-    if any(m.damped for m in wanted):
-        _check_dampings(dampings)
-    if exact not in ("captured", "func"):
-        raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
-    path = None if resume is None else check_output(resume, (".json",))
-    source = Source(
-        model, likelihood, data, layers=layers, fisher=fisher, seed=seed,
-        dtype=dtype, device=device, memory=memory, on_unknown=on_unknown,
-    )  # fmt: skip
-    _check_ready(candidates, source)
-    run = _Run(source, candidates, wanted, tuple(dampings), exact)
-    steps = len(source.layers) * (len(candidates) + 2)
-    with Progress(progress, steps) as bar, untouched_randomness():
-        run.check(bar)
-        run.settings = _settings(source, candidates, wanted, dampings, exact, problem, run.fingerprint)
-        if path is not None and path.exists():
-            run.take_over(load_comparison(path), path)
-        for names in run.groups():
-            run.measure(names, bar)
-            if path is not None:
-                run.comparison(started, complete=False).save(path)
-    result = run.comparison(started, complete=True)
-    if path is not None:
-        result.save(path)
-    return result
-
-
-class _Run:
+class Run:
     """The state of one compare: what was checked, measured and kept so far."""
 
     def __init__(
@@ -197,39 +109,53 @@ class _Run:
 
     # -- measuring -------------------------------------------------------------------------------------------------
     def groups(self) -> list[list[str]]:
-        """Layers to measure together: one by one if the data is kept, else as many as fit a third of the budget."""
-        todo = [name for name in self.source.layers if name not in self.done]
-        if self.source.kept:
-            return [[name] for name in todo]
+        """Layers to measure together: one by one if the columns are kept, else as many as fit a third of the budget.
+
+        Raises:
+            ValueError: if the columns of one layer alone are more than the budget.
+        """
         groups: list[list[str]] = []
         room = 0.0
-        for name in todo:
+        for name in (name for name in self.source.layers if name not in self.done):
             rows, columns = self.source.layers[name].shape
-            held = len(self.candidates) * (rows**2 + columns**2 + 2 * rows * columns)
-            kept = min((rows * columns) ** 2, self.source.N * (self.source.R * rows + columns))
-            need = 8.0 * (held + 3 * kept)
-            if not groups or room < need:
+            kept = min(float(rows * columns) ** 2, self.source.N * self.source.column_numbers(name))
+            self._check_columns(name, kept)
+            if self.source.kept() or self.source.kept([name]):
+                groups.append([name])
+                room = 0.0
+                continue
+            need = 8.0 * (len(self.candidates) * (rows**2 + columns**2 + 2 * rows * columns) + 3 * kept)
+            if room < need:
                 groups.append([])
                 room = self.source.budget / 3
             groups[-1].append(name)
             room -= need
         return groups
 
+    def _check_columns(self, name: str, numbers: float) -> None:
+        need, budget = 2 * numbers * torch.finfo(self.source.dtype).bits // 8, self.source.budget
+        if need > budget and self.exact == "captured":
+            cure = "use fewer examples" if self.source.R == 1 else 'use fisher="mc" or fewer examples'
+            raise ValueError(
+                f"The exact block of layer {name!r} over {self.source.N} examples with {self.source.R} directions each "
+                f"needs {readable(need)}, expected at most {readable(budget)}; {cure}, or raise memory=."
+            )
+
     def measure(self, names: list[str], bar: Progress) -> None:
         """Build the exact block and every approximation of some layers and measure them."""
         source = self.source
+        kept = next(iter(source.sweep(names))) if source.kept() or source.kept(names) else {}
+        for name in names:
+            if name in kept:
+                kept[name].hold(source.budget / 3)
         running: dict[Any, Running] = {}
         for name in names:
             bar.say(f"building {name}")
-            if self.exact == "captured":
+            if self.exact == "captured" and (name not in kept or is_dense(kept[name])):
                 running[name, "exact"] = Running(Exact())
             for label, candidate in self.candidates.items():
                 if isinstance(candidate, Approximation):
                     running[name, label] = Running(candidate)
-        kept = next(iter(source.sweep())) if source.kept else {}
-        for name in names:
-            if name in kept:
-                kept[name].hold(source.budget / 3)
         sweep_all(running, source)
         if self.exact == "func" and not self.blocks:
             self.blocks = exact_fisher(
@@ -237,23 +163,22 @@ class _Run:
                 fisher=source.fisher, seed=source.seed, dtype=source.dtype, memory=source.budget / 2**30,
             )  # fmt: skip
         for name in names:
-            block = (
-                running[name, "exact"].matrix
-                if self.exact == "captured"
-                else self.blocks[name].scaled(1 / source.scale)
-            )
-            assert block is not None
-            if isinstance(block, LowRank):
-                if name in kept and block.stats.g is kept[name].g:
-                    block = LowRank(kept[name])  # with all that was computed on the way
-                block.stats.hold(source.budget / 3)
+            block = self._block(name, kept, running)
             checked = self._deviation(name, block)
             bar.advance()
             self._layer(name, block, checked, running, bar)
             self.done.add(name)
-            for stats in (kept.get(name), getattr(block, "stats", None)):
-                if stats is not None:
-                    stats.release()
+            if name in kept:
+                kept[name].release()
+
+    def _block(self, name: str, kept: dict[str, LayerStats], running: dict[Any, Running]) -> FisherMatrix:
+        if self.exact == "func":
+            return self.blocks[name].scaled(1 / self.source.scale)
+        if (name, "exact") not in running:
+            return LowRank(kept[name])  # with all that was computed on the way
+        block = running[name, "exact"].matrix
+        assert block is not None
+        return block
 
     def _layer(
         self, name: str, block: FisherMatrix, checked: float | None, running: dict[Any, Running], bar: Progress
@@ -261,7 +186,10 @@ class _Run:
         scale = self.source.scale
         exact = block.scaled(scale) if scale != 1.0 else block
         seconds = running[name, "exact"].seconds if (name, "exact") in running else None
-        about = {"route": type(exact).__name__, "bytes": exact.nbytes, "seconds": seconds, "checked": checked}
+        if isinstance(exact, LowRank):
+            exact.stats.hold(self.source.budget / 3)
+        route = exact.stats.route if isinstance(exact, LowRank) else type(exact).__name__.lower()
+        about = {"route": route, "bytes": exact.nbytes, "seconds": seconds, "checked": checked}
         self.settings["layers"][name].update(about)
         matrices: dict[str, FisherMatrix] = {}
         for label, candidate in self.candidates.items():
@@ -376,86 +304,5 @@ def _thawed(quantities: dict[str, Any]) -> dict[str, Any]:
     return {k: Measured(*v) if isinstance(v, list | tuple) else v for k, v in quantities.items()}
 
 
-def _named(approximations: Any) -> dict[str, Approximation | Matrices]:
-    """Candidates by label."""
-    if approximations is None:
-        approximations = default_approximations()
-    if isinstance(approximations, Approximation):
-        approximations = [approximations]
-    if isinstance(approximations, Mapping):
-        named = dict(approximations)
-    else:
-        named = {}
-        for candidate in approximations:
-            if not isinstance(candidate, Approximation):
-                raise TypeError(
-                    f"Got {candidate!r} among the approximations, expected instances such as fl.KFAC(), or a dict "
-                    "{name: {layer: FisherMatrix}}."
-                )
-            if candidate.label in named:
-                raise ValueError(f"Got {candidate.label} twice, expected every approximation once.")
-            named[candidate.label] = candidate
-    if not named:
-        raise ValueError("Got no approximations, expected at least one, or None for all.")
-    return named
-
-
-def _check_ready(candidates: dict[str, Approximation | Matrices], source: Source) -> None:
-    """Ready matrices must cover the layers with the right shapes."""
-    for label, candidate in candidates.items():
-        if isinstance(candidate, Approximation):
-            continue
-        for name, layer in source.layers.items():
-            matrix = candidate.get(name) if isinstance(candidate, Mapping) else None
-            if not isinstance(matrix, FisherMatrix) or tuple(matrix.shape) != tuple(layer.shape):
-                found = f"a matrix over {tuple(matrix.shape)}" if isinstance(matrix, FisherMatrix) else "none"
-                raise ValueError(
-                    f"{label} has {found} for layer {name!r}, expected a FisherMatrix over {tuple(layer.shape)}; "
-                    "name its layers with layers=[...]."
-                )
-
-
-def _check_dampings(dampings: Sequence[float]) -> None:
-    if not dampings or any(not d > 0 for d in dampings):
-        raise ValueError(f"Got dampings={list(dampings)}, expected positive numbers relative to tr F / d.")
-
-
 def _crc(tensor: Tensor, start: int) -> int:
     return zlib.crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), start)
-
-
-def _settings(
-    source: Source,
-    candidates: dict[str, Any],
-    wanted: list[Measure],
-    dampings: Sequence[float],
-    exact: str,
-    problem: Mapping[str, Any] | None,
-    fingerprint: str,
-) -> dict[str, Any]:
-    """Everything needed to trust the result later."""
-    layers = {
-        name: {"type": type(layer.module).__name__, "shape": list(layer.shape), "bias": layer.bias} | layer.notes()
-        for name, layer in source.layers.items()
-    }
-    return {
-        "problem": dict(problem or {}),
-        "model": type(source.model).__name__,
-        "parameters": sum(p.numel() for p in source.model.parameters()),
-        "fisher": source.fisher, "likelihood": repr(source.likelihood), "N": source.N, "R": source.R,
-        "output": list(source.outputs), "seed": source.seed, "dtype": str(source.dtype).removeprefix("torch."),
-        "device": str(next(source.model.parameters()).device), "exact": exact, "layers": layers,
-        "left_out": dict(source.selection.left_out), "approximations": list(candidates),
-        "errors": [m.name for m in wanted], "dampings": [float(d) for d in dampings], "fingerprint": fingerprint,
-        "versions": {name: _version(name) for name in ("fisher-lab", "torch", "numpy", "scipy")}
-        | {"python": platform.python_version()},
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"

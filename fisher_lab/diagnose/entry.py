@@ -1,0 +1,106 @@
+"""compare(): the exact Fisher block of every layer against every approximation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fisher_lab import errors as measures
+from fisher_lab.approximations import Approximation
+from fisher_lab.comparison import Comparison, check_output, load_comparison
+from fisher_lab.diagnose.asked import Matrices, all_settings, check_dampings, check_ready, named
+from fisher_lab.diagnose.run import Run
+from fisher_lab.errors import DAMPINGS
+from fisher_lab.functional import untouched_randomness
+from fisher_lab.likelihoods import FisherKind, Likelihood
+from fisher_lab.progress import Progress
+from fisher_lab.source import Source
+
+
+def compare(
+    model: nn.Module,
+    likelihood: Likelihood | nn.Module,
+    data: Any,
+    approximations: Sequence[Approximation] | Mapping[str, Approximation | Matrices] | None = None,
+    *,
+    fisher: FisherKind = "true",
+    layers: Sequence[str] | None = None,
+    errors: str | Sequence[str] = "default",
+    dampings: Sequence[float] = DAMPINGS,
+    exact: Literal["captured", "func"] = "captured",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+    memory: float | None = None,
+    on_unknown: Literal["error", "skip"] = "error",
+    progress: bool | None = None,
+    resume: str | Path | None = None,
+    problem: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Measure approximations of every layer's Fisher block against the exact block.
+
+    The exact block is built from captured inputs and output gradients and checked on every layer against torch.func
+    along one random direction. Everything runs on a copy of the model.
+
+    Args:
+        model: any module that acts per example, in evaluation mode; it is not changed.
+        likelihood: a Likelihood or a torch loss module (then: the Fisher that equals the loss's GGN).
+        data: (x, y), x, a DataLoader or an iterable of batches.
+        approximations: Approximations; or `{name: Approximation or {layer: FisherMatrix}}`, for matrices that are
+            already there; None for all that are known.
+        fisher: "true", "mc" (labels sampled from the model) or "empirical" (the labels given).
+        layers: names of layers; None for all.
+        errors: "default", "all", or names of measures.
+        dampings: for damped measures, relative to tr F / d.
+        exact: "captured", or "func" to take the blocks from torch.func throughout.
+        seed: of sampled labels and random directions.
+        dtype: precision of the computation.
+        device: where to compute; None for the model's own.
+        memory: budget in GiB; None for half of what is free.
+        on_unknown: "error", or "skip" to leave out modules without adapter and say so.
+        progress: show a progress bar; None: when stderr is a terminal.
+        resume: file to save to after every layer, and to go on from if it exists.
+        problem: settings of the problem, kept in the result.
+
+    Returns:
+        The Comparison.
+
+    Raises:
+        ValueError, TypeError: what cannot be measured, in one sentence, before anything is computed.
+
+    See Also:
+        estimate, for one approximation; exact_fisher, for the blocks.
+    """
+    started = time.perf_counter()
+    candidates = named(approximations)
+    wanted = measures.chosen(errors)
+    if any(m.damped for m in wanted):
+        check_dampings(dampings)
+    if exact not in ("captured", "func"):
+        raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
+    path = None if resume is None else check_output(resume, (".json",))
+    source = Source(
+        model, likelihood, data, layers=layers, fisher=fisher, seed=seed,
+        dtype=dtype, device=device, memory=memory, on_unknown=on_unknown,
+    )  # fmt: skip
+    check_ready(candidates, source)
+    run = Run(source, candidates, wanted, tuple(dampings), exact)
+    steps = len(source.layers) * (len(candidates) + 2)
+    with Progress(progress, steps) as bar, untouched_randomness():
+        run.check(bar)
+        run.settings = all_settings(source, candidates, wanted, dampings, exact, problem, run.fingerprint)
+        if path is not None and path.exists():
+            run.take_over(load_comparison(path), path)
+        for names in run.groups():
+            run.measure(names, bar)
+            if path is not None:
+                run.comparison(started, complete=False).save(path)
+    result = run.comparison(started, complete=True)
+    if path is not None:
+        result.save(path)
+    return result

@@ -107,11 +107,7 @@ def _by_hooks(z: Tensor, S: Tensor, uses: dict[str, list[Use]], layers: dict[str
         parts = []
         for use in uses[name]:
             g = next(gradients)
-            if use.a.shape[0] != z.shape[0]:
-                raise ValueError(
-                    f"Layer {name!r} sees {use.a.shape[0]} examples for a batch of {z.shape[0]}, expected its first "
-                    "dimension to be the examples; keep [N, ...] in the model or measure other layers."
-                )
+            check_examples(name, use.a.shape[0], z.shape[0])
             if g is not None:  # None: this use does not reach the output
                 parts.append((use.a, use.layer.unroll_gradient(g)))
         if not parts:
@@ -122,6 +118,15 @@ def _by_hooks(z: Tensor, S: Tensor, uses: dict[str, list[Use]], layers: dict[str
         g = torch.cat([g for _, g in parts], 2) if len(parts) > 1 else parts[0][1]
         stats[name] = LayerStats(a, g.detach(), layer.kernel, layer.bias)
     return stats
+
+
+def check_examples(name: str, seen: int, N: int) -> None:
+    """Raise ValueError where the first dimension of a layer's input is not the examples."""
+    if seen != N:
+        raise ValueError(
+            f"Layer {name!r} sees {seen} examples for a batch of {N}, expected its first dimension to be the examples; "
+            "keep [N, ...] in the model (expand what all examples share, such as positions) or measure other layers."
+        )
 
 
 def _by_gradients(model: nn.Module, layers: dict[str, Layer], x: Tensor, S: Tensor) -> dict[str, LayerStats]:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisher_lab.capture import capture
+from fisher_lab.capture import capture, check_examples
 from fisher_lab.data import Batches
 from fisher_lab.functional import evaluation_copy, plain_kernels, probe, sample_labels, untouched_randomness
-from fisher_lab.layers import select
+from fisher_lab.layers import Layer, select
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
 from fisher_lab.memory import budget_bytes, readable
 from fisher_lab.stats import LayerStats
@@ -108,22 +108,22 @@ class Source:
         """Numbers per example: all modules' outputs, and each layer's unrolled input (or explicit gradients)."""
         outputs: list[int] = []
         unrolled = {n: layer.shape[0] * (self.R + 2) for n, layer in self.layers.items() if layer.gradient_form}
+
+        def look(name: str, use: Layer, inputs: tuple[Any, ...]) -> None:
+            a = use.unroll_input(inputs[0])
+            check_examples(use.name, a.shape[0], 1)  # with one example no other dimension passes for the examples
+            unrolled[name] = unrolled.get(name, 0) + a.numel()
+
         hooks = [
             m.register_forward_hook(
                 lambda _m, _i, out: outputs.append(out.numel()) if isinstance(out, Tensor) else None
             )
             for m in self.model.modules()
         ]
-
-        def count(name: str, numbers: int) -> None:
-            unrolled[name] = unrolled.get(name, 0) + numbers
-
         for name, layer in self.layers.items():
             for use in () if layer.gradient_form else layer.uses:
                 hooks.append(
-                    use.module.register_forward_hook(
-                        lambda _m, i, _o, use=use, name=name: count(name, use.unroll_input(i[0]).numel())
-                    )
+                    use.module.register_forward_hook(lambda _m, inputs, _o, use=use, name=name: look(name, use, inputs))
                 )
         try:
             with untouched_randomness(), torch.no_grad(), plain_kernels():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fisher_lab.approximations.base import Moments
 from fisher_lab.stats import LayerStats
@@ -36,6 +37,8 @@ def weights(moments: Moments) -> Tensor:
 
 def mix(old: Moments, new: Moments, weight: float | Tensor) -> Moments:
     """Weighted concatenation of the examples; older ones first."""
+    T = max(old["g"].shape[2], new["g"].shape[2]) if "a" in new else 0
+    old, new = _padded(old, T), _padded(new, T)
     mixed = {
         "g": torch.cat([old["g"], new["g"]], 1),
         "weight": torch.cat([weights(old) * (1 - weight), weights(new) * weight]),
@@ -43,6 +46,16 @@ def mix(old: Moments, new: Moments, weight: float | Tensor) -> Moments:
     if "a" in new:
         mixed["a"] = torch.cat([old["a"], new["a"]])
     return mixed
+
+
+def _padded(moments: Moments, T: int) -> Moments:
+    """With T positions (sequences of different length): more positions of zeros add nothing to a gradient."""
+    missing = T - moments["g"].shape[2]
+    return (
+        {k: pad(x, (0, 0, 0, 0, 0, missing)) if k in "ag" else x for k, x in moments.items()}
+        if missing > 0
+        else moments
+    )
 
 
 def trim(moments: Moments, most: int) -> Moments:

@@ -171,7 +171,7 @@ def test_a_dimension_that_is_not_the_examples_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(x.flatten(0, 1)).reshape(len(x), -1)
 
-    with pytest.raises(ValueError, match=r"'linear' sees 8 examples for a batch of 4"):
+    with pytest.raises(ValueError, match=r"'linear' sees 2 examples for a batch of 1"):
         fl.estimate(fl.Exact(), Flat(), fl.Gaussian(), normal(4, 2, 3))
 
 
@@ -192,6 +192,40 @@ def test_unequal_batches(sizes: list[int]) -> None:
     parts = fl.estimate(fl.Exact(), model, fl.Gaussian(), [(part, None) for part in x.split(sizes)])
     for name in whole:
         assert_same(parts[name].dense(), whole[name].dense(), 1e-10)
+
+
+@pytest.mark.parametrize("approximation", [fl.Exact(), fl.TENGraD(), fl.KPSVD(), fl.TN(), fl.EKFAC()], ids=str)
+def test_batches_of_sequences_of_different_length(approximation) -> None:
+    """Batches whose sequences have different lengths give the mean of their blocks."""
+
+    class Last(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.tanh().mean(1)
+
+    model = randomised(nn.Sequential(nn.Linear(30, 20), Last(), nn.Linear(20, 2)))
+    long, short = normal(4, 5, 30), normal(2, 3, 30, seed=1)
+    found = fl.estimate(approximation, model, fl.Gaussian(), [(short, None), (long, None)])["0"]
+    blocks = [fl.exact_fisher(model, fl.Gaussian(), x)["0"].dense() for x in (short, long)]
+    exact = (2 * blocks[0] + 4 * blocks[1]) / 6
+    if approximation.label in ("Exact", "TENGraD"):
+        assert_same(found.dense(), exact, 1e-10)
+    elif approximation.label != "KPSVD":
+        assert float(found.trace()) == pytest.approx(float(exact.trace()), rel=1e-10)
+
+
+def test_a_shared_dimension_of_the_same_size_as_the_batch() -> None:
+    """Positions that all examples share are refused even where there are as many as examples."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position, self.out = nn.Embedding(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out((x + self.position(torch.arange(4))).tanh())
+
+    with pytest.raises(ValueError, match=r"'position' sees 4 examples .*expand"):
+        fl.estimate(fl.Exact(), Shared(), fl.Gaussian(), normal(4, 4, 3))
 
 
 def test_stats_are_those_of_the_oracle() -> None:

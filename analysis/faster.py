@@ -11,7 +11,7 @@ from analysis.common import SEED, SMALL, Study, checkpoint, load, numbers
 from fisher_lab.plots.style import new_figure, styled, styles
 
 STEPS, BATCH = 150, 100
-RATES, DAMPINGS = (0.03, 0.1, 0.3), (1e-2, 1e-1)
+RATES, DAMPINGS = (0.01, 0.03, 0.1, 0.3), (0.1, 1.0)
 QUALITY = 100  # step of Adam at which the approximations are measured
 DAMPING = 0.1
 METHODS = (

@@ -10,7 +10,7 @@ import fisher_docs  # noqa: E402
 
 project = "fisher_lab"
 author = "fisher_lab contributors"
-copyright = "fisher_lab contributors"  # noqa: A001
+copyright = "fisher_lab contributors"
 extensions = ["myst_parser", "sphinx_gallery.gen_gallery"]
 html_theme = "furo"
 html_title = "fisher_lab"
@@ -18,7 +18,7 @@ html_copy_source = False
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = [
-    "_build", "benchmarks/**", "studies/results/**", "generated/parts/**", "auto_examples/*.md5", "gallery/README.*",
+    "_build", "benchmarks/**", "studies/results/**", "generated/parts/**", "auto_examples/*.md5", "gallery/**",
 ]  # fmt: skip
 # Formulas are plain text (Unicode), so that every page can be read offline and in the terminal.
 sphinx_gallery_conf = {

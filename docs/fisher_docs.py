@@ -152,7 +152,7 @@ def _get_sg_image_scraper():
     return scrape
 
 
-def scrape(block, block_vars, gallery_conf) -> str:
+def scrape(block, block_vars, gallery_conf) -> str:  # noqa: ARG001 - the gallery calls it so
     """Save the figures that a block of an example made."""
     from matplotlib.figure import Figure
     from sphinx_gallery.scrapers import figure_rst

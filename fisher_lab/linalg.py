@@ -43,8 +43,20 @@ def mode_product(X: Tensor, factors: Sequence[Tensor | None], transpose: bool = 
 
 
 def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (clamped at zero) and eigenvectors of symmetric PSD matrices `[..., n, n]`."""
-    values, vectors = torch.linalg.eigh(symmetrize(M))
+    """Eigenvalues (clamped at zero) and eigenvectors of symmetric PSD matrices `[..., n, n]`.
+
+    The divide-and-conquer routines can fail on ill-conditioned single-precision matrices: then in float64. Matrices
+    with values that are not finite have NaN for both.
+    """
+    M = symmetrize(M)
+    try:
+        values, vectors = torch.linalg.eigh(M)
+    except torch.linalg.LinAlgError:
+        finite = torch.isfinite(M).all(-1, keepdim=True).all(-2, keepdim=True)
+        wide = torch.where(finite, M, torch.zeros_like(M)).double()
+        values, vectors = (part.to(M.dtype) for part in torch.linalg.eigh(wide))
+        values = torch.where(finite[..., 0], values, torch.nan)
+        vectors = torch.where(finite, vectors, torch.nan)
     return values.clamp(min=0), vectors
 
 

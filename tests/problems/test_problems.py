@@ -283,7 +283,6 @@ def test_a_shape_that_cannot_be_built_is_refused(name, settings, words):
 
 
 def test_all_nine_photos_are_classes():
-    pytest.importorskip("skimage")
     made = problems.load("photo_patches_cnn", steps=0)
     assert made.settings["classes"][:3] == ["china", "flower", "astronaut"]
     assert made.model(made.data[0][:2]).shape == (2, 9)

@@ -1,0 +1,283 @@
+"""Optimizers on the MNIST autoencoder 784-1000-500-250-30-250-500-1000-784, batch 1000: time per step, and training.
+
+    python -m analysis.benchmarks.optimizers steps       time per step, SGD's plus the unavoidable products beside it
+    python -m analysis.benchmarks.optimizers training    losses after tuning on grids with the same budget for all
+
+Both are resumable: finished runs are kept in docs/benchmarks/results/ and not repeated. Peers (pytorch_optimizer,
+heavyball) are timed where they are installed.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fisher_lab as fl
+from fisher_lab import problems
+
+RESULTS = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks" / "results"
+BATCH, OBSERVE, REFRESH = 1000, 10, 100
+LOSS = fl.Bernoulli()  # binary cross-entropy summed over pixels, averaged over the batch
+PERIODS = {"observe_every": OBSERVE, "refresh_every": REFRESH}
+METHODS = ("TNT", "KFAC", "MBF", "EKFAC", "TKFAC", "TEKFAC", "TENGraD", "Shampoo")
+
+# the same budget for all: four learning rates times three values of the second setting
+GRIDS: dict[str, tuple[tuple[float, ...], str, tuple[float, ...]]] = {
+    "SGD momentum": ((1e-3, 3e-3, 1e-2, 3e-2), "momentum", (0.9, 0.95, 0.99)),
+    "Adam": ((3e-4, 1e-3, 3e-3, 1e-2), "eps", (1e-8, 1e-4, 1e-2)),
+    **dict.fromkeys(METHODS, ((0.03, 0.1, 0.3, 1.0), "damping", (0.1, 1.0, 10.0))),
+}
+
+
+def network() -> tuple[nn.Sequential, Tensor]:
+    """The untrained autoencoder and its training images `[N, 784]`."""
+    problem = problems.load("mnist_autoencoder", full=True, steps=0, examples=1)
+    assert problem.train_data is not None
+    return problem.model.train(), problem.train_data[0]
+
+
+def make(name: str, model: nn.Module, lr: float, second: float | None = None) -> torch.optim.Optimizer:
+    """An optimizer by name; `second` is the other setting of its grid."""
+    if name == "SGD momentum":
+        return torch.optim.SGD(model.parameters(), lr, momentum=0.9 if second is None else second)
+    if name == "Adam":
+        return torch.optim.Adam(model.parameters(), lr, eps=1e-8 if second is None else second)
+    if name in METHODS:
+        return getattr(fl.optim, name)(model, LOSS, lr=lr, damping=1.0 if second is None else second, **PERIODS)
+    module, _, cls = name.partition(".")
+    period = {"preconditioning_compute_steps": REFRESH} if cls == "Shampoo" else {"precondition_frequency": REFRESH}
+    return getattr(importlib.import_module(module), cls)(model.parameters(), lr=lr, **period)
+
+
+def step(model: nn.Module, optimizer: Any, x: Tensor) -> Tensor:
+    """One training step; the loss before it."""
+    watching = optimizer.observing() if hasattr(optimizer, "observing") else contextlib.nullcontext()
+    with watching:
+        z = model(x)
+    loss = LOSS.loss(z, x)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+# -- time per step ----------------------------------------------------------------------------------------------------
+def seconds_per_step(name: str, warm: int, measured: int) -> tuple[float, float]:
+    """Mean seconds of a step over whole cycles of observing and refreshing, and state bytes per parameter."""
+    torch.manual_seed(0)
+    model, images = network()
+    optimizer = make(name, model, 1e-4)
+    x = images[:BATCH]
+    for _ in range(warm):
+        step(model, optimizer, x)
+    started = time.perf_counter()
+    for _ in range(measured):
+        step(model, optimizer, x)
+    spent = (time.perf_counter() - started) / measured
+    size = sum(p.numel() for p in model.parameters())
+    return spent, sum(t.numel() * t.element_size() for t in tensors(optimizer.state_dict())) / size
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dictionaries and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors(item)
+
+
+def unavoidable(name: str, repeats: int = 5) -> float:
+    """Seconds per step of the matrix products that TNT, KFAC or MBF (row average) cannot do without, amortised."""
+    torch.manual_seed(0)
+    model, _ = network()
+    linears = [m for m in model if isinstance(m, nn.Linear)]
+    shapes = [(m.out_features, m.in_features + 1) for m in linears]
+    V = [torch.randn(o, i) for o, i in shapes]
+    left, right = ([torch.eye(n) for n in sizes] for sizes in zip(*shapes, strict=True))
+    a, g = ([torch.randn(BATCH, n) for n in sizes] for sizes in ([i for _, i in shapes], [o for o, _ in shapes]))
+
+    def apply() -> None:
+        for X, L, A in zip(V, left, right, strict=True):
+            _ = X @ A if name == "MBF" else L @ X @ A
+
+    def factors() -> None:
+        for x, d, X in zip(a, g, V, strict=True):
+            if name == "KFAC":
+                _ = x.T @ x, d.T @ d
+            else:  # the batch-mean gradient of the sampled labels, and its mode products
+                _ = d.T @ x
+                _ = (X.T @ X,) if name == "MBF" else (X @ X.T, X.T @ X)
+
+    def invert() -> None:
+        for M in right if name == "MBF" else [*left, *right]:
+            torch.cholesky_inverse(torch.linalg.cholesky(M))
+
+    def backward() -> None:  # of the sampled labels, to the outputs of the layers
+        for d, m in zip(g, linears, strict=True):
+            _ = d @ m.weight.detach()
+
+    once, observed, refreshed = timed(apply, repeats), timed(lambda: (backward(), factors()), repeats), timed(invert, 2)
+    return once + observed / OBSERVE + refreshed / REFRESH
+
+
+def timed(work: Callable[[], Any], repeats: int) -> float:
+    """Median seconds of one call."""
+    work()
+    found = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+    return sorted(found)[len(found) // 2]
+
+
+def steps(quick: bool) -> None:
+    """Measure all optimizers in turn, SGD before and after, and write the table."""
+    path = RESULTS / "optimizer_steps.json"
+    rows = load(path, quick)
+    warm, measured = (2, 3) if quick else (REFRESH + 1, REFRESH)
+    peers = [
+        f"{m}.{c}" for m, c in (("pytorch_optimizer", "Shampoo"), ("pytorch_optimizer", "SOAP"), ("heavyball", "SOAP"))
+    ]
+    for name in ("SGD momentum", *METHODS, "Adam", *peers, "SGD momentum again"):
+        if name in rows:
+            continue
+        base = name.removesuffix(" again")
+        try:
+            own = base in METHODS
+            spent, size = seconds_per_step(base, warm if own else min(warm, 10), measured if own or "." in base else 30)
+        except ImportError:
+            print(f"{name}: not installed, left out")
+            continue
+        rows[name] = {"seconds": spent, "bytes_per_parameter": size}
+        if base in ("TNT", "KFAC", "MBF"):
+            rows[name]["unavoidable"] = unavoidable(base)
+        print(f"{name:28s} {spent * 1e3:8.1f} ms", flush=True)
+        save(path, rows, quick)
+    sgd = (rows["SGD momentum"]["seconds"] + rows["SGD momentum again"]["seconds"]) / 2
+    lines = [
+        "| optimizer | ms per step | / SGD | / (SGD + products) | state bytes per parameter |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        floor = f"{row['seconds'] / (sgd + row['unavoidable']):.2f}" if "unavoidable" in row else ""
+        ratio = row["seconds"] / sgd
+        lines.append(
+            f"| {name} | {row['seconds'] * 1e3:.1f} | {ratio:.2f} | {floor} | {row['bytes_per_parameter']:.1f} |"
+        )
+    table(path.with_suffix(".md"), lines, quick, f"batch {BATCH}, periods {OBSERVE}/{REFRESH}, peers' period {REFRESH}")
+
+
+# -- training to a loss -----------------------------------------------------------------------------------------------
+def train(name: str, lr: float, second: float, epochs: int, seed: int = 0) -> dict[str, Any]:
+    """Training loss over all images and seconds of training after every epoch."""
+    torch.manual_seed(seed)
+    model, images = network()
+    optimizer = make(name, model, lr, second)
+    order = torch.Generator().manual_seed(seed)
+    losses, clock, spent = [], [], 0.0
+    for _ in range(epochs):
+        started = time.perf_counter()
+        for index in torch.randperm(len(images), generator=order).split(BATCH):
+            step(model, optimizer, images[index])
+        spent += time.perf_counter() - started
+        with torch.no_grad():
+            losses.append(float(LOSS.loss(model(images), images)))
+        clock.append(spent)
+        if not losses[-1] < 1e4:  # diverged: the rest of the budget would not bring it back
+            break
+    return {"losses": losses, "seconds": clock}
+
+
+def training(names: list[str], tuning: int, final: int, quick: bool) -> None:
+    """Tune every optimizer with the same budget, then train with its best setting, and write the table."""
+    path = RESULTS / "optimizer_training.json"
+    rows = load(path, quick)
+    for name in names:
+        lrs, option, seconds = GRIDS[name]
+        for lr in lrs[:1] if quick else lrs:
+            for second in seconds[:1] if quick else seconds:
+                key = f"{name} lr={lr:g} {option}={second:g}"
+                if key not in rows:
+                    rows[key] = {"name": name, "lr": lr, "second": second, **train(name, lr, second, tuning)}
+                    print(f"{key:44s} {rows[key]['losses'][-1]:9.2f}  {rows[key]['seconds'][-1]:6.1f} s", flush=True)
+                    save(path, rows, quick)
+        tuned = [r for k, r in rows.items() if r["name"] == name and not k.endswith("final")]
+        best = min(tuned, key=lambda r: (len(r["losses"]) < tuning, r["losses"][-1]))
+        key = f"{name} final"
+        if key not in rows:
+            rows[key] = {**best, **train(name, best["lr"], best["second"], final, seed=1)}
+            print(f"{key:44s} {rows[key]['losses'][-1]:9.2f}  {rows[key]['seconds'][-1]:6.1f} s", flush=True)
+            save(path, rows, quick)
+    finals = {r["name"]: r for k, r in rows.items() if k.endswith("final")}
+    lines = [
+        "| optimizer | best setting | final training loss | s per epoch | epochs to SGD's loss | s to Adam's loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in finals.items():
+        epochs = first_below(row, finals.get("SGD momentum"), range(1, final + 1))
+        spent = first_below(row, finals.get("Adam"), row["seconds"])
+        setting = f"lr {row['lr']:g}, {GRIDS[name][1]} {row['second']:g}"
+        each = row["seconds"][-1] / len(row["seconds"])
+        lines.append(f"| {name} | {setting} | {row['losses'][-1]:.2f} | {each:.2f} | {epochs} | {spent} |")
+    budget = f"batch {BATCH}, 12 settings of {tuning} epochs each, then {final} epochs with another seed"
+    table(path.with_suffix(".md"), lines, quick, budget)
+
+
+def first_below(row: dict[str, Any], target: dict[str, Any] | None, axis: Any) -> str:
+    """Where on the axis the losses first reach the last loss of `target`."""
+    if target is None:
+        return ""
+    found = [at for at, loss in zip(axis, row["losses"], strict=False) if loss <= target["losses"][-1]]
+    return f"{found[0]:.3g}" if found else "never"
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+def load(path: Path, quick: bool) -> dict[str, Any]:
+    """Finished runs; none for a quick trial."""
+    return json.loads(path.read_text())["rows"] if path.exists() and not quick else {}
+
+
+def save(path: Path, rows: dict[str, Any], quick: bool) -> None:
+    """Keep what is finished."""
+    if quick:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    path.write_text(json.dumps({"settings": {**about, "fisher-lab": fl.__version__}, "rows": rows}, indent=1) + "\n")
+
+
+def table(path: Path, lines: list[str], quick: bool, about: str) -> None:
+    """Print the table and, but for a quick trial, write it with what it was measured with."""
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if not quick:
+        path.write_text(f"{text}\n{about}; torch {torch.__version__}, {torch.get_num_threads()} threads.\n")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["steps", "training"])
+    parser.add_argument("--optimizers", nargs="+", choices=list(GRIDS), default=["SGD momentum", "Adam", "TNT", "KFAC"])
+    parser.add_argument("--tuning-epochs", type=int, default=10)
+    parser.add_argument("--final-epochs", type=int, default=30)
+    parser.add_argument("--quick", action="store_true", help="a trial of a few steps that saves nothing")
+    chosen = parser.parse_args()
+    if chosen.what == "steps":
+        steps(chosen.quick)
+    else:
+        training(chosen.optimizers, chosen.tuning_epochs, chosen.final_epochs, chosen.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -74,5 +74,5 @@ constraints: ## pin anew all dependencies but torch in constraints.txt
 	echo "constraints.txt: $$(wc -l < constraints.txt) packages"
 
 clean: ## remove the virtual environment, caches and build products (runs/ is kept)
-	rm -rf $(VENV) build dist docs/_build docs/auto_examples htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/auto_examples docs/generated htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

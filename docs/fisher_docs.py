@@ -1,6 +1,7 @@
 """The mechanical parts of the documentation, from the registries and docstrings, and the gallery's figure scraper."""
 
 import inspect
+import re
 import shutil
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def approximation(name: str, cls: type) -> str:
     exact = fl.exact_fisher(model, fl.Categorical(), data)[""]
     matrix = fl.estimate(base, model, fl.Categorical(), data)[""]
     facts = [
-        ("signature", f"`fl.{name}{inspect.signature(cls)}`".replace("'", '"')),
+        ("signature", f"`fl.{signature(cls)}`"),
         ("structure (Linear)", f"`{type(matrix).__name__}`"),
         ("held for a 20x21 layer", f"{readable(matrix.nbytes)} (dense block: {readable(8 * exact.dim**2)})"),
         ("sweeps over the data", str(base.sweeps)),
@@ -113,7 +114,8 @@ def benchmarks(folder: Path) -> str:
     found = sorted(folder.glob("*.md"))
     if not found:
         return "No benchmark was run yet.\n"
-    return "\n\n".join(path.read_text(encoding="utf-8").replace("\n# ", "\n## ") for path in found) + "\n"
+    texts = ["\n" + path.read_text(encoding="utf-8") for path in found]
+    return "\n".join(text.replace("\n# ", "\n## ") for text in texts)
 
 
 def summary(thing) -> str:
@@ -135,10 +137,27 @@ def entry(thing) -> str:
 
 def signature(thing, name: str = "") -> str:
     """Name and arguments."""
+    name = name or thing.__qualname__
     try:
-        return f"{name or thing.__qualname__}{inspect.signature(thing)}"
+        found = inspect.signature(thing)
     except (ValueError, TypeError):
-        return name or thing.__qualname__
+        return name
+    kinds = [parameter.kind for parameter in found.parameters.values()]
+    parameters = [unquoted(str(parameter)) for parameter in found.parameters.values()]
+    if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        parameters.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    end = (
+        ")"
+        if found.return_annotation in (inspect.Signature.empty, None, "None")
+        else unquoted(f") -> {found.return_annotation}")
+    )
+    line = f"{name}({', '.join(parameters)}{end}"
+    return line if len(line) <= 100 else f"{name}(\n    " + ",\n    ".join(parameters) + f"\n{end}"
+
+
+def unquoted(text: str) -> str:
+    """Without the quotes around annotations that are kept as text."""
+    return re.sub(r"(: |-> )'([^']*)'|(: |-> )\"(.*)\"(?= = |$)", lambda m: (m[1] or m[3]) + (m[2] or m[4]), text)
 
 
 def fence(head: str, text: str | None) -> str:

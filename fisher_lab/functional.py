@@ -26,10 +26,19 @@ def evaluation_copy(model: nn.Module, dtype: torch.dtype, device: torch.device |
 
     Raises:
         TypeError: if `model` is not a module.
-        ValueError: NaN or infinite parameters, or modules in a mode in which examples interact or are random.
+        ValueError: a parallel wrapper, inference mode, NaN or infinite parameters, or modules in a mode in which
+            examples interact or are random.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Got a {type(model).__name__} as model, expected a torch.nn.Module.")
+    model = getattr(model, "_orig_mod", model)  # a compiled model is measured as what it compiles
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ValueError(f"Got a {type(model).__name__} as model, expected the module inside; pass model.module.")
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "Got a call under torch.inference_mode(), expected gradients to be possible; call it outside, or use "
+            "torch.no_grad()."
+        )
     check_mode(model)
     for name, p in model.named_parameters():
         if not isinstance(p, nn.parameter.UninitializedParameter) and not bool(torch.isfinite(p).all()):
@@ -145,9 +154,8 @@ def per_example_gradients(model: nn.Module, names: list[str], x: Tensor, S: Tens
         try:
             return vmap(one_example, in_dims=(0, 1), out_dims=1, randomness="error")(x, S)
         except RuntimeError:
-            pulls = [pull_back(example) for example in x]
-            found = [[pull(s)[0] for pull, s in zip(pulls, columns, strict=True)] for columns in S]
-    return {name: torch.stack([torch.stack([g[name] for g in row]) for row in found]) for name in chosen}
+            rows = [[pull(s)[0] for s in S[:, n]] for n, pull in enumerate(map(pull_back, x))]
+    return {name: torch.stack([torch.stack([g[name] for g in row]) for row in rows], 1) for name in chosen}
 
 
 def directional_derivative(model: nn.Module, V: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

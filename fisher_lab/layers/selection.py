@@ -157,7 +157,13 @@ def _choose(
     for name in names:
         if name not in modules:
             raise ValueError(f"Got layer {name!r}, expected one of {listed}.")
-        if name not in owners:
+        first = next((other for other, owner in owners.items() if owner is modules[name]), None)
+        if first is not None and first != name:
+            raise ValueError(
+                f"Layer {name!r} is the module {first!r} used again, expected its first name, whose block covers all "
+                f"uses; write layers=[{first!r}]."
+            )
+        if first is None:
             raise ValueError(
                 f"Layer {name!r} ({type(modules[name]).__name__}) has no trainable parameters of its own, expected one "
                 f"of {listed}."

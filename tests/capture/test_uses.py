@@ -125,6 +125,13 @@ def test_naming_the_second_of_tied_layers_is_refused() -> None:
         select(TiedEmbedding(), ["head"])
 
 
+def test_the_second_name_of_a_module_is_refused() -> None:
+    """A module used twice has its first name."""
+    shared = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"'2' is the module '0' used again.*layers=\['0'\]"):
+        select(nn.Sequential(shared, nn.Tanh(), shared), ["2"])
+
+
 def test_a_tied_embedding_with_padding_is_refused() -> None:
     """Its padding row is trained by one use and not by the other."""
     model = TiedEmbedding()

@@ -399,6 +399,17 @@ def test_27_memory_formats() -> None:
     assert_same(last, plain, 1e-12)
 
 
+def test_27_compiled_and_wrapped_models() -> None:
+    """A compiled model is measured as what it compiles; a parallel wrapper and inference mode are refused."""
+    model, x = mlp(), normal(5, 4)
+    plain = block(model, fl.Gaussian(), x, "0")
+    assert_same(block(torch.compile(model, backend="eager"), fl.Gaussian(), x, "0"), plain, 1e-12)
+    with pytest.raises(ValueError, match=r"pass model\.module"):
+        fl.compare(nn.DataParallel(model), fl.Gaussian(), x)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        fl.compare(model, fl.Gaussian(), x)
+
+
 @pytest.mark.parametrize("approximation", fl.approximations.default_approximations(), ids=lambda a: a.label)
 def test_28_precision_does_not_drift(approximation) -> None:
     """A float32 model is measured in float64 by default, and every matrix and its dense form stay float64."""

@@ -158,23 +158,42 @@ def per_example_gradients(model: nn.Module, names: list[str], x: Tensor, S: Tens
     return {name: torch.stack([torch.stack([g[name] for g in row]) for row in rows], 1) for name in chosen}
 
 
+Output = Callable[[dict[str, Tensor]], Tensor]
+SMALL = 10**8  # examples times parameters up to which reverse mode twice takes no time
+
+
 def directional_derivative(model: nn.Module, V: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Output z `[N, *output]` and its derivative J V `[N, *output]` in the direction V of the named parameters."""
+    """Output z `[N, *output]` and its derivative J V `[N, *output]` in the direction V of the named parameters.
+
+    In forward mode, whose first use loads modules for two seconds; small models derive the vjp instead, and so do
+    operations without forward mode.
+    """
     chosen, rest = _split(model, list(V))
 
     def output(params: dict[str, Tensor]) -> Tensor:
         return functional_call(model, {**rest, **params}, (x,))
 
+    first, second = _forward_mode, _reverse_mode
+    if x.shape[0] * sum(p.numel() for p in model.parameters()) <= SMALL:
+        first, second = second, first
     try:
-        with plain_kernels(), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # notes of the first use of forward mode
-            derived = jvp(output, (chosen,), (V,))
-            return derived[0], derived[1]
-    except (NotImplementedError, RuntimeError):  # an operation without forward mode: derive the vjp instead
-        with plain_kernels():
-            derived = vjp(output, chosen)
-            push = vjp(derived[1], torch.zeros_like(derived[0]))[1]
-            return derived[0].detach(), push((V,))[0].detach()
+        return first(output, chosen, V)
+    except (NotImplementedError, RuntimeError):
+        return second(output, chosen, V)
+
+
+def _forward_mode(output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    with plain_kernels(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of the first use of forward mode
+        derived = jvp(output, (chosen,), (V,))
+        return derived[0], derived[1]
+
+
+def _reverse_mode(output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    with plain_kernels():
+        derived = vjp(output, chosen)
+        push = vjp(derived[1], torch.zeros_like(derived[0]))[1]
+        return derived[0].detach(), push((V,))[0].detach()
 
 
 def _split(model: nn.Module, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,0 +1,85 @@
+"""The benchmarks' table and figure."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot
+
+HEAD = """# Benchmarks
+
+Every row is a process of its own; time is that of the work, memory the peak of the whole process, the rate that of a
+2000 x 2000 float64 matrix product measured in the same process just before. `make benchmarks` writes this page anew.
+"""
+
+
+def _row(name: str, found: dict[str, Any], base: dict[str, Any] | None = None) -> str:
+    if "failed" in found:
+        return f"| {name} | failed: {found['failed'][:80]} | | | |"
+    ratio = ""
+    if base and "seconds" in base and base is not found:
+        times, memory = found["seconds"] / base["seconds"], found["peak_bytes"] / base["peak_bytes"]
+        ratio = f"{times:.1f} x time, {memory:.1f} x memory"
+    rate = found["product_rate"] / 1e9
+    return f"| {name} | {found['seconds']:.2f} s | {found['peak_bytes'] / 1e6:.0f} MB | {rate:.0f} Gflop/s | {ratio} |"
+
+
+def _table(rows: list[str]) -> str:
+    return "\n".join(["| | time | peak memory | machine | against the first row |", "|---|---|---|---|---|", *rows])
+
+
+def _agreement(found: dict[str, Any]) -> str:
+    """Largest difference of the errors that all contenders computed."""
+    ours = found["fisher_lab, KFAC and EKFAC"].get("values", {})
+    lines = []
+    for name in ("nngeometry", "curvlinops"):
+        theirs = found[name].get("values", {})
+        pairs = [(ours[key], value) for key, value in theirs.items() if key in ours]
+        if pairs:
+            worst = max(abs(a - b) for a, b in pairs)
+            lines.append(f"The {len(pairs)} errors of {name} and ours differ by at most {worst:.1e}.")
+    return "\n".join(lines)
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """README.md and growth.svg."""
+    parts = [HEAD]
+    if "beside" in results:
+        found = {k: v for k, v in results["beside"].items() if isinstance(v, dict)}
+        first = next(iter(found.values()))
+        parts += [
+            "## Beside other libraries: 256-20-20-20-20-20-10, N = 1000, C = 10\n",
+            "Exact blocks, approximations (the others: KFAC and EKFAC), trace, Frobenius and spectral error.\n",
+            _table([_row(name, row, first) for name, row in found.items()]) + "\n",
+            _agreement(found) + "\n",
+        ]
+    if "large" in results:
+        found = {k: v for k, v in results["large"].items() if isinstance(v, dict)}
+        rows = [_row(name, row) for name, row in found.items()]
+        parts += ["## Large layers: all approximations, three errors\n", _table(rows) + "\n"]
+    if "growth" in results:
+        parts += ["## Growth: 784-width-width-C, all approximations, three errors\n"]
+        for name in ("width", "N", "C"):
+            rows = [_row(f"{name} = {row['asked']['sizes'][name]}", row, results["growth"][name][0])
+                    for row in results["growth"][name]]  # fmt: skip
+            parts += [_table(rows) + "\n"]
+        _figure(results["growth"], folder / "growth.svg")
+        parts += ["![Time and memory as width, N and C grow](growth.svg)\n"]
+    loads = ", ".join(f"{name}: load {part['load']:.1f} on {part['cores']} cores" for name, part in results.items())
+    parts += [f"Machine while measuring: {loads}.\n"]
+    (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def _figure(growth: dict[str, Any], path: Path) -> None:
+    figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    for axis, name in zip(axes, ("width", "N", "C"), strict=True):
+        rows = [row for row in growth[name] if "seconds" in row]
+        sizes = [row["asked"]["sizes"][name] for row in rows]
+        axis.loglog(sizes, [row["seconds"] for row in rows], "o-", label="seconds")
+        axis.loglog(sizes, [row["peak_bytes"] / 1e9 for row in rows], "s--", label="peak memory, GB")
+        axis.set_xlabel(name)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

@@ -165,8 +165,8 @@ SMALL = 10**8  # examples times parameters up to which reverse mode twice takes 
 def directional_derivative(model: nn.Module, V: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Output z `[N, *output]` and its derivative J V `[N, *output]` in the direction V of the named parameters.
 
-    In forward mode, whose first use loads modules for two seconds; small models derive the vjp instead, and so do
-    operations without forward mode.
+    In forward mode, whose first use loads modules for two seconds; small models derive the gradient again instead, and
+    so do operations without forward mode.
     """
     chosen, rest = _split(model, list(V))
 
@@ -190,10 +190,13 @@ def _forward_mode(output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor
 
 
 def _reverse_mode(output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    with plain_kernels():
-        derived = vjp(output, chosen)
-        push = vjp(derived[1], torch.zeros_like(derived[0]))[1]
-        return derived[0].detach(), push((V,))[0].detach()
+    with plain_kernels(), torch.enable_grad():
+        params = {name: p.clone().requires_grad_() for name, p in chosen.items()}
+        z = output(params)
+        u = torch.zeros_like(z, requires_grad=True)
+        pulled = torch.autograd.grad(z, list(params.values()), u, create_graph=True)
+        inner = torch.stack([(g * V[name]).sum() for name, g in zip(params, pulled, strict=True)]).sum()
+        return z.detach(), torch.autograd.grad(inner, u)[0]
 
 
 def _split(model: nn.Module, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv compare report test test-slow lint format docs constraints clean
+.PHONY: help venv compare report benchmarks test test-slow lint format docs constraints clean
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ compare: $(READY) ## the main job: compare all approximations with the exact Fis
 report: $(READY) ## the same as one self-contained HTML page
 	@mkdir -p runs
 	$(BIN)/fisher-lab report --problem $(PROBLEM) --output runs/$(PROBLEM).html
+
+benchmarks: $(READY) ## measure time and memory beside other libraries and write docs/benchmarks (half an hour)
+	$(BIN)/python -m analysis.benchmarks.run
 
 test: $(READY) ## run all tests but the slow ones (PYTEST_ARGS="-k name" narrows it)
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

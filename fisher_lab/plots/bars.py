@@ -52,7 +52,7 @@ def errors(
     shown = chosen_layers(rows.values(), layers)
     labels = list(dict.fromkeys(label for _, label in rows))
     scale = Scale.of(error, [row.value for row in rows.values() if row.layer in shown])
-    figure = new_figure(max(6.0, 1.6 + 0.105 * len(labels) * len(shown)), 3.6)
+    figure = new_figure(max(6.0, 1.6 + 0.105 * max(len(labels), 6) * len(shown)), 3.6)
     axes = figure.add_subplot()
     axes.grid(visible=False, axis="x")
     scale.apply(axes)
@@ -69,12 +69,21 @@ def errors(
         _whiskers(axes, x, tops, [whisker(row, scale) for _, row in found])
         exact = [(a, b) for a, b, (_, row) in zip(x, tops, found, strict=True) if row.value == scale.exact]
         axes.plot(*zip(*exact, strict=True), "o", color="black", markersize=2.5) if exact else None
-    axes.set_xticks(range(len(shown)), [layer_title(comparison, name) for name in shown])
+    _name_layers(axes, comparison, shown)
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.set_ylabel(title_of(error, damping))
     axes.set_title(about(comparison), loc="left")
     figure.legend(loc="outside right upper")
     return figure
+
+
+def _name_layers(axes: Any, comparison: Any, layers: list[str]) -> None:
+    """One tick a layer; long names stand aslant."""
+    if max(len(name) for name in layers if name != ALL or len(layers) == 1) <= 10:
+        axes.set_xticks(range(len(layers)), [layer_title(comparison, name) for name in layers])
+    else:
+        names = [layer_title(comparison, name, "  ") for name in layers]
+        axes.set_xticks(range(len(layers)), names, rotation=30, ha="right", rotation_mode="anchor")
 
 
 def _whiskers(axes: Any, x: list[float], y: list[float], lengths: list[tuple[float, float]]) -> None:
@@ -165,7 +174,7 @@ def traces(comparison: Any) -> Figure:
         x = [p + 0.8 * ((index + 0.5) / len(labels) - 0.5) for p in places if (layers[p], label) in found]
         y = [found[layer, label][1] for layer in layers if (layer, label) in found]
         axes.plot(x, y, style.marker, color=style.color, markeredgecolor="0.15", markeredgewidth=0.5, label=label)
-    axes.set_xticks(places, [layer_title(comparison, name) for name in layers])
+    _name_layers(axes, comparison, layers)
     axes.set_ylabel("trace")
     axes.set_title(about(comparison), loc="left")
     figure.legend(loc="outside right upper")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 P = ParamSpec("P")
@@ -76,7 +77,8 @@ LINES = ("--", "-.", ":")  # of methods with options, such as MiniBlock(linear=c
 def styles(labels: Iterable[str]) -> dict[str, Style]:
     """The style of every label: by its method's name, whichever others are in the figure.
 
-    A name that is not known takes one of the spare styles by its own letters; options in brackets change the line.
+    A name that is not known takes one of the spare styles by its own letters; options in brackets change the line and
+    make the colour lighter.
     Only where two labels would look alike does the later one move on to the next style.
     """
     found: dict[str, Style] = {}
@@ -85,9 +87,16 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
         start = zlib.crc32(label.encode())
         bases = [STYLES[name]] if name in STYLES else [SPARE[(start + i) % len(SPARE)] for i in range(len(SPARE))]
         lines = [LINES[(start + i) % len(LINES)] for i in range(len(LINES))] if options else ["-", *LINES]
-        choices = [base._replace(line=line) for line in lines for base in bases]
+        choices = [_variant(base, line) for line in lines for base in bases]
         found[label] = next((s for s in choices if s not in found.values()), choices[0])
     return found
+
+
+def _variant(base: Style, line: str) -> Style:
+    """The style with another line, and a lighter colour for the bars that have no line."""
+    white = 0.0 if line == "-" else 0.3 + 0.2 * LINES.index(line)
+    red, green, blue = ((1 - white) * part + white for part in to_rgb(base.color))
+    return base._replace(line=line, color=to_hex((red, green, blue)).upper())
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:

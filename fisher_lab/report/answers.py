@@ -42,9 +42,9 @@ def best(rows: list[Row]) -> tuple[list[str], float]:
 
 
 def distance(row: Row) -> float:
-    """How far the value is from that of the exact block."""
+    """How far the value is from that of the exact block; 0 within the rounding noise."""
     far = abs(row.value - (1.0 if row.error in EXACT_AT_ONE else 0.0))
-    return math.inf if math.isnan(far) else far
+    return math.inf if math.isnan(far) else 0.0 if far <= row.noise else far
 
 
 def _sentence(comparison: Comparison, layer: str) -> str:

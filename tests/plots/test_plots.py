@@ -242,6 +242,7 @@ def test_a_method_looks_the_same_in_every_figure_and_no_two_look_alike():
     assert len({(s.color, s.marker) for s in STYLES.values()}) == len({s.marker for s in STYLES.values()})
     labels = ["MiniBlock", "MiniBlock(linear=col)", "MiniBlock(linear=row_avg)", "Mine", "Other", "Third", "Fourth"]
     assert len(set(styles(labels).values())) == len(labels)
+    assert len({s.color for s in styles(labels).values()}) == len(labels)  # bars have no line
     assert styles(["Mine"])["Mine"] == styles(labels)["Mine"]
 
 

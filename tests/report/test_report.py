@@ -61,6 +61,11 @@ def test_the_answer_names_the_best_by_each_measure_and_the_cheapest_near_it():
     assert found[ALL] == "Best by Frobenius: TKFAC (0.1500)."
 
 
+def test_what_is_exact_within_rounding_is_called_exact():
+    rows = [Row("0", "KFAC", "cosine", 1 - 1e-16, 1e-15), Row("0", "TN", "cosine", 1.0, 1e-15)]
+    assert answers(Comparison(tuple(rows)))[0].sentence == "Best by cosine: KFAC and TN (exact)."
+
+
 def test_the_page_holds_every_number_the_settings_and_the_meaning_of_the_measures(tmp_path):
     page = Page(write_report(comparison(), tmp_path / "new" / "report.html"))
     rows = [attributes for tag, attributes in page.tags if tag == "tr" and "data-layer" in attributes]

@@ -1,5 +1,6 @@
 """Optimizers: natural gradient with any approximation, and the methods of the papers with their defaults."""
 
+from fisher_lab.optim.kbfgs import KBFGS as KBFGS
 from fisher_lab.optim.natural_gradient import NaturalGradient as NaturalGradient
 from fisher_lab.optim.presets import EKFAC as EKFAC
 from fisher_lab.optim.presets import KFAC as KFAC

@@ -17,6 +17,7 @@ from fisher_lab.layers import Layer
 from fisher_lab.memory import budget_bytes
 from fisher_lab.optim.curvature import all_finite
 from fisher_lab.optim.groups import choose_layers, make_groups
+from fisher_lab.optim.measuring import describe
 from fisher_lab.optim.observation import statistics_dtype
 
 Move = tuple[dict[str, Any], list[Tensor], list[Tensor]]  # group, parameters, directions
@@ -259,6 +260,9 @@ class LayerOptimizer(torch.optim.Optimizer):
     def troubles(self) -> dict[str, int]:
         """Counters of what went wrong; reads them from the device."""
         return {"updates skipped as non-finite": 0 if self._skipped is None else int(self._skipped)}
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     def method_of(self, name: str) -> str:
         """What is done to a layer, in words."""

@@ -20,7 +20,7 @@ from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.checks import Statistics, check_arguments, check_observed
 from fisher_lab.optim.curvature import LayerCurvature, buckets, refresh
-from fisher_lab.optim.measuring import compare_in_use, describe
+from fisher_lab.optim.measuring import compare_in_use
 from fisher_lab.optim.observation import (
     Observed,
     Uncompiled,
@@ -338,6 +338,3 @@ class NaturalGradient(LayerOptimizer):
             **options: further arguments of `fl.compare`.
         """
         return compare_in_use(self, data, **options)
-
-    def __repr__(self) -> str:
-        return describe(self)

@@ -1,0 +1,281 @@
+"""K-BFGS: Goldfarb, Ren & Bahamou (2020): a Kronecker-factored quasi-Newton method; only an inverse, H_g (x) H_a.
+
+H_a ~ (A + sqrt(lambda) I)^-1 by BFGS with s = H_a abar, y = (A + sqrt(lambda) I) s; H_g ~ the inverse Hessian of the
+loss in the pre-activations by BFGS with the change of their batch means over the step, doubly damped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisher_lab.layers import Layer
+from fisher_lab.likelihoods import Likelihood
+from fisher_lab.linalg import spd_inverse, symmetrize
+from fisher_lab.matrices import Kronecker
+from fisher_lab.optim.base import LayerOptimizer, Move
+from fisher_lab.optim.curvature import all_finite
+from fisher_lab.optim.saving import decode, encode
+
+MU1 = 0.2  # Powell's constant [official code]
+GUARD = 1e-4  # an update with s'y <= GUARD |s|^2 |g| is left out [official code]
+
+
+class Pass:
+    """Batch means of one layer over one call of the closure."""
+
+    def __init__(self) -> None:
+        self.a: list[Tensor] = []  # inputs with the bias column [N, d_in]
+        self.h: list[Tensor] = []  # pre-activations [N, d_out]
+        self.g: Tensor | None = None  # mean over examples of the loss's gradient in h [d_out]
+
+    def means(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """A `[d_in, d_in]`, abar `[d_in]`, hbar `[d_out]`, gbar `[d_out]`; None if nothing was differentiated."""
+        if not self.a or self.g is None:
+            return None
+        a, h = torch.cat(self.a), torch.cat(self.h)
+        return a.T @ a / len(a), a.mean(0), h.mean(0), self.g
+
+
+class KBFGS(LayerOptimizer):
+    """K-BFGS with full matrices, for Linear layers at one position; everything else goes to the fallback.
+
+    Needs a second forward and backward pass at the new weights, so `step` takes a closure and calls it twice, as
+    torch's LBFGS does; the second call leaves its gradients in `p.grad`. With dropout both calls should draw alike.
+    The likelihood is not used: there are no sampled labels.
+
+    Momentum 0.9 before preconditioning, moving averages 0.9 of A, s and y, mu_1 = 0.2 [official code]. Published for
+    the MNIST autoencoder: lr 0.3, lambda 0.3 (the default damping), weight decay 1e-5, and a pass over the data first:
+    `warm_start(data)` [official code].
+
+    Args:
+        model: the model.
+        likelihood: accepted for uniformity.
+        lr: learning rate.
+        damping: lambda; sqrt(lambda) is added to A and is mu_2.
+        momentum: 0 for none.
+        weight_decay: added to the gradient, or taken from W if `decoupled`.
+        decoupled: see `weight_decay`.
+        decay: of the averages of A, s and y.
+        dtype: of all matrices; None for the parameters' own, at least float32.
+        layers: names of layers; None for all that are nn.Linear.
+        groups: settings of some layers, as NaturalGradient's.
+        fallback_lr: learning rate of AdamW for all other parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Likelihood | nn.Module | None,  # noqa: ARG002
+        lr: float | Tensor,
+        *,
+        damping: float = 0.3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        decay: float = 0.9,
+        dtype: torch.dtype | None = None,
+        layers: Sequence[str] | None = None,
+        groups: Sequence[dict[str, Any]] | None = None,
+        fallback_lr: float = 1e-3,
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"Got decay={decay}, expected a number from 0 to below 1.")
+        if not damping > 0:
+            raise ValueError(f"Got damping={damping}, expected a positive number: A may be singular.")
+        self.decay, self.dtype = decay, dtype
+        settings = {
+            "lr": lr, "damping": damping, "momentum": momentum, "momentum_order": "before",
+            "weight_decay": weight_decay, "decoupled": decoupled,
+        }  # fmt: skip
+        if layers is None:
+            linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+            layers = [n for n in linear if any(p.requires_grad for p in model.get_submodule(n).parameters())]
+        super().__init__(model, settings, layers, groups, fallback_lr, 0)
+        self.factors: dict[str, dict[str, Tensor]] = {}
+
+    def observing(self, y: Tensor | None = None) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Nothing: the closure's own passes are watched."""
+        return nullcontext()
+
+    @contextmanager
+    def _watching(self) -> Iterator[dict[str, Pass]]:
+        passes = {name: Pass() for name in self.layers}
+        handles: list[Any] = []
+
+        def hook_for(layer: Layer, seen: Pass) -> Any:
+            dtype = self.working_dtype(next(iter(layer.parameters.values())))
+
+            def arrived(g: Tensor) -> None:
+                total = layer.unroll_gradient(g[None])[0].flatten(1).sum(0).to(dtype)
+                seen.g = total if seen.g is None else seen.g + total
+
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+                a = layer.unroll_input(inputs[0].detach())
+                if a.shape[1] != 1:
+                    raise ValueError(
+                        f"Layer {layer.name!r} is used at {a.shape[1]} positions, expected one: K-BFGS for shared "
+                        "weights is not defined here; leave it to the fallback with layers=[...]."
+                    )
+                seen.a.append(a[:, 0, 0].to(dtype))
+                seen.h.append(output.detach().flatten(1).to(dtype))
+                if output.requires_grad:
+                    handles.append(output.register_hook(arrived))
+
+            return hook
+
+        handles += [layer.module.register_forward_hook(hook_for(layer, passes[n])) for n, layer in self.layers.items()]
+        try:
+            yield passes
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def warm_start(self, data: Any) -> None:
+        """The mean of A over the data, and H_a as its damped inverse."""
+        sums: dict[str, tuple[Tensor | float, int]] = dict.fromkeys(self.layers, (0.0, 0))
+        for x, _ in self.batches(data):
+            with torch.no_grad(), self._watching() as passes:
+                self.model(x)
+            for name, seen in passes.items():
+                if seen.a:
+                    a = torch.cat(seen.a)
+                    total, N = sums[name]
+                    sums[name] = (total + a.T @ a, N + len(a))
+        for name, (total, N) in sums.items():
+            if isinstance(total, Tensor):
+                self.factors[name] = self._start(name, total / N)
+
+    def _start(self, name: str, A: Tensor) -> dict[str, Tensor]:
+        rows = self.layers[name].shape[0]
+        eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
+        zero = A.new_zeros(rows)
+        H_a = spd_inverse(symmetrize(A) + self._root(name) * eye)
+        return {
+            "A": A,
+            "H_a": H_a,
+            "H_g": torch.eye(rows, dtype=A.dtype, device=A.device),
+            "s": zero,
+            "y": zero.clone(),
+        }
+
+    def _root(self, name: str) -> float:
+        group = next(group for group in self.method_groups if name in group["layers"])
+        return float(group["damping"] ** 0.5)
+
+    # -- the step --------------------------------------------------------------------------------------------------
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        if closure is None:
+            raise ValueError("KBFGS got no closure, expected one: it needs a second pass; write opt.step(closure).")
+        with torch.enable_grad(), self._watching() as before:
+            loss = closure()
+        with torch.no_grad(), self.plain_precision(self.device):
+            found = {name: means for name, seen in before.items() if (means := seen.means()) is not None}
+            for name, means in found.items():
+                if name not in self.factors:
+                    self.factors[name] = self._start(name, torch.where(torch.isfinite(means[0]).all(), means[0], 0.0))
+            self.update(loss)
+        with torch.enable_grad(), self._watching() as after:
+            closure()
+        with torch.no_grad(), self.plain_precision(self.device):
+            for name, means in found.items():
+                second = after[name].means()
+                if second is not None:
+                    self._learn(name, means, second)
+        self.steps += 1
+        return loss
+
+    def update(self, loss: Any) -> None:
+        """W <- W - lr H_g m H_a."""
+        grads = self.gradients()
+        ok = self.healthy(grads, loss)
+        moves: list[Move] = []
+        for group in self.method_groups:
+            names = [name for name in group["layers"] if name in self.factors]
+            params: list[Tensor] = [p for name in names for p in self.layers[name].parameters.values() if p in grads]
+            vectors = self.momentum(group, params, self.decayed(group, params, [grads[p] for p in params], ok), ok)
+            by_parameter = dict(zip(params, vectors, strict=True))
+            directions: dict[Tensor, Tensor] = {}
+            for name in names:
+                layer, factors = self.layers[name], self.factors[name]
+                parts = {
+                    key: by_parameter.get(p, torch.zeros_like(p, dtype=factors["A"].dtype))
+                    for key, p in layer.parameters.items()
+                }
+                D = factors["H_g"] @ layer.pack(parts) @ factors["H_a"]
+                directions |= {layer.parameters[key]: tensor for key, tensor in layer.unpack(D).items()}
+            moves.append((group, params, [directions[p] for p in params]))
+        self.apply(moves, ok, 1.0)
+
+    def _learn(self, name: str, before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
+        """Both quasi-Newton updates of a layer; nothing where something is not finite."""
+        old, root = self.factors[name], self._root(name)
+        A, abar, hbar, gbar = before
+        ok = all_finite([*before, *after])
+        A = old["A"] + (1 - self.decay) * (torch.where(ok, A, old["A"]) - old["A"])
+        s = torch.where(ok, self.decay * old["s"] + (1 - self.decay) * (after[2] - hbar), old["s"])
+        y = torch.where(ok, self.decay * old["y"] + (1 - self.decay) * (after[3] - gbar), old["y"])
+        s_a = old["H_a"] @ abar
+        H_a = bfgs(old["H_a"], s_a, A @ s_a + root * s_a)
+        s_g, y_g = double_damping(old["H_g"], s, y, MU1, root)
+        H_g = bfgs(old["H_g"], s_g, y_g, GUARD * s_g.square().sum() * gbar.norm())
+        found = {"H_a": H_a, "H_g": H_g}
+        kept = {key: torch.where(ok & torch.isfinite(H).all(), H, old[key]) for key, H in found.items()}
+        self.factors[name] = {"A": A, "s": s, "y": y, **kept}
+
+    # -- what is used ----------------------------------------------------------------------------------------------
+    def inverses(self) -> dict[str, Kronecker]:
+        """H_g (x) H_a of every layer: what multiplies its gradient."""
+        return {name: Kronecker((f["H_g"][None], f["H_a"][None])) for name, f in self.factors.items()}
+
+    def method_of(self, name: str) -> str:  # noqa: ARG002
+        """What is done to a layer, in words."""
+        return "K-BFGS"
+
+    def own_state(self) -> dict[str, Any]:
+        """All factors."""
+        return {"factors": encode(self.factors)}
+
+    def load_own_state(self, saved: dict[str, Any]) -> None:
+        """The inverse of `own_state`."""
+        self.factors = decode(saved["factors"], self.device)
+
+
+def double_damping(H: Tensor, s: Tensor, y: Tensor, mu1: float, mu2: float) -> tuple[Tensor, Tensor]:
+    """s and y changed so that s'y >= mu1 y'Hy (Powell, on H) and then s'y >= mu2 s's (Levenberg-Marquardt).
+
+    Args:
+        H: positive definite `[n, n]`.
+        s: change of the point `[n]`.
+        y: change of the gradient `[n]`.
+        mu1: in (0, 1).
+        mu2: > 0.
+    """
+    Hy = H @ y
+    sy, yHy = s @ y, y @ Hy
+    theta = _theta(sy, yHy, mu1)
+    s = theta * s + (1 - theta) * Hy
+    sy, ss = s @ y, s @ s
+    theta = _theta(sy, ss, mu2)
+    return s, theta * y + (1 - theta) * s
+
+
+def _theta(inner: Tensor, square: Tensor, mu: float) -> Tensor:
+    """1 where inner >= mu square, otherwise the weight that makes the mixture's inner product mu square."""
+    short = inner < mu * square
+    gap = torch.where(short, square - inner, torch.ones_like(square))
+    return torch.where(short, (1 - mu) * square / gap, torch.ones_like(square))
+
+
+def bfgs(H: Tensor, s: Tensor, y: Tensor, guard: Tensor | float = 0.0) -> Tensor:
+    """(I - rho s y') H (I - rho y s') + rho s s' with rho = 1 / s'y; H itself where s'y <= guard."""
+    sy = s @ y
+    good = sy > guard
+    rho = torch.where(good, 1 / torch.where(good, sy, torch.ones_like(sy)), torch.zeros_like(sy))
+    Hy = H @ y
+    cross = torch.outer(s, Hy)
+    return H - rho * (cross + cross.T) + (rho * rho * (y @ Hy) + rho) * torch.outer(s, s)

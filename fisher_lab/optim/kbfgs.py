@@ -67,6 +67,8 @@ class KBFGS(LayerOptimizer):
         fallback_lr: learning rate of AdamW for all other parameters.
     """
 
+    needs_closure = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -1,0 +1,208 @@
+"""Training and tuning named problems with optimizers by name: what the command line calls."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fisher_lab import optim, problems
+from fisher_lab.likelihoods import Likelihood
+from fisher_lab.training.fitting import Record, fit, record_errors
+
+METHODS = ("TNT", "KFAC", "EKFAC", "TKFAC", "TEKFAC", "MBF", "TENGraD", "Shampoo", "KBFGS")
+BASELINES = ("SGD", "Adam")  # torch's, SGD with momentum 0.9
+TUNED_EPOCHS = 10
+
+
+def optimizer_names() -> list[str]:
+    """Everything that `make_optimizer` knows."""
+    return [*METHODS, *BASELINES]
+
+
+def make_optimizer(
+    name: str,
+    model: nn.Module,
+    likelihood: Likelihood | nn.Module,
+    lr: float,
+    damping: float | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> torch.optim.Optimizer:
+    """An optimizer by name.
+
+    Args:
+        name: one of `optimizer_names()`.
+        model: what is trained.
+        likelihood: the loss.
+        lr: learning rate.
+        damping: lambda of a method of `fisher_lab.optim`; None for its default. The baselines have none.
+        seed: of the optimizer's own random numbers.
+        **options: further arguments of the optimizer.
+
+    Raises:
+        ValueError: an unknown name, or a damping for an optimizer without one.
+    """
+    if name in BASELINES:
+        if damping is not None:
+            raise ValueError(f"Got damping={damping} for {name}, expected none: it has no damping; leave it out.")
+        if name == "SGD":
+            return torch.optim.SGD(model.parameters(), lr=lr, **{"momentum": 0.9, **options})
+        return torch.optim.Adam(model.parameters(), lr=lr, **options)
+    if name not in METHODS:
+        raise ValueError(f"Got optimizer {name!r}, expected one of {', '.join(optimizer_names())}.")
+    if damping is not None:
+        options["damping"] = damping
+    if name != "KBFGS":
+        options["seed"] = seed
+    return getattr(optim, name)(model, likelihood, lr, **options)
+
+
+def start(problem: str | problems.Problem, **settings: Any) -> problems.Problem:
+    """A problem by name, untrained if it can be had untrained; a Problem as it is."""
+    if isinstance(problem, problems.Problem):
+        return problem
+    known = problems.describe().get(problem)
+    if known is not None and "steps" in known.settings:
+        settings = {"steps": 0, **settings}
+    return problems.load(problem, **settings)
+
+
+def train_command(
+    problem: str | problems.Problem,
+    optimizer: str,
+    *,
+    lr: float,
+    damping: float | None = None,
+    epochs: int = 10,
+    batch: int = 100,
+    seed: int = 0,
+    output: str | Path | None = None,
+    resume: bool = False,
+    measure_every: int = 0,
+    settings: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+    progress: bool | None = None,
+) -> list[Record]:
+    """Train a named problem; what `fisher-lab train` does.
+
+    Args:
+        problem: a name or a Problem.
+        optimizer: one of `optimizer_names()`.
+        lr: learning rate.
+        damping: None for the optimizer's default.
+        epochs: passes over the training data.
+        batch: examples in a step (at most all of them).
+        seed: of the order of the examples and of sampled labels.
+        output: metrics file (.jsonl); the checkpoint lies beside it with the ending .pt.
+        resume: go on from that checkpoint.
+        measure_every: epochs between measurements of the matrices in use on the problem's measuring data; 0 for none.
+        settings: of the problem.
+        options: further arguments of the optimizer.
+        progress: see `fit`.
+
+    Returns:
+        One record per epoch; see `fit`.
+    """
+    loaded = start(problem, **(settings or {}))
+    data = loaded.train_data or loaded.data
+    path = None if output is None else Path(output)
+    if path is not None and path.suffix != ".jsonl":
+        raise ValueError(f"Got output {str(path)!r}, expected a file that ends in .jsonl: metrics are JSON lines.")
+    opt = make_optimizer(optimizer, loaded.model, loaded.likelihood, lr, damping, seed, **(options or {}))
+    measuring = [record_errors(loaded.data, measure_every, fisher=loaded.fisher)] if measure_every else []
+    return fit(
+        loaded.model, opt, loaded.likelihood, data, epochs, batch=min(batch, len(data[0])), seed=seed,
+        test_data=loaded.test_data, metrics=path, checkpoint=None if path is None else path.with_suffix(".pt"),
+        resume=resume, callbacks=measuring, progress=progress,
+    )  # fmt: skip
+
+
+def tune_command(
+    problem: str | problems.Problem,
+    optimizer: str,
+    *,
+    lrs: Sequence[float] = (0.001, 0.01, 0.1, 1.0),
+    dampings: Sequence[float] = (0.1, 1.0, 10.0),
+    epochs: int = TUNED_EPOCHS,
+    batch: int = 100,
+    seed: int = 0,
+    output: str | Path | None = None,
+    settings: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+    progress: bool | None = None,
+) -> list[Record]:
+    """Train with every learning rate and damping of a grid; what `fisher-lab tune` does.
+
+    Every optimizer gets the same number of trials: one without damping gets as many learning rates instead, spread
+    evenly (in the logarithm) over the same range.
+
+    Args:
+        problem: a name or a Problem; every trial starts from its weights.
+        optimizer: one of `optimizer_names()`.
+        lrs: learning rates.
+        dampings: dampings.
+        epochs: of every trial.
+        batch: examples in a step.
+        seed: of every trial.
+        output: JSON file; trials that it holds already are not run again.
+        settings: of the problem.
+        options: further arguments of the optimizer.
+        progress: see `fit`.
+
+    Returns:
+        The trials `{optimizer, lr, damping, loss, seconds, ...}`, the best first; a diverged one has no loss.
+    """
+    loaded = start(problem, **(settings or {}))
+    path = None if output is None else Path(output)
+    about = {"problem": loaded.settings, "epochs": epochs, "batch": batch, "seed": seed, "options": repr(options or {})}
+    trials = _finished(path, about)
+    for lr, damping in grid(optimizer, lrs, dampings):
+        key = {"optimizer": optimizer, "lr": lr, "damping": damping}
+        if any(key.items() <= trial.items() for trial in trials):
+            continue
+        model = copy.deepcopy(loaded.model)
+        opt = make_optimizer(optimizer, model, loaded.likelihood, lr, damping, seed, **(options or {}))
+        data = loaded.train_data or loaded.data
+        records = fit(model, opt, loaded.likelihood, data, epochs, batch=min(batch, len(data[0])), seed=seed,
+                      progress=progress)  # fmt: skip
+        last = records[-1]
+        trials.append({**key, "loss": last["loss"], "seconds": last["seconds"], "epochs": last["epoch"]})
+        if path is not None:
+            _write(path, {"about": about, "trials": trials})
+    mine = [trial for trial in trials if trial["optimizer"] == optimizer]
+    return sorted(mine, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
+
+
+def grid(optimizer: str, lrs: Sequence[float], dampings: Sequence[float]) -> list[tuple[float, float | None]]:
+    """The trials of an optimizer, len(lrs) * len(dampings) of them."""
+    if optimizer not in BASELINES:
+        return [(lr, damping) for lr in lrs for damping in dampings]
+    count = len(lrs) * len(dampings)
+    if count == 1 or min(lrs) == max(lrs):
+        return [(lrs[0], None)] * count
+    low, high = math.log(min(lrs)), math.log(max(lrs))
+    return [(float(f"{math.exp(low + (high - low) * i / (count - 1)):.4g}"), None) for i in range(count)]
+
+
+def _finished(path: Path | None, about: Record) -> list[Record]:
+    if path is None or not path.exists():
+        return []
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if saved["about"] != json.loads(json.dumps(about)):
+        raise ValueError(f"{path} holds trials of another problem or budget, expected the same; choose another file.")
+    return saved["trials"]
+
+
+def _write(path: Path, content: Record) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

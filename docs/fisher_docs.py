@@ -5,10 +5,11 @@ import re
 import shutil
 from pathlib import Path
 
+import support
 import torch
 
 import fisher_lab as fl
-from fisher_lab import approximations, errors, layers, likelihoods, optim, plots, problems, report
+from fisher_lab import approximations, errors, layers, likelihoods, optim, plots, problems, report, training
 from fisher_lab.likelihoods import TorchLoss
 from fisher_lab.memory import readable
 
@@ -28,6 +29,7 @@ API = {
     "Figures": [getattr(plots, name) for name in sorted(dir(plots)) if inspect.isfunction(getattr(plots, name))],
     "Report": [report.write_report, report.answers],
     "Optimizers": [getattr(optim, name) for name in sorted(dir(optim)) if inspect.isclass(getattr(optim, name))],
+    "Training": [training.fit, training.train_step, training.record_errors],
     "Problems": [problems.Problem, problems.load, problems.names, problems.describe, problems.problem],
 }  # fmt: skip
 
@@ -40,6 +42,7 @@ def generate(source: Path) -> None:
     for name, cls in registered().items():
         (folder / "parts" / f"{name}.md").write_text(approximation(name, cls), encoding="utf-8")
     (folder / "parts" / "layers.md").write_text(layer_table(), encoding="utf-8")
+    (folder / "parts" / "support.md").write_text(support.table(), encoding="utf-8")
     (folder / "parts" / "problems.md").write_text(problem_table(), encoding="utf-8")
     (folder / "parts" / "measures.md").write_text(measure_table(), encoding="utf-8")
     (folder / "parts" / "benchmarks.md").write_text(benchmarks(source / "benchmarks"), encoding="utf-8")
@@ -115,7 +118,8 @@ def benchmarks(folder: Path) -> str:
     if not found:
         return "No benchmark was run yet.\n"
     texts = ["\n" + path.read_text(encoding="utf-8") for path in found]
-    return "\n".join(text.replace("\n# ", "\n## ") for text in texts)
+    texts = [re.sub(r"\]\((?!https?:|#)", "](benchmarks/", text) for text in texts]  # relative to docs/benchmarks.md
+    return "\n".join(re.sub(r"\n(#+ )", r"\n#\1", text) for text in texts)
 
 
 def summary(thing) -> str:

@@ -29,9 +29,8 @@ MEASURES = {
 
 def title_of(error: str, damping: float | None = None) -> str:
     """The error's name and formula, for an axis."""
-    known = MEASURES.get(error)
-    title = error if known is None else f"{error}   {known[0]}"
-    return title if damping is None else f"{title}\nat damping {damping:g} tr F / d"
+    title = error if damping is None else f"{error} at damping {damping:g} tr F / d"
+    return f"{title}\n{MEASURES[error][0]}" if error in MEASURES else title
 
 
 def pick(comparison: Any, error: str, damping: float | None = None) -> dict[tuple[str, str], Any]:

@@ -90,8 +90,8 @@ def test_generated_parts_know_every_registered_thing(tmp_path, monkeypatch):
     assert "George et al. (2018)" in part
     assert "EigenbasisDiagonal" in part
     assert docs.benchmarks(tmp_path) == "No benchmark was run yet.\n"
-    (tmp_path / "speed.md").write_text("# Speed\n\n| a |\n", encoding="utf-8")
-    assert "| a |" in docs.benchmarks(tmp_path)
+    (tmp_path / "speed.md").write_text("# Speed\n\n| a |\n\n![b](b.svg)\n", encoding="utf-8")
+    assert docs.benchmarks(tmp_path) == "\n## Speed\n\n| a |\n\n![b](benchmarks/b.svg)\n"
 
 
 def test_no_page_names_a_path_that_does_not_exist():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from fisher_lab.functional import per_example_gradients, plain_kernels
+from fisher_lab.functional import NOT_FINITE, per_example_gradients, plain_kernels
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood
 from fisher_lab.stats import LayerStats
@@ -38,21 +38,28 @@ def recording(layers: dict[str, Layer]) -> Iterator[dict[str, list[Use]]]:
     handles = []
 
     def hook_for(name: str, layer: Layer) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+        def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
             if output.requires_grad:
-                uses[name].append(Use(layer, layer.unroll_input(inputs[0].detach()), get_gradient_edge(output)))
+                a = layer.unroll_input(first_input(inputs, named).detach())
+                uses[name].append(Use(layer, a, get_gradient_edge(output)))
 
         return hook
 
     try:
         for name, layer in layers.items():
             for use in layer.uses:  # first in line, before hooks of the user's that change inputs or outputs
-                handles.append(use.module.register_forward_hook(hook_for(name, use), prepend=True))
+                hook = hook_for(name, use)
+                handles.append(use.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
         with plain_kernels():
             yield uses
     finally:
         for handle in handles:
             handle.remove()
+
+
+def first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """The input of a module called as `layer(x)` or as `layer(input=x)`."""
+    return inputs[0] if inputs else next(iter(named.values()))
 
 
 def capture(
@@ -78,11 +85,9 @@ def capture(
     """
     hooked = {name: layer for name, layer in layers.items() if not layer.gradient_form}
     with torch.enable_grad(), recording(hooked) as uses:
-        z = model(x)
+        z = model(x.clone())  # the first operation may work in place
     if not bool(torch.isfinite(z).all()):
-        raise ValueError(
-            "The model returned NaN or infinite outputs, expected finite ones; check inputs and parameters."
-        )
+        raise ValueError(NOT_FINITE)
     S = likelihood.columns(z, fisher, y)
     found = _by_hooks(z, S, uses, hooked) | _by_gradients(model, layers, x, S)
     return {name: found[name] for name in layers}

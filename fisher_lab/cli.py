@@ -165,8 +165,8 @@ def report(
 
 def _measured(options: ProblemOptions, measure: MeasureOptions, output: Path | None, quiet: bool) -> Comparison:
     """Run `compare`, keeping every finished layer in a file beside `output`."""
+    problem, partial = options.load(), _partial(output)  # first: its file may define approximations
     arguments = measure.arguments()
-    problem, partial = options.load(), _partial(output)
     arguments["fisher"] = arguments["fisher"] or problem.fisher
     settings: dict[str, Any] = {"seed": options.seed, "progress": False if quiet else None, "problem": problem.settings}
 

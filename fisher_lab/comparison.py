@@ -178,7 +178,7 @@ def load_comparison(path: str | Path) -> Comparison:
             body["rows"] = list(csv.DictReader(io.StringIO(rest)))
         else:
             body = json.loads(text)
-        if not isinstance(body, dict) or body.get("format") != FORMAT:
+        if not isinstance(body, dict) or body.get("format") != FORMAT or not isinstance(body.get("settings"), dict):
             raise ValueError("not a comparison")
         if body["version"] > VERSION:
             raise ValueError(f"written by a newer fisher_lab, format {body['version']}")
@@ -247,7 +247,14 @@ def check_output(path: str | Path, endings: tuple[str, ...] = (".json", ".csv"))
         raise ValueError(
             f"The folder of {str(path)!r} cannot be created ({error}), expected a writable place."
         ) from error
-    if path.is_dir() or not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # as write_atomically will do
+        os.close(handle)
+        Path(temporary).unlink()
+        refused = path.is_dir() or (path.exists() and not os.access(path, os.W_OK))
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be written ({error}), expected a writable file.") from error
+    if refused:
         raise ValueError(f"{str(path)!r} cannot be written, expected a writable file; choose another place.")
     return path
 

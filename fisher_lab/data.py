@@ -52,7 +52,7 @@ class Batches:
                 f"Got data of type {type(data).__name__}, expected (x, y), x, a DataLoader or an iterable of batches; "
                 "convert arrays with torch.as_tensor."
             )
-        if iter(data) is not data:
+        if not isinstance(data, Iterator):
             return list(data) if isinstance(data, list | tuple) else None
         kept, size = [], 0
         for batch in data:  # can be read only once, so it is kept
@@ -63,7 +63,7 @@ class Batches:
                     f"The data can be read only once and holds more than {readable(memory)}, expected data that can be "
                     "read again; pass a DataLoader or a list of batches, or raise memory=."
                 )
-            kept.append((x, y))
+            kept.append((x.clone(), None if y is None else y.clone()))  # its buffers may be used again
         return kept
 
     def __iter__(self) -> Iterator[Batch]:
@@ -73,7 +73,7 @@ class Batches:
             x, y = _parts(batch)
             _check(x, y, index)
             if self._kept is None:
-                checksums.append(_checksum(x))
+                checksums.append(_checksum(x) if y is None else _checksum(y, _checksum(x)))
                 if self._checksums is not None and checksums[-1:] != self._checksums[index : index + 1]:
                     raise ValueError(_CHANGED.format(index=index))
             examples += x.shape[0]
@@ -129,5 +129,5 @@ def _check(x: Tensor, y: Tensor | None, index: int) -> None:
         )
 
 
-def _checksum(x: Tensor) -> int:
-    return zlib.crc32(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+def _checksum(x: Tensor, start: int = 0) -> int:
+    return zlib.crc32(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), start)

@@ -14,7 +14,15 @@ import torch
 from torch import nn
 
 from fisher_lab.data import Batches
-from fisher_lab.functional import evaluation_copy, per_example_gradients, probe, sample_labels, untouched_randomness
+from fisher_lab.functional import (
+    NOT_FINITE,
+    evaluation_copy,
+    label_seed,
+    per_example_gradients,
+    probe,
+    sample_labels,
+    untouched_randomness,
+)
 from fisher_lab.layers import select
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
 from fisher_lab.matrices import Dense, FisherMatrix
@@ -100,11 +108,13 @@ def _columns(
         chunk = max(1, int(min(budget // 8, 2**28) // (8 * R * numbers)))
         label = y
         if fisher == "mc":
-            generator = torch.Generator(x.device).manual_seed(seed * 1_000_003 + index)
+            generator = torch.Generator(x.device).manual_seed(label_seed(seed, index))
             label = sample_labels(model, partial(likelihood.sample, generator=generator), x, chunk)
             label = label if y is None else likelihood.masked(label, y)
         for start in range(0, x.shape[0], chunk):
             piece = slice(start, start + chunk)
             with torch.no_grad():
-                z = model(x[piece])
+                z = model(x[piece].clone())
+            if not bool(torch.isfinite(z).all()):
+                raise ValueError(NOT_FINITE)
             yield x[piece], likelihood.columns(z, fisher, None if label is None else label[piece])

@@ -20,6 +20,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+NOT_FINITE = "The model returned NaN or infinite outputs, expected finite ones; check inputs and parameters."
+
 
 def evaluation_copy(model: nn.Module, dtype: torch.dtype, device: torch.device | str | None = None) -> nn.Module:
     """A copy of the model in `dtype`, its gradients dropped; the model itself is not touched.
@@ -45,16 +47,23 @@ def evaluation_copy(model: nn.Module, dtype: torch.dtype, device: torch.device |
             raise ValueError(
                 f"Parameter {name!r} has NaN or infinite values, expected finite ones; check the training."
             )
+    if dtype not in (torch.float64, torch.float32):
+        raise ValueError(f"Got dtype={dtype}, expected torch.float64 or torch.float32.")
     try:
         twin = copy.deepcopy(model)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"The model cannot be copied ({error}), expected a module that copy.deepcopy accepts; "
-            "use torch.nn.utils.parametrizations instead of the old weight_norm and spectral_norm."
+            f"The model cannot be copied ({str(error).splitlines()[0]}), expected a module that copy.deepcopy accepts; "
+            "drop tensors with a graph, locks and handles from it, and use torch.nn.utils.parametrizations instead of "
+            "the old weight_norm."
         ) from error
     for p in twin.parameters():
         p.grad = None
-    return twin.to(device=device, dtype=dtype)
+    try:
+        return twin.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Got device={device!r} ({reason}), expected a device of this machine.") from error
 
 
 def check_mode(model: nn.Module) -> None:
@@ -99,12 +108,12 @@ def probe(model: nn.Module, x: Tensor) -> Any:
     """
     try:
         with torch.no_grad():
-            return model(x[:1])
+            return model(x[:1].clone())
     except (RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"The model failed on one example of shape {tuple(x[:1].shape)} and type {x.dtype} ({reason}), expected "
-            "inputs that it takes; check the data."
+            "inputs that it takes; check the data (x.float() for integers that are numbers)."
         ) from error
 
 
@@ -120,10 +129,15 @@ def plain_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def label_seed(seed: int, batch: int) -> int:
+    """Seed of the labels sampled for one batch: the same in every pass and every way to compute."""
+    return (seed * 1_000_003 + batch) % 2**63
+
+
 def sample_labels(model: nn.Module, draw: Callable[[Tensor], Tensor], x: Tensor, chunk: int) -> Tensor:
     """Labels `draw(z)` for the outputs z of all examples x `[N, ...]`, sampled in one go whatever the chunk size."""
     with torch.no_grad():
-        return draw(torch.cat([model(part) for part in x.split(chunk)]))
+        return draw(torch.cat([model(part.clone()) for part in x.split(chunk)]))
 
 
 def per_example_gradients(model: nn.Module, names: list[str], x: Tensor, S: Tensor) -> dict[str, Tensor]:
@@ -137,11 +151,11 @@ def per_example_gradients(model: nn.Module, names: list[str], x: Tensor, S: Tens
         x: inputs `[N, ...]`.
         S: output columns `[R, N, *output]`.
     """
-    chosen, rest = _split(model, names)
+    chosen, call = _pure(model, names)
 
     def pull_back(example: Tensor) -> Any:
         def output(params: dict[str, Tensor]) -> Tensor:
-            return functional_call(model, {**rest, **params}, (example.unsqueeze(0),)).squeeze(0)
+            return call(params, example.unsqueeze(0)).squeeze(0)
 
         return vjp(output, chosen)[1]
 
@@ -168,10 +182,10 @@ def directional_derivative(model: nn.Module, V: dict[str, Tensor], x: Tensor) ->
     In forward mode, whose first use loads modules for two seconds; small models derive the gradient again instead, and
     so do operations without forward mode.
     """
-    chosen, rest = _split(model, list(V))
+    chosen, call = _pure(model, list(V))
 
     def output(params: dict[str, Tensor]) -> Tensor:
-        return functional_call(model, {**rest, **params}, (x,))
+        return call(params, x)
 
     first, second = _forward_mode, _reverse_mode
     if x.shape[0] * sum(p.numel() for p in model.parameters()) <= SMALL:
@@ -199,8 +213,29 @@ def _reverse_mode(output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor
         return z.detach(), torch.autograd.grad(inner, u)[0]
 
 
-def _split(model: nn.Module, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    named = {name: p.detach() for name, p in model.named_parameters()}
-    named.update({name: b.detach() for name, b in model.named_buffers()})
-    chosen = {name: named.pop(name) for name in names}
-    return chosen, named
+def _pure(
+    model: nn.Module, names: list[str]
+) -> tuple[dict[str, Tensor], Callable[[dict[str, Tensor], Tensor], Tensor]]:
+    """The named parameters, and the model as a function of them and of x `[N, ...]`.
+
+    Parameters and buffers that modules share are passed under all their names: torch's own tying leaves tensors behind
+    where one module has two names. The input is copied, since the first operation may work in place.
+    """
+    tensors: dict[str, Tensor] = {}
+    first: dict[int, str] = {}  # by identity: the name in model.named_parameters()
+    shared: dict[str, str] = {}
+    for prefix, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            name = f"{prefix}.{key}" if prefix else key
+            if tensor is not None and first.setdefault(id(tensor), name) == name:
+                tensors[name] = tensor.detach()
+            elif tensor is not None:
+                shared[name] = first[id(tensor)]
+    chosen = {name: tensors.pop(name) for name in names}
+
+    def call(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        known = tensors | params
+        everything = known | {name: known[source] for name, source in shared.items()}
+        return functional_call(model, everything, (x.clone(),), tie_weights=False)
+
+    return chosen, call

@@ -186,4 +186,6 @@ def _ritz(alpha: Tensor, beta: Tensor) -> tuple[Extremes, Tensor]:
     values, vectors = torch.linalg.eigh(tridiagonal)
     low, high = float(values[0]), float(values[-1])
     end = 0 if abs(low) > abs(high) else -1
-    return Extremes(low, high, float(beta[-1] * vectors[-1, end].abs())), vectors[:, end]
+    mine, others = (float(beta[-1] * vectors[-1, i].abs()) for i in (end, -1 - end))
+    overtaking = min(abs(low), abs(high)) + others - max(abs(low), abs(high))  # of the end that is behind so far
+    return Extremes(low, high, max(mine, overtaking)), vectors[:, end]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 
 def available_bytes() -> int:
-    """Memory that can still be taken without swapping (Linux: MemAvailable; elsewhere half of the physical memory)."""
+    """Memory that can still be taken without swapping (Linux: MemAvailable; elsewhere half of the physical memory, or 4 GiB)."""
     try:
         with open("/proc/meminfo") as file:
             for line in file:
@@ -16,11 +20,15 @@ def available_bytes() -> int:
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
+    if not hasattr(os, "sysconf"):
+        return 4 * 2**30
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def peak_bytes() -> int:
-    """Largest resident size of this process so far."""
+    """Largest resident size of this process so far; 0 where the system does not tell."""
+    if resource is None:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisher_lab.capture import capture, check_examples
+from fisher_lab.capture import capture, check_examples, first_input
 from fisher_lab.data import Batches
-from fisher_lab.functional import evaluation_copy, plain_kernels, probe, sample_labels, untouched_randomness
+from fisher_lab.functional import (
+    evaluation_copy,
+    label_seed,
+    plain_kernels,
+    probe,
+    sample_labels,
+    untouched_randomness,
+)
 from fisher_lab.layers import Layer, select
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
 from fisher_lab.memory import budget_bytes, readable
@@ -61,8 +68,8 @@ class Source:
         self._check_memory()
         own = next(self.model.parameters()).device
         self.batches = Batches(data, dtype, own, self.budget)
-        x, y = self.batches.first()
-        with untouched_randomness():
+        with untouched_randomness():  # which a DataLoader draws its seed from
+            x, y = self.batches.first()
             z = probe(self.model, x)
         self.likelihood.check_output(z)
         if z.shape[0] != 1:
@@ -109,8 +116,8 @@ class Source:
         outputs: list[int] = []
         unrolled = {n: layer.shape[0] * (self.R + 2) for n, layer in self.layers.items() if layer.gradient_form}
 
-        def look(name: str, use: Layer, inputs: tuple[Any, ...]) -> None:
-            a = use.unroll_input(inputs[0])
+        def look(name: str, use: Layer, x: Tensor) -> None:
+            a = use.unroll_input(x)
             check_examples(use.name, a.shape[0], 1)  # with one example no other dimension passes for the examples
             unrolled[name] = unrolled.get(name, 0) + a.numel()
 
@@ -123,11 +130,14 @@ class Source:
         for name, layer in self.layers.items():
             for use in () if layer.gradient_form else layer.uses:
                 hooks.append(
-                    use.module.register_forward_hook(lambda _m, inputs, _o, use=use, name=name: look(name, use, inputs))
+                    use.module.register_forward_hook(
+                        lambda _m, inputs, named, _o, use=use, name=name: look(name, use, first_input(inputs, named)),
+                        with_kwargs=True,
+                    )
                 )
         try:
             with untouched_randomness(), torch.no_grad(), plain_kernels():
-                self.model(x)
+                self.model(x.clone())
         finally:
             for hook in hooks:
                 hook.remove()
@@ -159,11 +169,13 @@ class Source:
     def parts(self, names: Iterable[str] | None = None) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
         """One pass over the data in pieces that fit the memory: x, the data's labels, labels to differentiate at."""
         for index, (x, y) in enumerate(self.batches):
+            if index:
+                probe(self.model, x)  # batches need not be alike
             if y is not None:
                 self.likelihood.check_labels(torch.empty(x.shape[0], *self.outputs, device="meta"), y)
             label = y
             if self.fisher == "mc":
-                generator = torch.Generator(x.device).manual_seed(self.seed * 1_000_003 + index)
+                generator = torch.Generator(x.device).manual_seed(label_seed(self.seed, index))
                 label = sample_labels(self.model, partial(self.likelihood.sample, generator=generator), x, self.chunk)
                 label = label if y is None else self.likelihood.masked(label, y)
             chunk = self.chunk if names is None else self._chunk(names)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import zlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +26,9 @@ def named(approximations: Any) -> dict[str, Approximation | Matrices]:
         approximations = default_approximations()
     if isinstance(approximations, Approximation):
         approximations = [approximations]
+    if isinstance(approximations, type):
+        name = approximations.__name__
+        raise TypeError(f"Got the class {name} as approximation, expected instances; write fl.{name}().")
     if isinstance(approximations, Mapping):
         named = dict(approximations)
     else:
@@ -57,10 +62,12 @@ def check_ready(candidates: dict[str, Approximation | Matrices], source: Source)
                 )
 
 
-def check_dampings(dampings: Sequence[float]) -> None:
-    """Dampings are positive."""
-    if not dampings or any(not d > 0 for d in dampings):
-        raise ValueError(f"Got dampings={list(dampings)}, expected positive numbers relative to tr F / d.")
+def check_dampings(dampings: Any) -> tuple[float, ...]:
+    """Dampings as positive finite numbers, each once."""
+    values = (dampings,) if isinstance(dampings, int | float) else tuple(dampings)
+    if not values or any(not (d > 0 and math.isfinite(d)) for d in values):
+        raise ValueError(f"Got dampings={list(values)}, expected positive finite numbers relative to tr F / d.")
+    return tuple(dict.fromkeys(float(d) for d in values))
 
 
 def all_settings(
@@ -85,12 +92,24 @@ def all_settings(
         "output": list(source.outputs), "seed": source.seed, "dtype": str(source.dtype).removeprefix("torch."),
         "device": str(next(source.model.parameters()).device), "exact": exact, "layers": layers,
         "left_out": dict(source.selection.left_out), "approximations": list(candidates),
+        "candidates": {label: _described(candidate) for label, candidate in candidates.items()},
         "errors": [m.name for m in wanted], "dampings": [float(d) for d in dampings], "fingerprint": fingerprint,
         "versions": {name: _version(name) for name in ("fisher-lab", "torch", "numpy", "scipy")}
         | {"python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
+
+
+def _described(candidate: Any) -> str:
+    """What tells one candidate from another: its options, or a checksum of ready matrices."""
+    if isinstance(candidate, Approximation):
+        return repr(candidate) if type(candidate).__repr__ is not object.__repr__ else candidate.label
+    crc = 0
+    for name in sorted(candidate):
+        for tensor in candidate[name].tensors().values():
+            crc = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), crc)
+    return f"ready matrices {crc:08x}"
 
 
 def _version(name: str) -> str:

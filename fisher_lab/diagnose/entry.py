@@ -80,7 +80,7 @@ def compare(
     candidates = named(approximations)
     wanted = measures.chosen(errors)
     if any(m.damped for m in wanted):
-        check_dampings(dampings)
+        dampings = check_dampings(dampings)
     if exact not in ("captured", "func"):
         raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
     path = None if resume is None else check_output(resume, (".json",))

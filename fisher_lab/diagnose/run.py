@@ -20,7 +20,7 @@ from fisher_lab.comparison import ALL, Comparison, Cost, Row
 from fisher_lab.diagnose.asked import Matrices
 from fisher_lab.errors import DampedPair, Measure, Measured, Total, absolute_damping
 from fisher_lab.exact import exact_fisher
-from fisher_lab.functional import directional_derivative
+from fisher_lab.functional import directional_derivative, label_seed
 from fisher_lab.matrices import FisherMatrix, LowRank
 from fisher_lab.memory import peak_bytes, readable
 from fisher_lab.progress import Progress
@@ -86,12 +86,15 @@ class Run:
                 sums[name] += float((S * Jv).flatten(2).sum(2).square().sum())
         bar.advance(len(source.layers))
         self.expected = {name: total / source.N for name, total in sums.items()}
-        self.fingerprint = f"{crc:08x}"
+        # v^T F v tells what no tensor does: the forward function, the likelihood and its settings
+        seen = ",".join(f"{value:.6e}" for value in self.expected.values())
+        self.fingerprint = f"{zlib.crc32(seen.encode(), crc):08x}"
 
-    def _deviation(self, name: str, exact: FisherMatrix) -> float | None:
-        """Relative deviation of the block from the check; refused where it is not rounding."""
-        if self.exact == "func":
-            return None
+    def _deviation(self, name: str, exact: FisherMatrix) -> float:
+        """Relative deviation of the captured block from the check; refused where it is not rounding.
+
+        Also with exact="func": the approximations are built from what was captured.
+        """
         V, most = self.directions[name], AGREEMENT.get(self.source.dtype, 1e-2)
         found, expected = float((V * (exact @ V)).sum()), self.expected[name]
         # Directional derivatives have rounding errors on the scale of the largest one: where gradients cancel (the bias
@@ -102,8 +105,8 @@ class Run:
         if not deviation <= most:
             raise ValueError(
                 f"The captured block of layer {name!r} deviates from torch.func by {deviation:.1e}, expected at most "
-                f"{most:g}: examples interact, the model is random, or its weight is "
-                'used in a way hooks do not see; use exact="func", or leave the layer out.'
+                f"{most:g}: examples interact, the model is random, or its weight is used in a way hooks do not see; "
+                "make the model act per example, or leave the layer out."
             )
         return deviation
 
@@ -151,7 +154,7 @@ class Run:
         running: dict[Any, Running] = {}
         for name in names:
             bar.say(f"building {name}")
-            if self.exact == "captured" and (name not in kept or is_dense(kept[name])):
+            if name not in kept or is_dense(kept[name]):
                 running[name, "exact"] = Running(Exact())
             for label, candidate in self.candidates.items():
                 if isinstance(candidate, Approximation):
@@ -163,17 +166,26 @@ class Run:
                 fisher=source.fisher, seed=source.seed, dtype=source.dtype, memory=source.budget / 2**30,
             )  # fmt: skip
         for name in names:
-            block = self._block(name, kept, running)
-            checked = self._deviation(name, block)
+            captured = self._captured(name, kept, running)
+            checked = self._deviation(name, captured)
+            block = self.blocks[name].scaled(1 / source.scale) if self.exact == "func" else captured
+            self._check_scale(name, block)
             bar.advance()
             self._layer(name, block, checked, running, bar)
             self.done.add(name)
             if name in kept:
                 kept[name].release()
 
-    def _block(self, name: str, kept: dict[str, LayerStats], running: dict[Any, Running]) -> FisherMatrix:
-        if self.exact == "func":
-            return self.blocks[name].scaled(1 / self.source.scale)
+    def _check_scale(self, name: str, block: FisherMatrix) -> None:
+        """Refuse blocks whose squares would overflow or vanish."""
+        size, info = float(block.trace()), torch.finfo(self.source.dtype)
+        if size != 0 and not math.sqrt(info.tiny) < size < math.sqrt(info.max):
+            raise ValueError(
+                f"The exact block of layer {name!r} has trace {size:.1e}, expected between {math.sqrt(info.tiny):.0e} and "
+                f"{math.sqrt(info.max):.0e} in {self.source.dtype}; rescale the inputs or the loss, or use float64."
+            )
+
+    def _captured(self, name: str, kept: dict[str, LayerStats], running: dict[Any, Running]) -> FisherMatrix:
         if (name, "exact") not in running:
             return LowRank(kept[name])  # with all that was computed on the way
         block = running[name, "exact"].matrix
@@ -181,7 +193,7 @@ class Run:
         return block
 
     def _layer(
-        self, name: str, block: FisherMatrix, checked: float | None, running: dict[Any, Running], bar: Progress
+        self, name: str, block: FisherMatrix, checked: float, running: dict[Any, Running], bar: Progress
     ) -> None:
         scale = self.source.scale
         exact = block.scaled(scale) if scale != 1.0 else block
@@ -195,6 +207,7 @@ class Run:
         for label, candidate in self.candidates.items():
             if isinstance(candidate, Approximation):
                 state = running.pop((name, label))
+                _check_matrix(name, label, state.matrix, exact.shape)
                 assert state.matrix is not None
                 matrices[label] = state.matrix.scaled(scale) if scale != 1.0 else state.matrix
                 self.costs.append(Cost(name, label, state.seconds, matrices[label].nbytes))
@@ -211,7 +224,9 @@ class Run:
             self._record(name, label, None, pair, undamped, checked)
             bar.advance()
         damped = [m for m in self.wanted if m.damped]
-        if damped:
+        if damped and float(exact.trace()) <= 0:
+            self.settings["layers"][name]["damped"] = "left out: F = 0, no damping is relative to it"
+        elif damped:
             for damping in self.dampings:
                 bar.say(f"{name}: damping {damping:g}")
                 inverse = exact.powered(-1.0, absolute_damping(exact, damping))
@@ -240,11 +255,11 @@ class Run:
             source = self.source
             totals: dict[str, Tensor] = {}
             for index, (x, y, label) in enumerate(source.parts()):
-                generator = torch.Generator(x.device).manual_seed(source.seed + index)
+                generator = torch.Generator(x.device).manual_seed(label_seed(source.seed, index))
                 target = y if y is not None else label
                 if target is None:
                     with torch.no_grad():
-                        target = source.likelihood.sample(source.model(x), generator)
+                        target = source.likelihood.sample(source.model(x.clone()), generator)
                 for layer, stats in capture(
                     source.model, source.layers, source.likelihood, x, "empirical", target
                 ).items():
@@ -258,7 +273,8 @@ class Run:
     # -- the result ------------------------------------------------------------------------------------------------
     def take_over(self, earlier: Comparison, path: Path) -> None:
         """Keep the layers that an earlier, interrupted run of the same comparison finished."""
-        keys = ("fingerprint", "fisher", "likelihood", "seed", "dtype", "approximations", "errors", "dampings", "exact")
+        keys = ("fingerprint", "fisher", "likelihood", "seed", "dtype", "candidates", "errors", "dampings", "exact")
+        keys += ("versions",)
         differing = [key for key in keys if earlier.settings.get(key) != self.settings[key]]
         if differing:
             raise DifferentRunError(
@@ -268,7 +284,7 @@ class Run:
         # a layer is finished once its last approximation has its last error
         last = (list(self.candidates)[-1], self.wanted[-1].name)
         for row in earlier.rows:
-            if row.layer != ALL and (row.approximation, row.error) == last:
+            if row.layer in self.source.layers and (row.approximation, row.error) == last:
                 self.done.add(row.layer)
         self.rows = [row for row in earlier.rows if row.layer in self.done]
         self.costs = [cost for cost in earlier.costs if cost.layer in self.done]
@@ -285,7 +301,7 @@ class Run:
                     found = [q for q in self.quantities if q["approximation"] == label and q["damping"] == damping]
                     total = Total([SimpleNamespace(**_thawed(q)) for q in found])
                     for m in self.wanted:
-                        if found and m.damped == (damping is not None):
+                        if found and m.layered and m.damped == (damping is not None):
                             value, noise = m.formula(total)
                             rows.append(
                                 Row(ALL, label, m.name, value, noise, damping, self._worst_check(), self.source.fisher)
@@ -298,6 +314,16 @@ class Run:
     def _worst_check(self) -> float | None:
         found = [row.checked for row in self.rows if row.checked is not None]
         return max(found) if found else None
+
+
+def _check_matrix(layer: str, label: str, matrix: Any, shape: tuple[int, int]) -> None:
+    """Refuse what an approximation assembled if it is no matrix over the layer's weight."""
+    if not isinstance(matrix, FisherMatrix) or tuple(matrix.shape) != tuple(shape):
+        found = f"a matrix over {tuple(matrix.shape)}" if isinstance(matrix, FisherMatrix) else type(matrix).__name__
+        raise ValueError(
+            f"{label} assembled {found} on layer {layer!r}, expected a FisherMatrix over {tuple(shape)}; "
+            "check its assemble."
+        )
 
 
 def _thawed(quantities: dict[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,11 @@ class DampedPair:
         self.shift = absolute_damping(exact, damping)
         self.inverse = exact.powered(-1.0, self.shift) if inverse is None else inverse
 
+    @cached_property
+    def rounding(self) -> float:
+        """Relative rounding error of a damped step: eps times the condition number of F + lambda I, with a margin."""
+        return 16 * self.eps * (1 + float(self.exact.frobenius_norm()) / self.shift)
+
     @property
     def gradient(self) -> Tensor:
         """g."""
@@ -97,9 +102,9 @@ class DampedPair:
         """lambda |(F + lambda I)^-1 - (F^ + lambda I)^-1|_2, between 0 and 1."""
         if self.exact.dim <= DENSE_DIM:
             difference = self.inverse.dense() - self.approx_inverse.dense()
-            return Measured(self.shift * float(torch.linalg.eigvalsh(difference).abs().max()), 16 * self.eps)
+            return Measured(self.shift * float(torch.linalg.eigvalsh(difference).abs().max()), self.rounding)
         found = extremes(lambda X: self.inverse @ X - self.approx_inverse @ X, self.exact)
-        return Measured(self.shift * found.norm, max(self.shift * found.residual, 16 * self.eps))
+        return Measured(self.shift * found.norm, max(self.shift * found.residual, self.rounding))
 
 
 def absolute_damping(exact: FisherMatrix, damping: float) -> float:

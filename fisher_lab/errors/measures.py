@@ -28,22 +28,26 @@ class Measure:
     formula: Callable[[Any], Measured]
     default: bool
     damped: bool
+    layered: bool  # whether it is a function of sums over layers, so that it has a value over all layers
 
 
 MEASURES: dict[str, Measure] = {}
 
 
-def measure(default: bool = False, damped: bool = False) -> Callable[[Callable[[Any], Measured]], Callable[..., float]]:
+def measure(
+    default: bool = False, damped: bool = False, layered: bool = True
+) -> Callable[[Callable[[Any], Measured]], Callable[..., float]]:
     """Register an error measure under its function's name; the public function takes matrices and returns a float.
 
     Args:
         default: whether `compare` measures it without being asked.
         damped: whether it is a function of a DampedPair, one value for each damping.
+        layered: whether it has a value over all layers.
     """
 
     def decorate(formula: Callable[[Any], Measured]) -> Callable[..., float]:
         name = formula.__name__
-        MEASURES[name] = Measure(name, formula, default, damped)
+        MEASURES[name] = Measure(name, formula, default, damped, layered)
         if damped:
 
             def public(
@@ -116,7 +120,9 @@ def frobenius_rescaled(q: Quantities) -> Measured:
 @measure(default=True)
 def cosine(q: Quantities) -> Measured:
     """<F, F^> / (|F|_F |F^|_F)."""
-    value = _relative(q.inner, math.sqrt(q.square_exact * q.square_approx))
+    if q.square_exact <= 0 and q.square_approx <= 0:
+        return Measured(1.0, 16 * q.eps)  # both are zero
+    value = _relative(q.inner, math.sqrt(q.square_exact) * math.sqrt(q.square_approx))
     return Measured(min(value, 1.0), 16 * q.eps)
 
 
@@ -127,9 +133,9 @@ def spectral(q: Quantities) -> Measured:
     return _floored(_relative(top.value, q.top_exact), _relative(top.noise, q.top_exact))
 
 
-@measure()
+@measure(layered=False)
 def spectrum(q: Quantities) -> Measured:
-    """l2 distance of the sorted eigenvalues, relative to |F|_F."""
+    """l2 distance of the sorted eigenvalues, relative to |F|_F; layer by layer only."""
     return _root(
         Measured(q.spectrum_difference, (64 * q.eps) ** 2 * (q.square_exact + q.square_approx)), q.square_exact
     )
@@ -138,7 +144,7 @@ def spectrum(q: Quantities) -> Measured:
 @measure(damped=True)
 def damped_cosine(q: Any) -> Measured:
     """Cosine between the damped steps (F + lambda I)^-1 g and (F^ + lambda I)^-1 g."""
-    return Measured(min(_relative(q.xy, math.sqrt(q.xx * q.yy)), 1.0), 64 * q.eps)
+    return Measured(min(_relative(q.xy, math.sqrt(q.xx) * math.sqrt(q.yy)), 1.0), 4 * q.rounding)
 
 
 @measure(damped=True)
@@ -147,7 +153,7 @@ def damped_efficiency(q: Any) -> Measured:
 
     (y . g)^2 / [(y . (F + lambda I) y) (g . (F + lambda I)^-1 g)], 1 only for the exact direction.
     """
-    return Measured(min(_relative(q.yg**2, q.yHy * q.gx), 1.0), 64 * q.eps)
+    return Measured(min(_relative(q.yg, q.yHy) * _relative(q.yg, q.gx), 1.0), 4 * q.rounding)
 
 
 @measure(damped=True)

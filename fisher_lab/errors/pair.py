@@ -147,6 +147,8 @@ def _equal(x: FisherMatrix, y: FisherMatrix) -> bool:
     if type(x) is not type(y):
         return False
     mine, theirs = x.tensors(), y.tensors()
+    if getattr(x, "groups", None) != getattr(y, "groups", None) or tuple(x.shape) != tuple(y.shape):
+        return False
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 

@@ -35,7 +35,7 @@ class Total:
         parts: the layers' quantities.
     """
 
-    _SUMS = ("trace_exact", "trace_approx", "square_exact", "square_approx", "inner", "spectrum_difference")
+    _SUMS = ("trace_exact", "trace_approx", "square_exact", "square_approx", "inner")
     _DAMPED = ("xy", "xx", "yy", "yg", "yHy", "gx")
 
     def __init__(self, parts: Sequence[Any]) -> None:
@@ -48,7 +48,7 @@ class Total:
             return sum(values)
         if name == "square_difference":
             return Measured(sum(v.value for v in values), sum(v.noise for v in values))
-        if name == "top_exact":
+        if name in ("top_exact", "rounding"):
             return max(values)
         if name in ("top_difference", "inverse_difference"):
             return max(values)

@@ -69,7 +69,13 @@ class Likelihood(ABC):
         check_fisher(fisher)
         z = z.detach()
         if fisher == "true":
-            return self.factor(z) * math.sqrt(self.kappa(z))
+            S = self.factor(z)
+            if S.shape[1:] != z.shape:
+                raise ValueError(
+                    f"{self.name}.factor returned shape {tuple(S.shape)} for outputs {tuple(z.shape)}, expected "
+                    "[R, *the shape of the outputs]."
+                )
+            return S * math.sqrt(self.kappa(z))
         if fisher == "mc":
             return self._score(z, self.sample(z, generator) if y is None else y) * math.sqrt(self.kappa(z))
         if y is None:

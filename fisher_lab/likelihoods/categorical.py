@@ -46,7 +46,7 @@ class Categorical(Likelihood):
         if y.is_floating_point():
             picked = (logp * y.movedim(self.dim, -1)).sum(-1)
         else:
-            picked = logp.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+            picked = logp.gather(-1, y.long().unsqueeze(-1)).squeeze(-1)
         return picked.reshape(z.shape[0], -1).sum(1)
 
     def check_output(self, z: Tensor) -> None:
@@ -60,11 +60,15 @@ class Categorical(Likelihood):
 
     def check_labels(self, z: Tensor, y: Tensor) -> None:
         """Class indices in range, one per position, or probabilities of the shape of z."""
-        if y.is_floating_point():
-            super().check_labels(z, y)
-            return
         expected = list(z.shape)
         C = expected.pop(self.dim)
+        if y.is_floating_point() and list(y.shape) == expected:
+            raise ValueError(f"{self.name} got {y.dtype} class labels, expected integers; convert them with y.long().")
+        if y.is_floating_point():
+            super().check_labels(z, y)
+            if not bool((y >= 0).all()):
+                raise ValueError(f"{self.name} got class probabilities down to {float(y.min()):g}, expected >= 0.")
+            return
         if list(y.shape) != expected or y.dtype == torch.bool:
             raise ValueError(
                 f"{self.name} got labels {y.dtype} {tuple(y.shape)} for outputs {tuple(z.shape)} with classes along "

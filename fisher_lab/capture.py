@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fisher_lab.functional import NOT_FINITE, per_example_gradients, plain_kernels
 from fisher_lab.layers import Layer
@@ -83,6 +84,10 @@ def capture(
     Raises:
         ValueError: a layer that is not used, or that sees a number of examples other than N.
     """
+    if x.shape[0] == 1 and any(isinstance(m, _InstanceNorm) for m in model.modules()):
+        # torch's backward of InstanceNorm is wrong for one example and a gradient with channels last, not for two
+        twice = capture(model, layers, likelihood, torch.cat([x, x]), fisher, None if y is None else torch.cat([y, y]))
+        return {name: stats.examples(slice(0, 1)) for name, stats in twice.items()}
     hooked = {name: layer for name, layer in layers.items() if not layer.gradient_form}
     with torch.enable_grad(), recording(hooked) as uses:
         z = model(x.clone())  # the first operation may work in place

@@ -77,7 +77,7 @@ class Categorical(Likelihood):
         if y.numel() and not bool(((y >= 0) & (y < C)).all()):
             raise ValueError(
                 f"{self.name} got labels from {int(y.min())} to {int(y.max())}, expected 0 to {C - 1} for {C} outputs; "
-                "check the labels and the model's last layer."
+                "check the labels and the model's last layer, or ignore labels by CrossEntropyLoss(reduction='sum')."
             )
 
     def _class_dim(self, z: Tensor) -> int:

@@ -399,6 +399,18 @@ def test_27_memory_formats() -> None:
     assert_same(last, plain, 1e-12)
 
 
+@pytest.mark.parametrize("N", [1, 3])
+def test_27_instance_norm_of_one_example(N: int) -> None:
+    """Torch's own backward is wrong for one example whose gradient has channels last; here it is right."""
+    tail = [nn.Tanh(), Lambda(lambda x: x.movedim(1, -1).square().mean((1, 2))), nn.Linear(4, 3)]
+    model = randomised(nn.Sequential(nn.Conv2d(2, 4, 3), nn.InstanceNorm2d(4, affine=True), *tail))
+    x = normal(N, 2, 6, 6)
+    exact = fl.exact_fisher(model, fl.Gaussian(), x)
+    for layer, found in fl.estimate(fl.Exact(), model, fl.Gaussian(), x).items():
+        assert_same(found.dense(), exact[layer].dense(), 1e-10)
+    assert all(row.checked < 1e-10 for row in fl.compare(model, fl.Gaussian(), x, [fl.KFAC()], errors=["trace"]).rows)
+
+
 def test_27_compiled_and_wrapped_models() -> None:
     """A compiled model is measured as what it compiles; a parallel wrapper and inference mode are refused."""
     model, x = mlp(), normal(5, 4)

@@ -32,8 +32,7 @@ class Row:
         value: the error.
         noise: its noise floor; a value below it is reported as 0.
         damping: relative to tr F / d, for damped measures.
-        checked: relative deviation of the exact block from torch.func along one random direction (None if the block
-            itself came from torch.func).
+        checked: relative deviation of the captured exact block from torch.func along one random direction.
         fisher: which Fisher was measured: "true", "mc" or "empirical".
     """
 

@@ -12,7 +12,7 @@ except ImportError:  # Windows
 
 
 def available_bytes() -> int:
-    """Memory that can still be taken without swapping (Linux: MemAvailable; elsewhere half of the physical memory, or 4 GiB)."""
+    """Memory that can be taken without swapping (Linux: MemAvailable; elsewhere half of the memory, or 4 GiB)."""
     try:
         with open("/proc/meminfo") as file:
             for line in file:

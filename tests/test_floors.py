@@ -14,7 +14,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fisher_lab"
 
 FLOORS = [
     ["memory", "progress", "contractions"],  # the machine, the terminal, sums of tensors
-    ["stats", "linalg", "likelihoods", "layers", "functional", "data"],  # LayerStats; numerics; p(y|z); adapters; batches
+    [
+        "stats",
+        "linalg",
+        "likelihoods",
+        "layers",
+        "functional",
+        "data",
+    ],  # LayerStats; numerics; p(y|z); adapters; batches
     ["matrices", "capture", "problems"],  # structures; model + batch -> {layer: LayerStats}; named problems
     ["approximations", "exact", "errors", "source", "plots", "tables"],  # one method a file; torch.func truth; measures
     ["running", "comparison"],  # the only holder of estimation state; what was measured, and its files

@@ -181,8 +181,9 @@ class Run:
         size, info = float(block.trace()), torch.finfo(self.source.dtype)
         if size != 0 and not math.sqrt(info.tiny) < size < math.sqrt(info.max):
             raise ValueError(
-                f"The exact block of layer {name!r} has trace {size:.1e}, expected between {math.sqrt(info.tiny):.0e} and "
-                f"{math.sqrt(info.max):.0e} in {self.source.dtype}; rescale the inputs or the loss, or use float64."
+                f"The exact block of layer {name!r} has trace {size:.1e}, expected between "
+                f"{math.sqrt(info.tiny):.0e} and {math.sqrt(info.max):.0e} in {self.source.dtype}; "
+                "rescale the inputs or the loss, or use float64."
             )
 
     def _captured(self, name: str, kept: dict[str, LayerStats], running: dict[Any, Running]) -> FisherMatrix:
@@ -274,8 +275,7 @@ class Run:
     def take_over(self, earlier: Comparison, path: Path) -> None:
         """Keep the layers that an earlier, interrupted run of the same comparison finished."""
         keys = ("fingerprint", "fisher", "likelihood", "seed", "dtype", "candidates", "errors", "dampings", "exact")
-        keys += ("versions",)
-        differing = [key for key in keys if earlier.settings.get(key) != self.settings[key]]
+        differing = [key for key in (*keys, "versions") if earlier.settings.get(key) != self.settings[key]]
         if differing:
             raise DifferentRunError(
                 f"{path} holds another comparison ({', '.join(differing)} differ), expected the same run; "

@@ -152,6 +152,7 @@ def _choose(
         return known
     if isinstance(names, str):
         raise TypeError(f"Got layers={names!r}, expected a list of names; write layers=[{names!r}].")
+    names = list(names)
     modules = dict(model.named_modules(remove_duplicate=False))
     listed = ", ".join(map(repr, known))
     for name in names:

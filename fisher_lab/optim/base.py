@@ -15,10 +15,9 @@ from fisher_lab.approximations import Approximation
 from fisher_lab.data import Batches
 from fisher_lab.layers import Layer
 from fisher_lab.memory import budget_bytes
-from fisher_lab.optim.curvature import all_finite
 from fisher_lab.optim.groups import choose_layers, make_groups
 from fisher_lab.optim.measuring import describe
-from fisher_lab.optim.observation import statistics_dtype
+from fisher_lab.optim.observation import all_finite, statistics_dtype
 
 Move = tuple[dict[str, Any], list[Tensor], list[Tensor]]  # group, parameters, directions
 
@@ -215,11 +214,13 @@ class LayerOptimizer(torch.optim.Optimizer):
                     torch._foreach_mul_(found, clip)
                 buffers = self.momentum(group, params, found, ok)
                 found = list(torch._foreach_mul(buffers, where_ok(ok, rate, 0.0, dtype)))
-            else:
+                rate = 1.0
+            elif isinstance(rate * clip, Tensor):
                 torch._foreach_mul_(found, rate * clip)
+                rate = 1.0
             if group["weight_decay"] and group["decoupled"]:
-                torch._foreach_mul_(params, where_ok(ok, 1 + rate * group["weight_decay"], 1.0, dtype))
-            torch._foreach_add_(params, found)
+                torch._foreach_mul_(params, where_ok(ok, 1 - group["lr"] * group["weight_decay"], 1.0, dtype))
+            torch._foreach_add_(params, found, alpha=rate)
         self._step_fallback(ok)
         self._skipped = ~ok + (0 if self._skipped is None else self._skipped)
 

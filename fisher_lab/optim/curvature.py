@@ -15,7 +15,7 @@ from fisher_lab.approximations import Approximation, MiniBlock
 from fisher_lab.layers import Layer
 from fisher_lab.linalg import eigh, shifted_power, spd_inverse, symmetrize
 from fisher_lab.matrices import BlockDiagonal, DirectSum, FisherMatrix, Kronecker
-from fisher_lab.optim.observation import Observed
+from fisher_lab.optim.observation import Observed, all_finite
 from fisher_lab.optim.saving import decode, encode
 from fisher_lab.optim.stacking import part, signature, stacked
 from fisher_lab.running import Running
@@ -109,12 +109,6 @@ class LayerCurvature(Running):
             )
         for name in KEPT:
             setattr(self, name, decode(saved[name], device))
-
-
-def all_finite(tensors: Any) -> Tensor:
-    """Whether all tensors are finite, a 0-d tensor; one reduction each."""
-    tops = torch._foreach_norm(list(tensors), float("inf"))
-    return torch.isfinite(torch.stack([top.to(torch.float32) for top in tops])).all()
 
 
 def prepare(approximation: Approximation, matrix: FisherMatrix, settings: Settings, jitter: float) -> FisherMatrix:

@@ -18,7 +18,7 @@ from fisher_lab.likelihoods import Likelihood
 from fisher_lab.linalg import spd_inverse, symmetrize
 from fisher_lab.matrices import Kronecker
 from fisher_lab.optim.base import LayerOptimizer, Move
-from fisher_lab.optim.curvature import all_finite
+from fisher_lab.optim.observation import all_finite
 from fisher_lab.optim.saving import decode, encode
 
 MU1 = 0.2  # Powell's constant [official code]

@@ -232,9 +232,8 @@ class NaturalGradient(LayerOptimizer):
                 vectors = self.momentum(group, params, vectors, ok)
             by_parameter = dict(zip(params, vectors, strict=True))
             directions = self._precondition(index, by_parameter)
-            moving = [
-                directions.get(p, torch.zeros_like(by_parameter[p])) for p in params
-            ]  # no finite statistics: stay
+            # a layer without finite statistics so far stays where it is
+            moving = [directions[p] if p in directions else torch.zeros_like(by_parameter[p]) for p in params]
             moves.append((group, params, moving))
             if self.kl_clip is not None:
                 dots = [(d * v).sum() for d, v in zip(moving, vectors, strict=True)]

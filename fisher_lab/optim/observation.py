@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -109,7 +109,7 @@ def statistics(
         dtype: of the statistics; None for each layer's own, at least float32.
     """
     z = forward.z.detach()
-    finite = torch.isfinite(z).all()
+    finite = all_finite([z])
     safe = torch.where(finite, z, 0.0).to(statistics_dtype(z.dtype, dtype))  # sampling refuses NaN
     S = likelihood.columns(safe, fisher, y, generator).to(z.dtype)
     edges = [use.edge for uses in forward.uses.values() for use in uses]
@@ -161,11 +161,21 @@ def _observed(
             f"Layer {layer.name!r} sees {a.shape[0]} examples for a batch of {N}, expected its first dimension to be "
             "the examples; keep [N, ...] in the model, or precondition other layers with layers=[...]."
         )
-    ok = finite & torch.isfinite(a).all() & torch.isfinite(g).all()
+    ok = finite & all_finite([a, g])
     g = torch.where(ok, g, 0.0)
     if summed:  # the loss is N times its mean, and so is its Fisher
         g = g * math.sqrt(N)
     return Observed(LayerStats(torch.where(ok, a, 0.0), g, layer.kernel, layer.bias), ok)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether all tensors are finite, a 0-d tensor; one reduction each."""
+    found = list(tensors)
+    if found[0].device.type == "cpu":  # where norms are slow; a sum is finite if its terms are (short of overflow)
+        tops = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in found]
+    else:
+        tops = list(torch._foreach_norm(found, float("inf")))
+    return torch.stack([torch.isfinite(top) for top in tops]).all()
 
 
 def of_batch_mean(stats: LayerStats) -> LayerStats:

@@ -97,6 +97,8 @@ class KBFGS(LayerOptimizer):
         if layers is None:
             linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
             layers = [n for n in linear if any(p.requires_grad for p in model.get_submodule(n).parameters())]
+            if not layers:
+                raise ValueError("The model has no trainable nn.Linear, expected one for KBFGS; use another optimizer.")
         super().__init__(model, settings, layers, groups, fallback_lr, 0)
         self.factors: dict[str, dict[str, Tensor]] = {}
 

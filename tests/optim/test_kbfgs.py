@@ -191,6 +191,11 @@ def test_resuming_is_exact():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def test_a_model_without_linear_layers_is_refused():
+    with pytest.raises(ValueError, match=r"no trainable nn\.Linear"):
+        optim.KBFGS(nn.Conv2d(1, 1, 1), LIKELIHOOD, 0.1)
+
+
 def test_shared_positions_are_refused():
     model = nn.Linear(3, 2)
     opt = optim.KBFGS(model, fl.Gaussian(), 0.1)

@@ -199,3 +199,27 @@ def test_batch_mean_statistics_average_to_f_over_the_labels():
             total[name] = total[name] + probability * F.dense()
     for name, F in fl.exact_fisher(model, LIKELIHOOD, (x, None)).items():
         helpers.assert_same(total[name], F.dense())
+
+
+CONV = ("KFAC", "EKFAC", "TKFAC", "TEKFAC", "TN", "MiniBlock", "TENGraD", "Diagonal", "Exact", "KPSVD", "LNGD")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("name", CONV)
+def test_one_step_of_a_convolution_equals_the_dense_solution(name, groups):
+    """With bias, stride and padding; the damped block of the approximation, formed and solved densely."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(2, 4, 2, stride=2, padding=1, groups=groups).double()
+        x, y = torch.randn(5, 2, 3, 3).double(), torch.randn(5, 4, 2, 2).double()
+    likelihood = fl.Gaussian()
+    W = torch.cat([model.weight.flatten(1), model.bias[:, None]], 1).detach()
+    grads = torch.autograd.grad(likelihood.loss(model(x), y), list(model.parameters()))
+    g = torch.cat([grads[0].flatten(1), grads[1][:, None]], 1)
+    F = fl.estimate(getattr(fl, name)(), model, likelihood, (x, None))[""].dense()
+    opt = fl.NaturalGradient(model, likelihood, getattr(fl, name)(), lr=0.1, damping=LAMBDA, fisher="true")
+    opt.warm_start((x, y))
+    one_step(opt, model, likelihood, x, y, observe=False)
+    step = torch.linalg.solve(F + LAMBDA * torch.eye(len(F), dtype=F.dtype), g.flatten()).view(W.shape)
+    found = torch.cat([model.weight.flatten(1), model.bias[:, None]], 1).detach()
+    helpers.assert_same(found, W - 0.1 * step)

@@ -119,6 +119,33 @@ def test_plot_and_report_read_saved_runs(capsys, tmp_path) -> None:
     assert run(capsys, "report", str(tmp_path / "nothing.json"), "--output", str(tmp_path / "c.html"))[0] == 2
 
 
+def test_train_writes_metrics_and_goes_on(capsys, tmp_path) -> None:
+    path = tmp_path / "run.jsonl"
+    common = ["train", "--problem", "digits_mlp", "--optimizer", "EKFAC", "--option", "observe_every=2"]
+    code, out, _ = run(capsys, *common, "--epochs", "2", "--output", str(path))
+    assert (code, out.count("epoch")) == (0, 2)
+    code, out, _ = run(capsys, *common, "--epochs", "3", "--output", str(path), "--resume")
+    assert (code, out.count("epoch")) == (0, 3)
+    straight = tmp_path / "straight.jsonl"
+    run(capsys, *common, "--epochs", "3", "--output", str(straight), "--quiet")
+    losses = [[json.loads(line)["loss"] for line in p.read_text().splitlines()] for p in (path, straight)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+
+
+def test_tune_lists_the_best_first(capsys, tmp_path) -> None:
+    arguments = ["tune", "--problem", "digits_mlp", "--optimizer", "KFAC", "--lrs", "1e-5", "0.05", "--dampings", "1"]
+    code, out, _ = run(capsys, *arguments, "--epochs", "2", "--output", str(tmp_path / "t.json"))
+    assert code == 0
+    assert "lr 0.05" in out.splitlines()[0]
+
+
+@pytest.mark.parametrize("arguments", [["--optimizer", "nope"], ["--problem", "nope"], ["--epochs", "0"]])
+def test_bad_training_is_refused(capsys, arguments) -> None:
+    code, out, err = run(capsys, "train", "--problem", "digits_mlp", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
 def test_problems_lists_all(capsys) -> None:
     code, out, _ = run(capsys, "problems")
     assert code == 0

@@ -1,0 +1,47 @@
+"""The command line: `fisher-lab compare | plot | report | train | tune | problems`, also `python -m fisher_lab`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import tyro
+
+from fisher_lab import problems as named_problems
+from fisher_lab.cli.measuring import compare, plot, report
+from fisher_lab.cli.training import train, tune
+
+
+def problems() -> None:
+    """List the problems with their settings."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("problem", "what it is", "settings"):
+        table.add_column(title, no_wrap=title == "problem")
+    for name, about in named_problems.describe().items():
+        settings = ", ".join(f"{key}={value}" for key, value in about.settings.items())
+        table.add_row(name, about.summary, settings)
+    Console().print(table)
+    print(
+        "\nYour own: --problem package.module:function or path/file.py:function, returning (model, likelihood, data)."
+    )
+
+
+COMMANDS: dict[str, Any] = {
+    "compare": compare, "plot": plot, "report": report, "train": train, "tune": tune, "problems": problems,
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `fisher-lab`; bad input ends with one sentence and exit code 2."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="fisher-lab", description=__doc__, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
+        )
+    except (ValueError, TypeError) as error:
+        print(f"fisher-lab: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,124 @@
+"""`fisher-lab compare`, `plot` and `report`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from fisher_lab.cli.options import MeasureOptions, ProblemOptions
+from fisher_lab.comparison import Comparison, check_output, load_comparison
+from fisher_lab.diagnose import DifferentRunError
+from fisher_lab.diagnose import compare as run_compare
+from fisher_lab.memory import readable
+
+
+def compare(
+    problem: ProblemOptions = ProblemOptions(),
+    measure: MeasureOptions = MeasureOptions(),
+    output: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Measure how far every approximation is from the exact Fisher block of every layer.
+
+    A run that was stopped goes on where it was when the same command is given again.
+
+    Args:
+        problem: the problem.
+        measure: what to measure.
+        output: file to save to, .json or .csv.
+        quiet: no progress bar and no table.
+    """
+    if output is not None:
+        check_output(output)
+    found = _measured(problem, measure, output, quiet)
+    if not quiet:
+        print(found)
+    spent = found.settings
+    saved = "" if output is None else f", saved to {found.save(output)}"
+    print(f"{spent['seconds']:.1f} s, peak memory {readable(spent['peak_bytes'])}{saved}")
+    _partial(output).unlink(missing_ok=True)
+
+
+def plot(
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    output: Path = Path("figures"),
+    form: Literal["svg", "png", "pdf"] = "svg",
+) -> None:
+    """Draw the figures of saved comparisons; several of one problem at different steps also along its training.
+
+    Args:
+        files: files that `compare --output` wrote.
+        output: folder for the figures.
+        form: what kind of files.
+    """
+    from fisher_lab import plots
+
+    if not files:
+        raise ValueError("Got no files, expected at least one that `fisher-lab compare --output` wrote.")
+    loaded = {path: load_comparison(path) for path in files}
+    for path, comparison in loaded.items():
+        start = f"{path.stem}-" if len(files) > 1 else ""
+        for name, figure in plots.figures(comparison).items():
+            print(plots.save(figure, output / f"{start}{name}.{form}"))
+    steps = {c.settings["problem"]["steps"]: c for c in loaded.values() if "steps" in c.settings.get("problem", {})}
+    if len(steps) == len(loaded) > 1:
+        print(plots.save(plots.training(steps), output / f"training-frobenius.{form}"))
+
+
+def report(
+    files: tyro.conf.Positional[tuple[Path, ...]] = (),
+    problem: ProblemOptions = ProblemOptions(),
+    measure: MeasureOptions = MeasureOptions(errors=("all",)),
+    output: Path = Path("report.html"),
+) -> None:
+    """Write a page that says what was measured, the answer for every layer, tables and figures: one HTML file.
+
+    Args:
+        files: files that `compare --output` wrote; without any the problem is measured.
+        problem: the problem, if no files are given.
+        measure: what to measure, if no files are given.
+        output: the .html file.
+    """
+    from fisher_lab.report import write_report
+
+    check_output(output, (".html",))
+    found: Sequence[Path | Comparison] = files or [_measured(problem, measure, output, False)]
+    print(write_report(found, output))
+    _partial(output).unlink(missing_ok=True)
+
+
+def _measured(options: ProblemOptions, measure: MeasureOptions, output: Path | None, quiet: bool) -> Comparison:
+    """Run `compare`, keeping every finished layer in a file beside `output`."""
+    problem, partial = options.load(), _partial(output)  # first: its file may define approximations
+    arguments = measure.arguments()
+    arguments["fisher"] = arguments["fisher"] or problem.fisher
+    settings: dict[str, Any] = {"seed": options.seed, "progress": False if quiet else None, "problem": problem.settings}
+
+    def run() -> Comparison:
+        return run_compare(problem.model, problem.likelihood, problem.data, **arguments, **settings, resume=partial)
+
+    try:
+        try:
+            return run()
+        except DifferentRunError:  # what an earlier, different run left behind is of no use
+            partial.unlink()
+            return run()
+    except KeyboardInterrupt:
+        if partial.exists():
+            print(load_comparison(partial))
+            if output is not None:
+                print(f"Stopped; finished layers are kept, the same command goes on from {partial}.", file=sys.stderr)
+        raise
+
+
+def _partial(output: Path | None) -> Path:
+    """Where finished layers are kept while a run goes on."""
+    if output is None:
+        return Path(tempfile.gettempdir()) / f"fisher-lab-{os.getpid()}.json"
+    return output.with_name(f".{output.stem}.partial.json")

@@ -1,0 +1,119 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from fisher_lab import approximations as methods
+from fisher_lab import problems
+from fisher_lab.approximations import Approximation
+from fisher_lab.errors import DAMPINGS
+
+
+@dataclass(frozen=True)
+class ProblemOptions:
+    """Which problem.
+
+    Args:
+        problem: its name (see `fisher-lab problems`), package.module:function, or path/file.py:function.
+        steps: its training steps.
+        examples: its measuring examples.
+        seed: of the problem, of sampled labels and of random directions.
+        set: its further settings, as name=value.
+    """
+
+    problem: str = "martens_grosse"
+    steps: int | None = None
+    examples: int | None = None
+    seed: int = 0
+    set: tuple[str, ...] = ()
+
+    def load(self) -> problems.Problem:
+        """Build the problem; settings that were not given are left to it."""
+        return problems.load(self.problem, {"seed": self.seed}, **self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that were given."""
+        common = {"steps": self.steps, "examples": self.examples}
+        return {key: value for key, value in common.items() if value is not None} | assignments("--set", self.set)
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What to measure.
+
+    Args:
+        approximations: for instance KFAC "MiniBlock(linear=col)"; all if none are named.
+        layers: names of layers; all if none are named.
+        errors: "default", "all", or names of error measures.
+        dampings: for the damped measures, relative to tr F / d.
+        fisher: which Fisher; the problem's own choice if not given.
+        exact: "captured" (checked against torch.func) or "func" (torch.func throughout, slower).
+        dtype: precision.
+        memory: budget in GiB; half of what is free if not given.
+    """
+
+    approximations: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ("default",)
+    dampings: tuple[float, ...] = DAMPINGS
+    fisher: Literal["true", "mc", "empirical"] | None = None
+    exact: Literal["captured", "func"] = "captured"
+    dtype: Literal["float64", "float32"] = "float64"
+    memory: float | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `compare`; `fisher` may be None."""
+        chosen = [parse_approximation(text) for text in self.approximations]
+        return {
+            "approximations": chosen or None, "layers": list(self.layers) or None, "dampings": self.dampings,
+            "errors": self.errors[0] if len(self.errors) == 1 else self.errors, "fisher": self.fisher,
+            "exact": self.exact, "dtype": getattr(torch, self.dtype), "memory": self.memory,
+        }  # fmt: skip
+
+
+def assignments(option: str, texts: tuple[str, ...]) -> dict[str, str]:
+    """`name=value` texts as a dictionary.
+
+    Raises:
+        ValueError: for a text without "=".
+    """
+    given = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"Got {option} {text!r}, expected name=value, for instance {option} steps=100.")
+        given[key] = value
+    return given
+
+
+def parse_approximation(text: str) -> Approximation:
+    """`KFAC` or `MiniBlock(linear=col)` as an Approximation.
+
+    Raises:
+        ValueError: unknown names or options, or text that is neither.
+    """
+    name, bracket, rest = text.partition("(")
+    known = methods.registry()
+    if name not in known or (bracket and not rest.endswith(")")):
+        raise ValueError(f"Got approximation {text!r}, expected one of {', '.join(known)}, options as in TN(modes=2).")
+    options = {}
+    for part in filter(None, (p.strip() for p in rest.removesuffix(")").split(","))):
+        key, _, value = part.partition("=")
+        options[key.strip()] = literal(value.strip())
+    try:
+        return known[name](**options)
+    except TypeError as error:
+        raise ValueError(f"Got approximation {text!r}, expected options that {name} has ({error}).") from error
+
+
+def literal(text: str) -> Any:
+    """A Python literal, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

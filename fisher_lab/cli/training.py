@@ -1,0 +1,88 @@
+"""`fisher-lab train` and `tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fisher_lab.cli.options import ProblemOptions, assignments, literal
+from fisher_lab.tables import number
+from fisher_lab.training import train_command, tune_command
+
+
+def train(
+    optimizer: str = "KFAC",
+    problem: ProblemOptions = ProblemOptions(problem="mnist_autoencoder"),
+    lr: float = 0.1,
+    damping: float | None = None,
+    option: tuple[str, ...] = (),
+    epochs: int = 10,
+    batch: int = 100,
+    output: Path | None = None,
+    resume: bool = False,
+    measure_every: int = 0,
+    quiet: bool = False,
+) -> None:
+    """Train a problem from its start with a method of fisher_lab.optim, or with SGD or Adam.
+
+    Args:
+        optimizer: TNT, KFAC, EKFAC, TKFAC, TEKFAC, MBF, TENGraD, Shampoo, KBFGS, SGD or Adam.
+        problem: the problem.
+        lr: learning rate.
+        damping: lambda on the scale of the Fisher; the optimizer's default if not given.
+        option: further arguments of the optimizer, as name=value, for instance observe_every=1.
+        epochs: passes over the training data.
+        batch: examples in a step.
+        output: file for the metrics, .jsonl; the checkpoint lies beside it as .pt.
+        resume: go on from that checkpoint.
+        measure_every: epochs between measurements of the matrices in use; 0 for none.
+        quiet: no progress bar and no table.
+    """
+    records = train_command(
+        problem.problem, optimizer, lr=lr, damping=damping, epochs=epochs, batch=batch, seed=problem.seed,
+        output=output, resume=resume, measure_every=measure_every, settings=problem.settings(),
+        options={key: literal(value) for key, value in assignments("--option", option).items()},
+        progress=False if quiet else None,
+    )  # fmt: skip
+    shown = records[-1:] if quiet else records
+    for record in shown:
+        test = f"  test {number(record['test_loss'])}" if record.get("test_loss") is not None else ""
+        loss = number(record["loss"])
+        print(f"epoch {record['epoch']:4d}  loss {loss}{test}  {record['seconds']:.1f} s")
+
+
+def tune(
+    optimizer: str = "KFAC",
+    problem: ProblemOptions = ProblemOptions(problem="mnist_autoencoder"),
+    lrs: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0),
+    dampings: tuple[float, ...] = (0.1, 1.0, 10.0),
+    option: tuple[str, ...] = (),
+    epochs: int = 10,
+    batch: int = 100,
+    output: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Train with every learning rate and damping of a grid, the same budget for every optimizer.
+
+    With an output file, trials that it holds already are not run again.
+
+    Args:
+        optimizer: as `fisher-lab train --optimizer`.
+        problem: the problem.
+        lrs: learning rates.
+        dampings: dampings; an optimizer without damping gets as many more learning rates instead.
+        option: further arguments of the optimizer, as name=value.
+        epochs: of every trial.
+        batch: examples in a step.
+        output: file for the trials, .json.
+        quiet: no progress bar.
+    """
+    trials = tune_command(
+        problem.problem, optimizer, lrs=lrs, dampings=dampings, epochs=epochs, batch=batch, seed=problem.seed,
+        output=output, settings=problem.settings(),
+        options={key: literal(value) for key, value in assignments("--option", option).items()},
+        progress=False if quiet else None,
+    )  # fmt: skip
+    for trial in trials:
+        damping = "" if trial["damping"] is None else f"  damping {trial['damping']:g}"
+        loss = "diverged" if trial["loss"] is None else f"loss {number(trial['loss'])}"
+        print(f"{trial['optimizer']}  lr {trial['lr']:g}{damping}  {loss}  {trial['seconds']:.1f} s")

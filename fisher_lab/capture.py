@@ -19,6 +19,8 @@ from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood
 from fisher_lab.stats import LayerStats
 
+ALLOWED = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative deviations that are rounding
+
 
 class Use(NamedTuple):
     """One call of a layer: its adapter, its unrolled input `[N, T, Q, d_in]` and where its output gradient arrives."""
@@ -70,6 +72,7 @@ def capture(
     x: Tensor,
     fisher: FisherKind,
     y: Tensor | None = None,
+    verify: bool = False,
 ) -> dict[str, LayerStats]:
     """LayerStats of every layer for one batch.
 
@@ -80,13 +83,17 @@ def capture(
         x: inputs `[N, ...]`.
         fisher: which Fisher.
         y: the labels for "empirical", labels sampled from the model for "mc"; see `Likelihood.columns`.
+        verify: check that an example's output does not depend on the batch, and that the gradients found by hooks add
+            up to autograd's, which they do not where a weight is used behind the hooks' back.
 
     Raises:
-        ValueError: a layer that is not used, or that sees a number of examples other than N.
+        ValueError: a layer that is not used, or that sees a number of examples other than N; what `verify` finds.
     """
     if x.shape[0] == 1 and any(isinstance(m, _InstanceNorm) for m in model.modules()):
         # torch's backward of InstanceNorm is wrong for one example and a gradient with channels last, not for two
-        twice = capture(model, layers, likelihood, torch.cat([x, x]), fisher, None if y is None else torch.cat([y, y]))
+        twice = capture(
+            model, layers, likelihood, torch.cat([x, x]), fisher, None if y is None else torch.cat([y, y]), verify
+        )
         return {name: stats.examples(slice(0, 1)) for name, stats in twice.items()}
     hooked = {name: layer for name, layer in layers.items() if not layer.gradient_form}
     with torch.enable_grad(), recording(hooked) as uses:
@@ -94,11 +101,59 @@ def capture(
     if not bool(torch.isfinite(z).all()):
         raise ValueError(NOT_FINITE)
     S = likelihood.columns(z, fisher, y)
-    found = _by_hooks(z, S, uses, hooked) | _by_gradients(model, layers, x, S)
+    found = _by_hooks(z, S, uses, hooked, retain_graph=verify)
+    if verify:
+        _check_batch(model, x, z.detach())
+        _check_total(z, S, hooked, found)
+    found |= _by_gradients(model, layers, x, S)
     return {name: found[name] for name in layers}
 
 
-def _by_hooks(z: Tensor, S: Tensor, uses: dict[str, list[Use]], layers: dict[str, Layer]) -> dict[str, LayerStats]:
+def _check_batch(model: nn.Module, x: Tensor, z: Tensor) -> None:
+    with torch.no_grad(), plain_kernels():
+        alone = model(x[:1].clone())
+    change = float((alone - z[:1]).norm() / z.norm().clamp(min=torch.finfo(z.dtype).tiny))
+    if not change <= ALLOWED.get(z.dtype, 1e-2):
+        raise ValueError(
+            f"The output for an example changes by {change:.1e} with the batch around it, expected at most "
+            f"{ALLOWED.get(z.dtype, 1e-2):g}: examples interact or the model is random; call model.eval(), or remove "
+            "what mixes examples."
+        )
+
+
+def _check_total(z: Tensor, S: Tensor, layers: dict[str, Layer], found: dict[str, LayerStats]) -> None:
+    """The sum of all captured gradients of a layer is autograd's gradient of its parameters, or ValueError."""
+    parameters = [p for layer in layers.values() for p in layer.parameters.values()]
+    if not parameters:
+        return
+    allowed, eps = ALLOWED.get(z.dtype, 1e-2), torch.finfo(z.dtype)
+    totals = iter(torch.autograd.grad(z, parameters, S.sum(0), allow_unused=True))
+    sizes = {name: _size_of_terms(found[name]) for name in layers}
+    floor = max(
+        16 * eps.eps / allowed * max(sizes.values()), eps.tiny
+    )  # where gradients cancel, rounding is all there is
+    for name, layer in layers.items():
+        pairs = [(key, p, next(totals)) for key, p in layer.parameters.items()]
+        expected = layer.pack({key: torch.zeros_like(p) if total is None else total for key, p, total in pairs})
+        ones = S.new_ones(S.shape[:2])
+        deviation = float((found[name].combine(ones) - expected).norm()) / max(sizes[name], floor)
+        if not deviation <= allowed:
+            raise ValueError(
+                f"The gradients captured for layer {name!r} deviate from autograd's by {deviation:.1e}, expected at "
+                f"most {allowed:g}: its weight is used in a way hooks do not see; use exact_fisher, or leave the layer "
+                "out."
+            )
+
+
+def _size_of_terms(stats: LayerStats) -> float:
+    """Size of what may cancel in the sum of all gradients."""
+    assert stats.a is not None
+    return float((stats.a.flatten(1).norm(dim=1) * stats.g.sum(0).flatten(1).norm(dim=1)).sum())
+
+
+def _by_hooks(
+    z: Tensor, S: Tensor, uses: dict[str, list[Use]], layers: dict[str, Layer], retain_graph: bool
+) -> dict[str, LayerStats]:
     """Stats of the layers whose uses were recorded; several uses are so many more positions.
 
     Args:
@@ -106,12 +161,13 @@ def _by_hooks(z: Tensor, S: Tensor, uses: dict[str, list[Use]], layers: dict[str
         S: output columns `[R, N, *output]`.
         uses: from `recording`.
         layers: the layers' adapters.
+        retain_graph: whether the graph is needed again.
     """
     _check_used(uses, layers)
     edges = [use.edge for found in uses.values() for use in found]
     if not edges:
         return {}
-    gradients = iter(torch.autograd.grad(z, edges, S, is_grads_batched=True, allow_unused=True))
+    gradients = iter(torch.autograd.grad(z, edges, S, retain_graph, is_grads_batched=True, allow_unused=True))
     stats = {}
     for name, layer in layers.items():
         parts = []

@@ -84,6 +84,7 @@ class Source:
         self._outputs, self._unrolled = self._sizes(x[:1])
         self._check_example()
         self.chunk = self._chunk(self.layers)
+        self._verified: set[str] = set()  # layers whose first capture was checked
         self._cached: tuple[tuple[str, ...], dict[str, LayerStats]] = ((), {})
 
     def _check_memory(self) -> None:
@@ -199,7 +200,9 @@ class Source:
         everything = self.kept()
         layers = {name: layer for name, layer in self.layers.items() if everything or name in key}
         for x, _, label in self.parts(layers):
-            stats = capture(self.model, layers, self.likelihood, x, self.fisher, label)
+            verify = not set(layers) <= self._verified
+            stats = capture(self.model, layers, self.likelihood, x, self.fisher, label, verify)
+            self._verified.update(layers)
             if self.kept(layers):
                 self._cached = (tuple(layers), stats)
             yield {name: stats[name] for name in key}

@@ -494,7 +494,7 @@ def test_examples_that_interact_are_found_by_the_check() -> None:
             return x - x.mean(0)
 
     model = nn.Sequential(nn.Linear(5, 4), Centred(), nn.Linear(4, 3))
-    with pytest.raises(ValueError, match=r"deviates from torch\.func"):
+    with pytest.raises(ValueError, match="examples interact"):
         fl.compare(model, CE(), (X, Y))
 
 
@@ -505,7 +505,7 @@ def test_a_random_model_is_found_by_the_check() -> None:
 
     model = nn.Sequential(nn.Linear(5, 4), Noisy(), nn.Linear(4, 3))
     state = torch.get_rng_state()
-    with pytest.raises(ValueError, match=r"deviates from torch\.func"):
+    with pytest.raises(ValueError, match="examples interact"):
         fl.compare(model, CE(), (X, Y))
     assert torch.equal(state, torch.get_rng_state())
 

@@ -235,6 +235,43 @@ def test_a_shared_dimension_of_the_same_size_as_the_batch() -> None:
         fl.estimate(fl.Exact(), Shared(), fl.Gaussian(), normal(4, 4, 3))
 
 
+class Behind(nn.Module):
+    """Uses the weight of a layer without calling the layer, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.out = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(nn.functional.linear(self.linear(x).tanh(), self.linear.weight).tanh())
+
+
+class Centred(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1e-4 * torch.randn_like(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (Behind(), "'linear' deviate .* in a way hooks do not see"),
+        (nn.Sequential(nn.Linear(3, 3), Centred(), nn.Linear(3, 2)), "examples interact"),
+        (nn.Sequential(nn.Linear(3, 3), Noisy(), nn.Linear(3, 2)), "the model is random"),
+    ],
+)
+@pytest.mark.parametrize("measure", [fl.compare, lambda *args: fl.estimate(fl.KFAC(), *args)])
+def test_what_hooks_cannot_see_is_refused(model: nn.Module, match: str, measure) -> None:
+    """A weight used behind the layer's back, and models that do not act per example, are refused by estimate too."""
+    for batches in (normal(5, 3), [(normal(2, 3), None), (normal(3, 3), None)]):
+        with pytest.raises(ValueError, match=match):
+            measure(randomised(model), fl.Gaussian(), batches)
+
+
 def test_stats_are_those_of_the_oracle() -> None:
     """Captured statistics give the block by the naive sums too."""
     from fisher_lab.capture import capture

@@ -249,7 +249,7 @@ class LayerStats:
             return accumulated(rotate(P, left, right).square().sum((0, 1)) for P in self.per_example())
         parts = slices(self.N, self.R * self.dim * self.g.element_size())
         pieces = (self.examples(part).rotated(left, right).gradients() for part in parts)
-        return accumulated(P.square_().sum((0, 1)) for P in pieces)
+        return accumulated(P.square().sum((0, 1)) for P in pieces)
 
     def rotated(self, left: Tensor | None, right: Tensor | None) -> LayerStats:
         """The stats of B_1^T P B_2 (a and g apart); None stands for the identity."""

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import pandas
@@ -34,6 +34,7 @@ class Row:
         damping: relative to tr F / d, for damped measures.
         checked: relative deviation of the captured exact block from torch.func along one random direction.
         fisher: which Fisher was measured: "true", "mc" or "empirical".
+        stderr: standard error over the examples, where it was asked for and could be had.
     """
 
     layer: str
@@ -44,6 +45,7 @@ class Row:
     damping: float | None = None
     checked: float | None = None
     fisher: str = "true"
+    stderr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ class Cost:
     bytes: int
 
 
+class Difference(NamedTuple):
+    """A difference of two errors with its standard error; significant beyond about two of them."""
+
+    value: float
+    stderr: float
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Errors of approximations against the exact Fisher, layer by layer and over all layers.
@@ -65,12 +74,14 @@ class Comparison:
         costs: seconds and bytes per layer and approximation.
         settings: everything that determines the result (versions, seed, N, C, Fisher kind, dtype, problem, layers).
         quantities: the numbers the errors are made of (traces, squared norms, inner products), per layer.
+        covariances: with standard errors, per layer and error the covariance matrix of the approximations' values.
     """
 
     rows: tuple[Row, ...]
     costs: tuple[Cost, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     quantities: tuple[dict[str, Any], ...] = ()
+    covariances: tuple[dict[str, Any], ...] = ()
 
     @property
     def layers(self) -> list[str]:
@@ -97,6 +108,25 @@ class Comparison:
             if (row.layer, row.approximation, row.error, row.damping) == (layer, approximation, error, damping):
                 return row.value
         raise KeyError(f"No {error} of {approximation} on layer {layer!r} (damping {damping}) was measured.")
+
+    def difference(self, layer: str, a: str, b: str, error: str) -> Difference:
+        """How much larger an error of `a` is than that of `b`, and the standard error of that difference.
+
+        The examples are the same for both, so that much of their chance cancels.
+
+        Raises:
+            KeyError: if the errors or their standard errors were not measured.
+        """
+        value = self.value(layer, a, error) - self.value(layer, b, error)
+        for found in self.covariances:
+            names = found["approximations"]
+            if (found["layer"], found["error"]) == (layer, error) and a in names and b in names:
+                i, j, C = names.index(a), names.index(b), found["matrix"]
+                return Difference(value, math.sqrt(max(0.0, C[i][i] + C[j][j] - 2 * C[i][j])))
+        raise KeyError(
+            f"No standard error of {error} of {a} and {b} on layer {layer!r} was measured; "
+            "use compare(..., standard_errors=True)."
+        )
 
     def to_frame(self) -> pandas.DataFrame:
         """The rows as a pandas DataFrame, with the seconds and bytes of each approximation."""
@@ -130,12 +160,17 @@ class Comparison:
             "rows": [asdict(row) for row in self.rows],
             "costs": [asdict(cost) for cost in self.costs],
             "quantities": list(self.quantities),
+            "covariances": list(self.covariances),
         }
         return json.dumps(_encode(self._head() | body), indent=1, allow_nan=False) + "\n"
 
     def _to_csv(self) -> str:
         out = io.StringIO()
-        rest = {"costs": [asdict(cost) for cost in self.costs], "quantities": list(self.quantities)}
+        rest = {
+            "costs": [asdict(cost) for cost in self.costs],
+            "quantities": list(self.quantities),
+            "covariances": list(self.covariances),
+        }
         out.write("# " + json.dumps(_encode(self._head() | rest), allow_nan=False) + "\n")
         writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n")
         writer.writeheader()
@@ -186,6 +221,7 @@ def load_comparison(path: str | Path) -> Comparison:
             tuple(Cost(c["layer"], c["approximation"], float(c["seconds"]), int(c["bytes"])) for c in body["costs"]),
             _decode(body["settings"]),
             tuple(_decode(q) for q in body["quantities"]),
+            tuple(_decode(c) for c in body.get("covariances", ())),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is truncated or foreign ({error}), {cure}.") from error
@@ -193,7 +229,7 @@ def load_comparison(path: str | Path) -> Comparison:
 
 def _row(row: dict[str, Any]) -> Row:
     def number(name: str) -> float | None:
-        return None if row[name] in (None, "") else float(row[name])
+        return None if row.get(name) in (None, "") else float(row[name])
 
     value, noise = number("value"), number("noise")
     if value is None or noise is None:
@@ -207,6 +243,7 @@ def _row(row: dict[str, Any]) -> Row:
         number("damping"),
         number("checked"),
         row["fisher"],
+        number("stderr"),
     )
 
 

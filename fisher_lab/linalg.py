@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
     """
     M = symmetrize(M)
     try:
-        values, vectors = torch.linalg.eigh(M)
+        values, vectors = _Eigh.apply(M) if M.requires_grad else torch.linalg.eigh(M)
     except torch.linalg.LinAlgError:
         finite = torch.isfinite(M).all(-1, keepdim=True).all(-2, keepdim=True)
         wide = torch.where(finite, M, torch.zeros_like(M)).double()
@@ -58,6 +58,25 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
         values = torch.where(finite[..., 0], values, torch.nan)
         vectors = torch.where(finite, vectors, torch.nan)
     return values.clamp(min=0), vectors
+
+
+class _Eigh(torch.autograd.Function):
+    """eigh whose derivative leaves eigenvectors of equal eigenvalues where they are (as in a null space)."""
+
+    @staticmethod
+    def forward(ctx: Any, M: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(M)
+        ctx.save_for_backward(values, vectors)
+        return values, vectors
+
+    @staticmethod
+    def backward(ctx: Any, grad_values: Tensor, grad_vectors: Tensor) -> Tensor:
+        values, vectors = ctx.saved_tensors
+        gaps = values.unsqueeze(-2) - values.unsqueeze(-1)
+        least = values.abs().amax(-1, keepdim=True).unsqueeze(-1) * values.shape[-1] * torch.finfo(values.dtype).eps
+        inverse = torch.where(gaps.abs() > 16 * least, 1 / gaps, torch.zeros_like(gaps))
+        core = inverse * (vectors.transpose(-1, -2) @ grad_vectors) + torch.diag_embed(grad_values)
+        return symmetrize(vectors @ core @ vectors.transpose(-1, -2))
 
 
 def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0) -> Tensor:

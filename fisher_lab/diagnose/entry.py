@@ -38,6 +38,7 @@ def compare(
     device: torch.device | str | None = None,
     memory: float | None = None,
     on_unknown: Literal["error", "skip"] = "error",
+    standard_errors: bool = False,
     progress: bool | None = None,
     resume: str | Path | None = None,
     problem: Mapping[str, Any] | None = None,
@@ -63,6 +64,9 @@ def compare(
         device: where to compute; None for the model's own.
         memory: budget in GiB; None for half of what is free.
         on_unknown: "error", or "skip" to leave out modules without adapter and say so.
+        standard_errors: also measure the standard error over examples of every undamped error but the spectrum's, and
+            their covariances (see Comparison.difference); takes longer than the rest. None for eigenvalue-corrected
+            approximations, whose bases have no usable derivative, and for errors below their noise floor.
         progress: show a progress bar; None: when stderr is a terminal.
         resume: file to save to after every layer, and to go on from if it exists.
         problem: settings of the problem, kept in the result.
@@ -89,11 +93,17 @@ def compare(
         dtype=dtype, device=device, memory=memory, on_unknown=on_unknown,
     )  # fmt: skip
     check_ready(candidates, source)
-    run = Run(source, candidates, wanted, tuple(dampings), exact)
+    if standard_errors and (exact == "func" or not all(source.kept([name]) for name in source.layers)):
+        raise ValueError(
+            'standard_errors=True needs all examples at once and exact="captured", got data in pieces or exact="func"; '
+            "pass the data as (x, y), use fewer examples or raise memory=."
+        )
+    run = Run(source, candidates, wanted, tuple(dampings), exact, standard_errors)
     steps = len(source.layers) * (len(candidates) + 2)
     with Progress(progress, steps) as bar, untouched_randomness():
         run.check(bar)
         run.settings = all_settings(source, candidates, wanted, dampings, exact, problem, run.fingerprint)
+        run.settings["standard_errors"] = standard_errors
         if path is not None and path.exists():
             run.take_over(load_comparison(path), path)
         for names in run.groups():

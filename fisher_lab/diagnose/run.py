@@ -18,6 +18,7 @@ from fisher_lab.approximations.exact import is_dense
 from fisher_lab.capture import capture
 from fisher_lab.comparison import ALL, Comparison, Cost, Row
 from fisher_lab.diagnose.asked import Matrices
+from fisher_lab.diagnose.standard_errors import Found, StandardErrors
 from fisher_lab.errors import DampedPair, Measure, Measured, Total, absolute_damping
 from fisher_lab.exact import exact_fisher
 from fisher_lab.functional import directional_derivative, label_seed
@@ -45,6 +46,7 @@ class Run:
         wanted: list[Measure],
         dampings: tuple[float, ...],
         exact: str,
+        standard_errors: bool,
     ) -> None:
         self.source, self.candidates, self.wanted, self.dampings, self.exact = (
             source,
@@ -53,9 +55,11 @@ class Run:
             dampings,
             exact,
         )
+        self.standard_errors = StandardErrors(wanted) if standard_errors else None
         self.rows: list[Row] = []
         self.costs: list[Cost] = []
         self.quantities: list[dict[str, Any]] = []
+        self.covariances: list[dict[str, Any]] = []  # of layers taken over from an earlier run
         self.settings: dict[str, Any] = {}
         self.done: set[str] = set()
         self.expected: dict[str, float] = {}  # per layer: v^T F v by torch.func
@@ -171,7 +175,7 @@ class Run:
             block = self.blocks[name].scaled(1 / source.scale) if self.exact == "func" else captured
             self._check_scale(name, block)
             bar.advance()
-            self._layer(name, block, checked, running, bar)
+            self._layer(name, block, checked, running, kept.get(name), bar)
             self.done.add(name)
             if name in kept:
                 kept[name].release()
@@ -194,7 +198,13 @@ class Run:
         return block
 
     def _layer(
-        self, name: str, block: FisherMatrix, checked: float, running: dict[Any, Running], bar: Progress
+        self,
+        name: str,
+        block: FisherMatrix,
+        checked: float,
+        running: dict[Any, Running],
+        stats: LayerStats | None,
+        bar: Progress,
     ) -> None:
         scale = self.source.scale
         exact = block.scaled(scale) if scale != 1.0 else block
@@ -220,9 +230,14 @@ class Run:
         if any(m.name == "spectral" for m in undamped):
             bar.say(f"{name}: spectral norms")
             measures.advance(pairs.values(), self.source.budget / 4)
+        stderr: Found = {}
+        if self.standard_errors is not None and stats is not None:
+            bar.say(f"{name}: standard errors")
+            scaled = stats if scale == 1.0 else stats.like(stats.a, stats.g * scale**0.5)
+            stderr = self.standard_errors.layer(name, scaled, exact, pairs, self.candidates)
         for label, pair in pairs.items():
             bar.say(f"{name}: {label}")
-            self._record(name, label, None, pair, undamped, checked)
+            self._record(name, label, None, pair, undamped, checked, stderr)
             bar.advance()
         damped = [m for m in self.wanted if m.damped]
         if damped and float(exact.trace()) <= 0:
@@ -236,7 +251,14 @@ class Run:
                     self._record(name, label, damping, damped_pair, damped, checked)
 
     def _record(
-        self, layer: str, label: str, damping: float | None, pair: Any, wanted: list[Measure], checked: float | None
+        self,
+        layer: str,
+        label: str,
+        damping: float | None,
+        pair: Any,
+        wanted: list[Measure],
+        checked: float | None,
+        stderr: Found | None = None,
     ) -> None:
         """Rows of one pair, and the plain numbers behind them (so that the matrices can go)."""
         for m in wanted:
@@ -246,7 +268,8 @@ class Run:
                     f"{m.name} of {label} on layer {layer!r} is NaN, expected a number; check the approximation, "
                     "or raise the damping."
                 )
-            self.rows.append(Row(layer, label, m.name, value, noise, damping, checked, self.source.fisher))
+            error = (stderr or {}).get((label, m.name))
+            self.rows.append(Row(layer, label, m.name, value, noise, damping, checked, self.source.fisher, error))
         numbers = {k: v for k, v in vars(pair).items() if k[0] != "_" and isinstance(v, float | Measured)}
         self.quantities.append({"layer": layer, "approximation": label, "damping": damping, **numbers})
 
@@ -275,7 +298,8 @@ class Run:
     def take_over(self, earlier: Comparison, path: Path) -> None:
         """Keep the layers that an earlier, interrupted run of the same comparison finished."""
         keys = ("fingerprint", "fisher", "likelihood", "seed", "dtype", "candidates", "errors", "dampings", "exact")
-        differing = [key for key in (*keys, "versions") if earlier.settings.get(key) != self.settings[key]]
+        every = (*keys, "versions", "standard_errors")
+        differing = [key for key in every if earlier.settings.get(key) != self.settings[key]]
         if differing:
             raise DifferentRunError(
                 f"{path} holds another comparison ({', '.join(differing)} differ), expected the same run; "
@@ -289,6 +313,7 @@ class Run:
         self.rows = [row for row in earlier.rows if row.layer in self.done]
         self.costs = [cost for cost in earlier.costs if cost.layer in self.done]
         self.quantities = [q for q in earlier.quantities if q["layer"] in self.done]
+        self.covariances = [c for c in earlier.covariances if c["layer"] in self.done]
         for name in self.done:
             self.settings["layers"][name] = earlier.settings["layers"][name]
 
@@ -296,20 +321,35 @@ class Run:
         """The result so far; over all layers once all are measured."""
         rows = list(self.rows)
         if complete and len(self.source.layers) > 1:
-            for label in self.candidates:
-                for damping in dict.fromkeys(row.damping for row in self.rows):
-                    found = [q for q in self.quantities if q["approximation"] == label and q["damping"] == damping]
-                    total = Total([SimpleNamespace(**_thawed(q)) for q in found])
-                    for m in self.wanted:
-                        if found and m.layered and m.damped == (damping is not None):
-                            value, noise = m.formula(total)
-                            rows.append(
-                                Row(ALL, label, m.name, value, noise, damping, self._worst_check(), self.source.fisher)
-                            )
+            rows += self._over_layers()
         order = {name: i for i, name in enumerate((*self.source.layers, ALL))}
         rows.sort(key=lambda row: order[row.layer])
         spent = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(), "complete": complete}
-        return Comparison(tuple(rows), tuple(self.costs), {**self.settings, **spent}, tuple(self.quantities))
+        return Comparison(
+            tuple(rows), tuple(self.costs), {**self.settings, **spent}, tuple(self.quantities), self._covariances()
+        )
+
+    def _covariances(self) -> tuple[dict[str, Any], ...]:
+        return (*self.covariances, *(self.standard_errors.covariances if self.standard_errors else ()))
+
+    def _over_layers(self) -> list[Row]:
+        """Rows of the block-diagonal matrix of all layers."""
+        rows, checked = [], self._worst_check()
+        for damping in dict.fromkeys(row.damping for row in self.rows):
+            totals: dict[str, Total] = {}
+            for label in self.candidates:
+                found = [q for q in self.quantities if q["approximation"] == label and q["damping"] == damping]
+                if found:
+                    totals[label] = Total([SimpleNamespace(**_thawed(q)) for q in found])
+            stderr = {}
+            if self.standard_errors is not None and damping is None:
+                stderr = self.standard_errors.total([*self.source.layers], totals)
+            for label, total in totals.items():
+                for m in (m for m in self.wanted if m.layered and m.damped == (damping is not None)):
+                    value, noise = m.formula(total)
+                    error = stderr.get((label, m.name))
+                    rows.append(Row(ALL, label, m.name, value, noise, damping, checked, self.source.fisher, error))
+        return rows
 
     def _worst_check(self) -> float | None:
         found = [row.checked for row in self.rows if row.checked is not None]

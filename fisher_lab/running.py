@@ -32,6 +32,7 @@ class Running:
         self.matrix: FisherMatrix | None = None
         self.observations = 0
         self.examples = 0
+        self._again = False  # whether this is another sweep over the data behind `matrix`
         self.seconds = 0.0  # spent on moments and assembly
 
     def absorb(self, stats: LayerStats) -> None:
@@ -54,13 +55,17 @@ class Running:
         if self.moments is None:
             raise ValueError("Nothing was observed yet, expected at least one batch; call absorb first.")
         started = time.perf_counter()
-        self.matrix = self.approximation.assemble(self.moments, self.matrix)
+        if self._again and self.matrix is not None:
+            self.matrix, self._again = self.approximation.reassemble(self.moments, self.matrix), False
+        else:
+            self.matrix = self.approximation.assemble(self.moments, self.matrix)
         self.moments = self.approximation.carry(self.moments, self.matrix)
         self.seconds += time.perf_counter() - started
         return self.matrix
 
     def restart(self) -> None:
-        """Forget the moments but not the matrix: the next sweep over the data begins."""
+        """Forget the moments but not the matrix: the next sweep over the same data begins."""
+        self._again = self.matrix is not None
         self.moments, self.observations, self.examples = None, 0, 0
 
 

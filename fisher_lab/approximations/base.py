@@ -53,6 +53,10 @@ class Approximation(ABC):
     def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
         """The approximation from its (averaged) moments; `matrix` as in `moments`."""
 
+    def reassemble(self, moments: Moments, matrix: FisherMatrix) -> FisherMatrix:
+        """The approximation after another sweep over the data that `matrix` was assembled from."""
+        return self.assemble(moments, matrix)
+
     def average(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
         """(1 - weight) old + weight new, which suits every moment that is a mean over examples."""
         return {name: old[name] + weight * (new[name] - old[name]) for name in new}
@@ -96,10 +100,9 @@ def default_approximations() -> list[Approximation]:
 
 def build(approximation: Approximation, stats: LayerStats) -> FisherMatrix:
     """The approximation of one layer from one batch, through all its sweeps."""
-    matrix = None
-    for _ in range(approximation.sweeps):
-        matrix = approximation.assemble(approximation.moments(stats, matrix), matrix)
-    assert matrix is not None
+    matrix = approximation.assemble(approximation.moments(stats))
+    for _ in range(approximation.sweeps - 1):
+        matrix = approximation.reassemble(approximation.moments(stats, matrix), matrix)
     return matrix
 
 

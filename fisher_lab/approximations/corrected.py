@@ -49,6 +49,12 @@ class EigenvalueCorrected(Approximation, register=False):
             return fresh
         return EigenbasisDiagonal(fresh.basis, carried(moments["s"], matrix.basis, fresh.basis))
 
+    def reassemble(self, moments: Moments, matrix: FisherMatrix) -> FisherMatrix:
+        """The squares in the basis of `matrix`, which the same data would only give again."""
+        if isinstance(matrix, EigenbasisDiagonal) and "s" in moments:
+            return EigenbasisDiagonal(matrix.basis, moments["s"])
+        return self.assemble(moments, matrix)
+
     def average(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
         """Linear mix; the first `s` is taken as it is."""
         return super().average({**new, **old}, new, weight)

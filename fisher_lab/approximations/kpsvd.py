@@ -19,12 +19,13 @@ from torch import Tensor
 from fisher_lab.approximations import columns
 from fisher_lab.approximations.base import Approximation, Moments
 from fisher_lab.contractions import CHUNK_BYTES, outer_gram
+from fisher_lab.linalg import Lanczos
 from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
 
 TOLERANCE = 1e-10  # change of the unit-norm factors; stopping on sigma would leave its square root in the factors
 MAX_ITERATIONS = 1000
-ROUGH_TOLERANCE, ROUGH_ITERATIONS = 1e-5, 30  # of the steps in single precision
+ROUGH_TOLERANCE, ROUGH_ITERATIONS = 1e-5, 8  # of the steps in single precision
 MOST_EXAMPLES = 5000  # above this many the N x N matrices cost more than iterating on the factors
 
 
@@ -64,7 +65,7 @@ class KPSVD(Approximation):
 
 
 def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
-    """Power iteration on S `[Q, d_out, d_out]` and T `[Q, d_in, d_in]`.
+    """Power iteration on S `[Q, d_out, d_out]` and T `[Q, d_in, d_in]`, sped up by the Lanczos method for one group.
 
     The first steps run in single precision where that saves time: the iteration forgets where it came from.
     """
@@ -73,8 +74,25 @@ def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
     if stats.a is not None and stats.T > 1 and stats.g.dtype == torch.float64:
         rough = stats.like(*(_single(x) for x in (stats.a, stats.g)))
         S, T, _ = (x.double() for x in _iterate(rough, S.float(), T.float(), ROUGH_TOLERANCE, ROUGH_ITERATIONS))
+    differentiable = stats.g.requires_grad  # then by steps that can be derived
+    if stats.Q == 1 and not differentiable and float(_norm(stats.left(T))) > 0:
+        T = _unit(stats.right(_leading(stats, stats.left(T))))
+        S = stats.left(T)
+        return _unit(S) * _norm(S).sqrt(), T * _norm(S).sqrt()
     S, T, sigma = _iterate(stats, S, T, TOLERANCE, MAX_ITERATIONS)
     return S * sigma.sqrt(), T * sigma.sqrt()
+
+
+def _leading(stats: LayerStats, S: Tensor) -> Tensor:
+    """Leading left singular vector of Z by the Lanczos method on Z Z^T from S; its sign that of a PSD matrix."""
+    stats.hold(4 * CHUNK_BYTES)
+    tolerance = max(TOLERANCE, 64 * torch.finfo(S.dtype).eps)
+    run = Lanczos(S.flatten(), tolerance, MAX_ITERATIONS, check_every=1)
+    while run.found is None:
+        run.feed(stats.left(stats.right(run.vector.view(S.shape))).flatten())
+    assert run.ritz_vector is not None
+    found = run.ritz_vector.view(S.shape)
+    return found * torch.sign(found.diagonal(dim1=-2, dim2=-1).sum())
 
 
 def _iterate(stats: LayerStats, S: Tensor, T: Tensor, tolerance: float, most: int) -> tuple[Tensor, Tensor, Tensor]:

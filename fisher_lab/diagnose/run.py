@@ -297,15 +297,9 @@ class Run:
     # -- the result ------------------------------------------------------------------------------------------------
     def take_over(self, earlier: Comparison, path: Path) -> None:
         """Keep the layers that an earlier, interrupted run of the same comparison finished."""
-<<<<<<< HEAD
         keys = ("fingerprint", "fisher", "likelihood", "seed", "dtype", "candidates", "errors", "dampings", "exact")
         every = (*keys, "versions", "standard_errors")
         differing = [key for key in every if earlier.settings.get(key) != self.settings[key]]
-=======
-        keys = ["fingerprint", "fisher", "likelihood", "seed", "dtype", "candidates", "errors", "dampings", "exact"]
-        keys += ["versions", "standard_errors"]
-        differing = [key for key in keys if earlier.settings.get(key) != self.settings[key]]
->>>>>>> a576fb1 (Types)
         if differing:
             raise DifferentRunError(
                 f"{path} holds another comparison ({', '.join(differing)} differ), expected the same run; "

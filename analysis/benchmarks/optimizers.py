@@ -8,7 +8,6 @@ heavyball) are timed where they are installed.
 """
 
 import argparse
-import contextlib
 import importlib
 import json
 import platform
@@ -22,12 +21,13 @@ from torch import Tensor, nn
 
 import fisher_lab as fl
 from fisher_lab import problems
+from fisher_lab.training import train_step
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks" / "results"
 BATCH, OBSERVE, REFRESH = 1000, 10, 100
 LOSS = fl.Bernoulli()  # binary cross-entropy summed over pixels, averaged over the batch
 PERIODS = {"observe_every": OBSERVE, "refresh_every": REFRESH}
-METHODS = ("TNT", "KFAC", "MBF", "EKFAC", "TKFAC", "TEKFAC", "TENGraD", "Shampoo")
+METHODS = ("TNT", "KFAC", "MBF", "EKFAC", "TKFAC", "TEKFAC", "TENGraD", "Shampoo", "KBFGS")
 
 # the same budget for all: four learning rates times three values of the second setting
 GRIDS: dict[str, tuple[tuple[float, ...], str, tuple[float, ...]]] = {
@@ -50,23 +50,20 @@ def make(name: str, model: nn.Module, lr: float, second: float | None = None) ->
         return torch.optim.SGD(model.parameters(), lr, momentum=0.9 if second is None else second)
     if name == "Adam":
         return torch.optim.Adam(model.parameters(), lr, eps=1e-8 if second is None else second)
+    if name == "KBFGS":  # learns from every step
+        return fl.optim.KBFGS(model, LOSS, lr, damping=0.3 if second is None else second)
     if name in METHODS:
         return getattr(fl.optim, name)(model, LOSS, lr=lr, damping=1.0 if second is None else second, **PERIODS)
     module, _, cls = name.partition(".")
+    if module == "heavyball":  # its default tries every kernel for minutes and then takes the same ones
+        importlib.import_module(module).utils.compile_mode = "default"
     period = {"preconditioning_compute_steps": REFRESH} if cls == "Shampoo" else {"precondition_frequency": REFRESH}
     return getattr(importlib.import_module(module), cls)(model.parameters(), lr=lr, **period)
 
 
 def step(model: nn.Module, optimizer: Any, x: Tensor) -> Tensor:
     """One training step; the loss before it."""
-    watching = optimizer.observing() if hasattr(optimizer, "observing") else contextlib.nullcontext()
-    with watching:
-        z = model(x)
-    loss = LOSS.loss(z, x)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+    return train_step(model, optimizer, LOSS, x, x)
 
 
 # -- time per step ----------------------------------------------------------------------------------------------------

@@ -120,7 +120,19 @@ def prepare(approximation: Approximation, matrix: FisherMatrix, settings: Settin
     if shared and isinstance(matrix, Kronecker) and (isinstance(damping, Tensor) or damping > 0):
         # one factor is the identity, so that exact damping is a shift of the other: no eigendecomposition
         return Kronecker(tuple(f if f.ndim == 2 else _shifted_inverse(f, damping) for f in matrix.factors))
-    return matrix.powered(approximation.exponent, damping, settings["damping_style"])
+    return without_noise(matrix.powered(approximation.exponent, damping, settings["damping_style"]))
+
+
+def without_noise(matrix: FisherMatrix) -> FisherMatrix:
+    """Entries of eigenvectors far below their rounding error become 0.
+
+    Products of such numbers are denormal, and processors take many times longer for these.
+    """
+    noise = 1e-3 * torch.finfo(matrix.dtype).eps
+    tensors = matrix.tensors()
+    return matrix.with_tensors(
+        {name: torch.where(x.abs() < noise, 0.0, x) if "basis." in name else x for name, x in tensors.items()}
+    )
 
 
 def _shifted_inverse(M: Tensor, damping: float | Tensor) -> Tensor:

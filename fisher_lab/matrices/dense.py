@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisher_lab.linalg import eigh, shifted_power
+from fisher_lab.linalg import eigh, shifted_power, spd_inverse
 from fisher_lab.matrices.base import FisherMatrix
 
 
@@ -61,6 +61,12 @@ class Dense(FisherMatrix):
         return Dense(self.matrix * c, self.weight_shape)
 
     def _powered(self, p: float, damping: float | Tensor) -> Dense:
+        if p == -1 and "_eigh" not in self.__dict__ and not isinstance(damping, Tensor) and damping > 0:
+            shifted = self.matrix.clone()
+            shifted.diagonal().add_(damping)
+            inverse = spd_inverse(shifted)  # a tenth of an eigendecomposition
+            if bool(torch.isfinite(inverse).all()):
+                return Dense(inverse, self.weight_shape)
         values, vectors = self._eigh
         return Dense((vectors * shifted_power(values, p, damping)) @ vectors.T, self.weight_shape)
 

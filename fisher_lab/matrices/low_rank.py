@@ -68,6 +68,10 @@ class LowRank(FisherMatrix):
 
     def eigenvalues(self) -> Tensor:
         """Those of the Gram matrix, padded with zeros or cut."""
+        return self._eigenvalues
+
+    @cached_property
+    def _eigenvalues(self) -> Tensor:
         if self.dim <= self.columns:
             return super().eigenvalues()
         values = torch.linalg.eigvalsh(self.gram).clamp(min=0)

@@ -272,6 +272,16 @@ def test_what_hooks_cannot_see_is_refused(model: nn.Module, match: str, measure)
             measure(randomised(model), fl.Gaussian(), batches)
 
 
+def test_gradients_that_cancel_are_not_refused() -> None:
+    """The mean of what a norm layer returns is a constant: all that arrives below is rounding."""
+    tail = [nn.GroupNorm(1, 1), nn.Flatten(), nn.AvgPool1d(12), nn.Linear(1, 2)]
+    for seed in range(20):
+        model = randomised(nn.Sequential(nn.Conv2d(1, 1, 2, bias=False), nn.Tanh(), *tail), seed)
+        with torch.no_grad():
+            model[0].weight.mul_(0.01)  # so that the norm layer magnifies
+        fl.compare(model, fl.Categorical(), normal(4, 1, 4, 5, seed=seed), [fl.KFAC()], errors=["trace"])
+
+
 def test_stats_are_those_of_the_oracle() -> None:
     """Captured statistics give the block by the naive sums too."""
     from fisher_lab.capture import capture

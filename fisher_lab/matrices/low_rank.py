@@ -91,7 +91,11 @@ class LowRank(FisherMatrix):
     def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
         """Woodbury: (lambda I + U U^T/N)^p = lambda^p I + U V diag(((k + lambda)^p - lambda^p) / k) V^T U^T / N."""
         if self.dim <= self.columns:
-            return Dense(self.dense(), self.shape)._powered(p, damping)
+            # a tensor, because a trainer's refresh must not wait for Dense to look whether Cholesky succeeded
+            shift = (
+                torch.full((), damping, dtype=self.dtype, device=self.device) if isinstance(damping, float) else damping
+            )
+            return Dense(self.dense(), self.shape)._powered(p, shift)
         values, vectors = self._gram_eigh
         # directions in the null space of K carry no column: their weight is irrelevant, so the division is guarded
         shift = shifted_power(torch.zeros((), dtype=self.dtype, device=self.device), p, damping)

@@ -33,7 +33,7 @@ METHODS = ("TNT", "KFAC", "MBF", "EKFAC", "TKFAC", "TEKFAC", "TENGraD", "Shampoo
 GRIDS: dict[str, tuple[tuple[float, ...], str, tuple[float, ...]]] = {
     "SGD momentum": ((1e-3, 3e-3, 1e-2, 3e-2), "momentum", (0.9, 0.95, 0.99)),
     "Adam": ((3e-4, 1e-3, 3e-3, 1e-2), "eps", (1e-8, 1e-4, 1e-2)),
-    **dict.fromkeys(METHODS, ((0.03, 0.1, 0.3, 1.0), "damping", (0.1, 1.0, 10.0))),
+    **dict.fromkeys(METHODS, ((0.01, 0.03, 0.1, 0.3), "damping", (1.0, 3.0, 10.0))),
 }
 
 
@@ -175,7 +175,7 @@ def steps(quick: bool) -> None:
 
 
 # -- training to a loss -----------------------------------------------------------------------------------------------
-def train(name: str, lr: float, second: float, epochs: int, seed: int = 0) -> dict[str, Any]:
+def train(name: str, lr: float, second: float, epochs: int, seed: int = 0, batch: int = BATCH) -> dict[str, Any]:
     """Training loss over all images and seconds of training after every epoch."""
     torch.manual_seed(seed)
     model, images = network()
@@ -184,7 +184,7 @@ def train(name: str, lr: float, second: float, epochs: int, seed: int = 0) -> di
     losses, clock, spent = [], [], 0.0
     for _ in range(epochs):
         started = time.perf_counter()
-        for index in torch.randperm(len(images), generator=order).split(BATCH):
+        for index in torch.randperm(len(images), generator=order).split(batch):
             step(model, optimizer, images[index])
         spent += time.perf_counter() - started
         with torch.no_grad():
@@ -195,9 +195,10 @@ def train(name: str, lr: float, second: float, epochs: int, seed: int = 0) -> di
     return {"losses": losses, "seconds": clock}
 
 
-def training(names: list[str], tuning: int, final: int, quick: bool) -> None:
+def training(names: list[str], tuning: int, final: int, quick: bool, batch: int = BATCH) -> None:
     """Tune every optimizer with the same budget, then train with its best setting, and write the table."""
-    path = RESULTS / "optimizer_training.json"
+    periods = f"{PERIODS['observe_every']}-{PERIODS['refresh_every']}"
+    path = RESULTS / f"optimizer_training_batch{batch}_periods{periods}.json"
     rows = load(path, quick)
     for name in names:
         lrs, option, seconds = GRIDS[name]
@@ -205,14 +206,19 @@ def training(names: list[str], tuning: int, final: int, quick: bool) -> None:
             for second in seconds[:1] if quick else seconds:
                 key = f"{name} lr={lr:g} {option}={second:g}"
                 if key not in rows:
-                    rows[key] = {"name": name, "lr": lr, "second": second, **train(name, lr, second, tuning)}
+                    rows[key] = {
+                        "name": name,
+                        "lr": lr,
+                        "second": second,
+                        **train(name, lr, second, tuning, batch=batch),
+                    }
                     print(f"{key:44s} {rows[key]['losses'][-1]:9.2f}  {rows[key]['seconds'][-1]:6.1f} s", flush=True)
                     save(path, rows, quick)
         tuned = [r for k, r in rows.items() if r["name"] == name and not k.endswith("final")]
         best = min(tuned, key=lambda r: (len(r["losses"]) < tuning, r["losses"][-1]))
         key = f"{name} final"
         if key not in rows:
-            rows[key] = {**best, **train(name, best["lr"], best["second"], final, seed=1)}
+            rows[key] = {**best, **train(name, best["lr"], best["second"], final, 1, batch)}
             print(f"{key:44s} {rows[key]['losses'][-1]:9.2f}  {rows[key]['seconds'][-1]:6.1f} s", flush=True)
             save(path, rows, quick)
     finals = {r["name"]: r for k, r in rows.items() if k.endswith("final")}
@@ -226,7 +232,9 @@ def training(names: list[str], tuning: int, final: int, quick: bool) -> None:
         setting = f"lr {row['lr']:g}, {GRIDS[name][1]} {row['second']:g}"
         each = row["seconds"][-1] / len(row["seconds"])
         lines.append(f"| {name} | {setting} | {row['losses'][-1]:.2f} | {each:.2f} | {epochs} | {spent} |")
-    budget = f"batch {BATCH}, 12 settings of {tuning} epochs each, then {final} epochs with another seed"
+    budget = (
+        f"batch {batch}, periods {periods}, 12 settings of {tuning} epochs each, then {final} epochs with another seed"
+    )
     table(path.with_suffix(".md"), lines, quick, budget)
 
 
@@ -268,12 +276,15 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", choices=list(GRIDS), default=["SGD momentum", "Adam", "TNT", "KFAC"])
     parser.add_argument("--tuning-epochs", type=int, default=10)
     parser.add_argument("--final-epochs", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=BATCH, help="examples in a step of the training")
+    parser.add_argument("--periods", type=int, nargs=2, default=(2, 20), help="of the training: observe, refresh")
     parser.add_argument("--quick", action="store_true", help="a trial of a few steps that saves nothing")
     chosen = parser.parse_args()
     if chosen.what == "steps":
         steps(chosen.quick)
     else:
-        training(chosen.optimizers, chosen.tuning_epochs, chosen.final_epochs, chosen.quick)
+        PERIODS.update(zip(PERIODS, chosen.periods, strict=True))
+        training(chosen.optimizers, chosen.tuning_epochs, chosen.final_epochs, chosen.quick, chosen.batch)
 
 
 if __name__ == "__main__":

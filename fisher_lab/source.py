@@ -146,14 +146,15 @@ class Source:
 
     def _chunk(self, names: Iterable[str]) -> int:
         """Examples whose unrolled inputs and batched gradients take at most a quarter of the budget."""
-        return max(1, self.budget // 4 // self._example_bytes(names))
+        return max(1, self.budget // 4 // self.example_bytes(names))
 
-    def _example_bytes(self, names: Iterable[str]) -> int:
+    def example_bytes(self, names: Iterable[str]) -> int:
+        """Bytes per example of all outputs, and of unrolled inputs and gradients of these layers."""
         numbers = (self.R + 2) * self._outputs + 2 * sum(self._unrolled.get(name, 0) for name in names)
         return max(1, numbers * torch.finfo(self.dtype).bits // 8)
 
     def _check_example(self) -> None:
-        need = max(self._example_bytes([name]) for name in self.layers)  # layers can be captured one by one
+        need = max(self.example_bytes([name]) for name in self.layers)  # layers can be captured one by one
         if need > self.budget:
             cure = 'use fisher="mc", whose R is 1, or raise memory=' if self.R > 1 else "raise memory="
             raise ValueError(

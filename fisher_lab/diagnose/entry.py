@@ -13,6 +13,7 @@ from torch import nn
 from fisher_lab import errors as measures
 from fisher_lab.approximations import Approximation
 from fisher_lab.comparison import Comparison, check_output, load_comparison
+from fisher_lab.diagnose.across import OFF_BLOCK, split
 from fisher_lab.diagnose.asked import Matrices, all_settings, check_dampings, check_ready, named
 from fisher_lab.diagnose.run import Run
 from fisher_lab.errors import DAMPINGS
@@ -56,7 +57,8 @@ def compare(
             already there; None for all that are known.
         fisher: "true", "mc" (labels sampled from the model) or "empirical" (the labels given).
         layers: names of layers; None for all.
-        errors: "default", "all", or names of measures.
+        errors: "default", "all", or names of measures; by name only "off_block", the share of the Frobenius norm of the
+            whole network's Fisher outside the blocks of the layers, as one row of layer "(all)", approximation "Exact".
         dampings: for damped measures, relative to tr F / d.
         exact: "captured", or "func" to take the blocks from torch.func throughout.
         seed: of sampled labels and random directions.
@@ -82,7 +84,8 @@ def compare(
     """
     started = time.perf_counter()
     candidates = named(approximations)
-    wanted = measures.chosen(errors)
+    of_layers, across = split(errors)
+    wanted = measures.chosen(of_layers)
     if any(m.damped for m in wanted):
         dampings = check_dampings(dampings)
     if exact not in ("captured", "func"):
@@ -104,12 +107,16 @@ def compare(
         run.check(bar)
         run.settings = all_settings(source, candidates, wanted, dampings, exact, problem, run.fingerprint)
         run.settings["standard_errors"] = standard_errors
+        run.settings["errors"] += [OFF_BLOCK] * across
         if path is not None and path.exists():
             run.take_over(load_comparison(path), path)
         for names in run.groups():
             run.measure(names, bar)
             if path is not None:
                 run.comparison(started, complete=False).save(path)
+        if across:
+            bar.say("entries between layers")
+            run.across()
     result = run.comparison(started, complete=True)
     if path is not None:
         result.save(path)

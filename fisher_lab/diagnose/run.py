@@ -17,6 +17,7 @@ from fisher_lab.approximations import Approximation, Exact
 from fisher_lab.approximations.exact import is_dense
 from fisher_lab.capture import capture
 from fisher_lab.comparison import ALL, Comparison, Cost, Row
+from fisher_lab.diagnose.across import OFF_BLOCK, off_block
 from fisher_lab.diagnose.asked import Matrices
 from fisher_lab.diagnose.standard_errors import Found, StandardErrors
 from fisher_lab.errors import DampedPair, Measure, Measured, Total, absolute_damping
@@ -57,6 +58,7 @@ class Run:
         )
         self.standard_errors = StandardErrors(wanted) if standard_errors else None
         self.rows: list[Row] = []
+        self.between: list[Row] = []
         self.costs: list[Cost] = []
         self.quantities: list[dict[str, Any]] = []
         self.covariances: list[dict[str, Any]] = []  # of layers taken over from an earlier run
@@ -294,6 +296,11 @@ class Run:
             self.gradients = {layer: total / source.N for layer, total in totals.items()}
         return self.gradients[name]
 
+    def across(self) -> None:
+        """Entries between layers."""
+        value, noise = off_block(self.source)
+        self.between = [Row(ALL, "Exact", OFF_BLOCK, value, noise, None, self._worst_check(), self.source.fisher)]
+
     # -- the result ------------------------------------------------------------------------------------------------
     def take_over(self, earlier: Comparison, path: Path) -> None:
         """Keep the layers that an earlier, interrupted run of the same comparison finished."""
@@ -322,6 +329,7 @@ class Run:
         rows = list(self.rows)
         if complete and len(self.source.layers) > 1:
             rows += self._over_layers()
+        rows += self.between
         order = {name: i for i, name in enumerate((*self.source.layers, ALL))}
         rows.sort(key=lambda row: order[row.layer])
         spent = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(), "complete": complete}

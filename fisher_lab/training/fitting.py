@@ -234,6 +234,8 @@ def train_step(
 ) -> Tensor:
     """One step of any optimizer; returns the loss, detached and not read.
 
+    An optimizer with `fisher="empirical"` gets the labels for its statistics.
+
     Args:
         model: the model.
         optimizer: with or without `observing()`; one that `needs_closure` gets one.
@@ -243,14 +245,15 @@ def train_step(
     """
 
     def closure() -> Tensor:
-        with observing():
+        with observing(*labels):
             z = model(x)
         loss = likelihood.loss(z, y)
         optimizer.zero_grad()
         loss.backward()
         return loss
 
-    observing: Callable[[], Any] = getattr(optimizer, "observing", nullcontext)
+    observing: Callable[..., Any] = getattr(optimizer, "observing", nullcontext)
+    labels = (y,) if getattr(optimizer, "fisher", None) == "empirical" else ()
     if getattr(optimizer, "needs_closure", False):
         found: Any = optimizer.step(closure)  # type: ignore[arg-type]
         return found.detach()

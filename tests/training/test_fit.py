@@ -232,6 +232,12 @@ def test_a_checkpoint_of_another_seed_is_refused(tmp_path):
             training.fit(model, opt, LIKELIHOOD, data, 1, **arguments)
 
 
+def test_empirical_statistics_get_the_labels():
+    model, _, data = parts()
+    opt = training.make_optimizer("TKFAC", model, LIKELIHOOD, 0.01, fisher="empirical")
+    assert len(training.fit(model, opt, LIKELIHOOD, data, 1, batch=20)) == 1
+
+
 def test_optimizers_by_name():
     model = net()
     assert isinstance(training.make_optimizer("TNT", model, LIKELIHOOD, 0.1, 0.5), optim.TNT)

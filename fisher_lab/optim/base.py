@@ -15,13 +15,12 @@ from fisher_lab.approximations import Approximation
 from fisher_lab.data import Batches
 from fisher_lab.layers import Layer
 from fisher_lab.memory import budget_bytes
+from fisher_lab.optim.applying import make_fallback, step_fallback, where_ok
 from fisher_lab.optim.groups import choose_layers, make_groups
 from fisher_lab.optim.measuring import describe
 from fisher_lab.optim.observation import all_finite, statistics_dtype
 
 Move = tuple[dict[str, Any], list[Tensor], list[Tensor]]  # group, parameters, directions
-
-FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with torch's fused AdamW, which can skip a step without a host read
 
 
 class LayerOptimizer(torch.optim.Optimizer):
@@ -80,8 +79,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         rest = [p for p in self.model.parameters() if id(p) not in covered]
         self.fallback: torch.optim.AdamW | None = None
         if rest:
-            fused = all(p.device.type in FUSED and p.is_floating_point() for p in rest)
-            self.fallback = torch.optim.AdamW(rest, lr=fallback_lr, weight_decay=0.0, fused=fused)
+            self.fallback = make_fallback(rest, fallback_lr)
             self.param_groups.append(self.fallback.param_groups[0])
             self.fallback.state = self.state
         # dynamo does not guard an optimizer's attributes: a compiled step would keep using those of its first call
@@ -221,27 +219,9 @@ class LayerOptimizer(torch.optim.Optimizer):
             if group["weight_decay"] and group["decoupled"]:
                 torch._foreach_mul_(params, where_ok(ok, 1 - group["lr"] * group["weight_decay"], 1.0, dtype))
             torch._foreach_add_(params, found, alpha=rate)
-        self._step_fallback(ok)
+        if self.fallback is not None:
+            step_fallback(self.fallback, ok, getattr(self, "grad_scale", None))
         self._skipped = ~ok + (0 if self._skipped is None else self._skipped)
-
-    def _step_fallback(self, ok: Tensor) -> None:
-        if self.fallback is None:
-            return
-        group = self.fallback.param_groups[0]
-        params = [p for p in group["params"] if p.grad is not None]
-        if group.get("fused"):
-            self.fallback.grad_scale = getattr(self, "grad_scale", None)  # type: ignore[attr-defined]
-            self.fallback.found_inf = (~ok).to(torch.float32)  # type: ignore[attr-defined]
-            self.fallback.step()
-            return
-        if (scale := getattr(self, "grad_scale", None)) is not None:
-            torch._foreach_div_([p.grad for p in params if p.grad is not None], scale)
-        kept = {id(x): x.clone() for p in params for x in (p, *self.state[p].values())}
-        self.fallback.step()
-        for p in params:
-            for x in (p, *self.state[p].values()):
-                if x.device == ok.device:
-                    x.copy_(torch.where(ok, x, kept.get(id(x), 0.0)))
 
     def tell(self, skipped: float, lost: float, notes: list[str]) -> None:
         """Warn of what went wrong since the last refresh."""
@@ -322,8 +302,3 @@ class LayerOptimizer(torch.optim.Optimizer):
         self._skipped = None if own["skipped"] is None else own["skipped"].to(self.device, copy=True)
         self._told = own["told"] or (0.0, 0.0)
         self.load_own_state(own)
-
-
-def where_ok(ok: Tensor, value: float | Tensor, otherwise: float, dtype: torch.dtype) -> Tensor:
-    """One number or the other, as a 0-d tensor of the given precision (torch.where would round numbers to float32)."""
-    return ok.to(dtype) * (value - otherwise) + otherwise

@@ -17,6 +17,7 @@ from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.linalg import spd_inverse, symmetrize
 from fisher_lab.matrices import Kronecker
+from fisher_lab.optim.applying import packed
 from fisher_lab.optim.base import LayerOptimizer, Move
 from fisher_lab.optim.observation import all_finite
 from fisher_lab.optim.saving import decode, encode
@@ -206,11 +207,7 @@ class KBFGS(LayerOptimizer):
             directions: dict[Tensor, Tensor] = {}
             for name in names:
                 layer, factors = self.layers[name], self.factors[name]
-                parts = {
-                    key: by_parameter.get(p, torch.zeros_like(p, dtype=factors["A"].dtype))
-                    for key, p in layer.parameters.items()
-                }
-                D = factors["H_g"] @ layer.pack(parts) @ factors["H_a"]
+                D = factors["H_g"] @ packed(layer, by_parameter) @ factors["H_a"]
                 directions |= {layer.parameters[key]: tensor for key, tensor in layer.unpack(D).items()}
             moves.append((group, params, [directions[p] for p in params]))
         self.apply(moves, ok, 1.0)

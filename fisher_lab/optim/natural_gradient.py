@@ -17,6 +17,7 @@ from fisher_lab.comparison import Comparison
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood
 from fisher_lab.matrices import FisherMatrix
+from fisher_lab.optim.applying import packed, precondition
 from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.checks import Statistics, check_arguments, check_observed
 from fisher_lab.optim.curvature import LayerCurvature, buckets, refresh
@@ -231,7 +232,7 @@ class NaturalGradient(LayerOptimizer):
             if group["momentum_order"] == "before":
                 vectors = self.momentum(group, params, vectors, ok)
             by_parameter = dict(zip(params, vectors, strict=True))
-            directions = self._precondition(index, by_parameter)
+            directions = precondition(self._buckets.get(index, []), by_parameter)
             # a layer without finite statistics so far stays where it is
             moving = [directions[p] if p in directions else torch.zeros_like(by_parameter[p]) for p in params]
             moves.append((group, params, moving))
@@ -245,27 +246,11 @@ class NaturalGradient(LayerOptimizer):
             return 1.0
         return (self.kl_clip / power.abs().clamp(min=torch.finfo(power.dtype).tiny)).sqrt().clamp(max=1.0)
 
-    def _precondition(self, index: int, vectors: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """The prepared inverses of a group times the vectors of its parameters; equal layers in one product."""
-        found: dict[Tensor, Tensor] = {}
-        for layers, inverse in self._buckets.get(index, []):
-            packed = [layer.pack(self._parts(layer, vectors)) for layer in layers]
-            D = inverse @ (packed[0] if len(packed) == 1 else torch.cat(packed))
-            for layer, W in zip(layers, D.chunk(len(layers)) if len(layers) > 1 else [D], strict=True):
-                for key, tensor in layer.unpack(W).items():
-                    found[layer.parameters[key]] = tensor
-        return found
-
-    def _parts(self, layer: Layer, vectors: dict[Tensor, Tensor]) -> dict[str, Tensor]:
-        dtype = self.working_dtype(next(iter(layer.parameters.values())))
-        zeros = {p: torch.zeros_like(p, dtype=dtype) for p in layer.parameters.values() if p not in vectors}
-        return {key: (zeros | {p: vectors[p]} if p in vectors else zeros)[p] for key, p in layer.parameters.items()}
-
     def _absorb_gradients(self, grads: dict[Tensor, Tensor], ok: Tensor) -> None:
         """The batch-mean gradient of this very step, times the number of examples it is the mean of."""
         for c in self.curvature.values():
             if any(p in grads for p in c.layer.parameters.values()):
-                W = torch.where(ok, c.layer.pack(self._parts(c.layer, grads)), 0.0) * self._examples**0.5
+                W = torch.where(ok, packed(c.layer, grads), 0.0) * self._examples**0.5
                 stats = of_gradient(W, c.layer.groups, c.layer.kernel, c.layer.bias)
                 c.add(Observed(stats, ok), first=True)
 

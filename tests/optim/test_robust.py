@@ -99,6 +99,41 @@ def test_a_bad_first_batch_does_not_spoil_the_start(name):
     assert not torch.equal(weights(model)["0"], before["0"])
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_fallback_that_is_not_fused_skips_too(first):
+    model, (x, y) = mixed_net(), batch()
+    opt = optim.KFAC(model, LIKELIHOOD, 0.01)
+    opt.fallback.param_groups[0]["fused"] = False
+    if not first:
+        one_step(opt, model, LIKELIHOOD, x, y)
+    before = [p.detach().clone() for p in model.parameters()]
+    with opt.observing():
+        z = model(x)
+    opt.zero_grad()
+    LIKELIHOOD.loss(z, y).backward()
+    model[1].weight.grad[0] = float("nan")
+    opt.step()
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    one_step(opt, model, LIKELIHOOD, x, y)
+    assert not torch.equal(model[1].weight, before[4])
+    assert bool(torch.isfinite(model[1].weight).all())
+
+
+def test_a_layer_without_gradient_in_a_bucket_of_equal_layers_stays():
+    model, (x, y) = net(widths=(5, 5, 5, 5)), batch(widths=(5, 5, 5, 5))
+    opt = optim.KFAC(model, LIKELIHOOD, 0.01)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    before = weights(model)
+    LIKELIHOOD.loss(model(x), y).backward()
+    model[2].weight.grad = model[2].bias.grad = model[4].bias.grad = None
+    opt.step()
+    after = weights(model)
+    assert torch.equal(before["2"], after["2"])
+    assert torch.equal(before["4"][:, -1], after["4"][:, -1])
+    assert not torch.equal(before["0"], after["0"])
+    assert not torch.equal(before["4"], after["4"])
+
+
 def test_a_non_finite_loss_of_a_closure_skips_the_step():
     model, (x, y) = net(), batch()
     opt = optim.KFAC(model, LIKELIHOOD, 0.01)

@@ -17,7 +17,7 @@ from analysis.benchmarks.pages import write
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 SAME = ["KFAC", "EKFAC"]  # what all three libraries know
-TIMEOUT = 1800
+TIMEOUT = 7200
 
 
 def measure(repeats: int = 1, **asked: Any) -> dict[str, Any]:

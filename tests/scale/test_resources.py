@@ -82,7 +82,7 @@ def test_a_run_killed_without_warning_goes_on_with_the_layers_it_had_finished(tm
 @pytest.mark.parametrize(("width", "N", "memory"), [(32, 60, 200), (32, 60, 2000)])
 def test_memory_stays_near_the_budget_and_small_budgets_choose_another_route(width: int, N: int, memory: int) -> None:
     found = json.loads(output(python(MEMORY, width, N, memory)))
-    assert found["grown"] < memory * 2**20 + 150e6
+    assert found["grown"] < memory * 2**20 + 400e6  # working pieces of 64 MB each come on top
     assert found["route"] in ("columns, gradients formed once", "columns, gradients formed piece by piece")
 
 

@@ -50,7 +50,13 @@ def missing_browser() -> list[str]:
     return missing + ["selenium"] * (importlib.util.find_spec("selenium") is None)
 
 
+def missing_lightning() -> list[str]:
+    """Lightning, if it cannot be found."""
+    return [] if importlib.util.find_spec("lightning") else ["lightning"]
+
+
 NEEDS = {
+    "lightning": (missing_lightning, "pip install --no-deps -r requirements-peers.txt"),
     "peers": (missing_peers, "pip install --no-deps -r requirements-peers.txt"),
     "browser": (missing_browser, "apt-get install chromium chromium-driver; pip install selenium"),
 }

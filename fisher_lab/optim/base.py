@@ -236,7 +236,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         self._told = (skipped, lost)
         if notes:
             message = f"{type(self).__name__}, step {self.steps}: {'; '.join(notes)}."
-            warnings.warn(message, RuntimeWarning, stacklevel=5)
+            warnings.warn(message, RuntimeWarning, stacklevel=8)  # the line that calls step
 
     def troubles(self) -> dict[str, int]:
         """Counters of what went wrong; reads them from the device."""

@@ -45,7 +45,7 @@ class NaturalGradient(LayerOptimizer):
         likelihood: a Likelihood or a torch loss module: the loss that is minimised.
         approximation: for instance `fl.KFAC()`.
         lr: learning rate.
-        damping: lambda, on the scale of F.
+        damping: lambda, on the scale of F; with a larger learning rate it must be larger too.
         damping_style: "exact" (F + lambda I) or "factored" (Kronecker products: lambda^(1/k) on each of k balanced
             factors; Cholesky instead of an eigendecomposition).
         momentum: 0 for none.
@@ -78,7 +78,7 @@ class NaturalGradient(LayerOptimizer):
         approximation: Approximation,
         lr: float | Tensor,
         *,
-        damping: float = 1e-2,
+        damping: float = 1.0,
         damping_style: Literal["exact", "factored"] = "exact",
         momentum: float = 0.9,
         momentum_order: Literal["before", "after"] = "before",

@@ -29,7 +29,7 @@ class TNT(NaturalGradient):
     eps added to every mode, coupled weight decay, periods 10/100 for convolutional nets and 1/20 for autoencoders
     [official code]. Published: MNIST autoencoder lr 1e-4, eps 0.1, batch 1000: here lr=0.1, damping=10. CIFAR-10
     lr 1e-4, eps 0.01, batch 128: here lr=0.0128 and damping=0.0128 for two modes, 1.28e-4 for three. The authors start
-    with a pass over the data: `warm_start(data)`. Default damping 1e-2 [ours, near the second].
+    with a pass over the data: `warm_start(data)`. Default damping 1 [ours, between the two].
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class KFAC(NaturalGradient):
     the factors [paper], momentum 0.9 before preconditioning and periods 10/100 [official code of TNT's baseline; others
     have momentum after it, which keeps steps of an earlier, smaller F going]. Published for the MNIST autoencoder:
     lr 3e-3, lambda 0.3 in TNT's code, lr 1, lambda 3 in K-BFGS's code [official code]; lambda needs no conversion.
-    Default damping 1e-2 [ours]. Not here: adapted damping and the quadratic-model step size.
+    Default damping 1 [ours]. Not here: adapted damping and the quadratic-model step size.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class EKFAC(NaturalGradient):
 
     Momentum after preconditioning; basis every 50 to 100 steps; empirical labels [official code: `observing(y)`].
     Here eigenvalues are averaged like the factors, carried over exactly when the basis changes, and used from the next
-    refresh on. Periods 10/100, decay 0.95 and damping 1e-2 [ours].
+    refresh on. Periods 10/100, decay 0.95 and damping 1 [ours].
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TKFAC(NaturalGradient):
     """TKFAC, Gao et al. (2020): trace-restricted KFAC, its factors damped alike.
 
     Momentum after preconditioning. The paper adds sqrt(lambda) to factors of equal trace; here to factors of equal mean
-    eigenvalue, the one rule of this library. Periods 10/100, decay 0.95, damping 1e-2 [ours].
+    eigenvalue, the one rule of this library. Periods 10/100, decay 0.95, damping 1 [ours].
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class TKFAC(NaturalGradient):
 class TEKFAC(NaturalGradient):
     """TEKFAC, Gao et al. (2020): TKFAC's eigenbasis with re-estimated eigenvalues, exact damping.
 
-    Momentum after preconditioning. Periods 10/100, decay 0.95, damping 1e-2 [ours]; the paper's damping of
+    Momentum after preconditioning. Periods 10/100, decay 0.95, damping 1 [ours]; the paper's damping of
     convolutions by their trace is not here.
     """
 
@@ -127,7 +127,7 @@ class MBF(NaturalGradient):
     for convolutional nets and 2/25 for autoencoders [official code]; its training statistics use the data's labels:
     `observing(y)`. One block per kernel of a convolution; one per row of a Linear layer where these fit, otherwise one
     average block for all rows [official code: all-to-one average]; `print(opt)` shows which. Published lambda converts
-    to m lambda. Default damping 1e-2 [ours].
+    to m lambda. Default damping 1 [ours].
 
     Args:
         model: as NaturalGradient's.

@@ -1,5 +1,6 @@
-"""The optimizers unchanged inside Lightning's Trainer: fit, checkpoint, resume. Skipped where Lightning is missing."""
+"""The optimizers unchanged inside Lightning's Trainer: fit, checkpoint, resume."""
 
+import importlib
 import warnings
 
 import pytest
@@ -12,13 +13,15 @@ from tests.optim.support import PRESETS, batch, net, preset
 
 LIKELIHOOD = fl.Categorical()
 
+pytestmark = pytest.mark.lightning
+
 
 @pytest.fixture
 def lightning():
     """The library, which warns of others' deprecations when it is imported and used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield pytest.importorskip("lightning", reason="Lightning is not installed (pip install lightning)")
+        yield importlib.import_module("lightning")
 
 
 def module(lightning, name, schedule=False):

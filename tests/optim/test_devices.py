@@ -111,3 +111,22 @@ def test_whole_steps_run_on_the_meta_device(name):
         one_step(opt, model, LIKELIHOOD, x, y)
     for c in opt.curvature.values():
         assert all(t.is_meta for t in (*c.moments.values(), *c.inverse.tensors().values()))
+
+
+def test_kbfgs_never_waits_and_runs_on_the_meta_device(monkeypatch):
+    for device in ("cpu", "meta"):
+        model = with_fallback().to(device)
+        x, y = (part.to(device) for part in batch(dtype=torch.float32))
+        opt = optim.KBFGS(model, LIKELIHOOD, 0.01, weight_decay=0.1)
+
+        def closure(opt=opt, model=model, x=x, y=y):
+            opt.zero_grad()
+            loss = LIKELIHOOD.loss(model(x), y)
+            loss.backward()
+            return loss
+
+        opt.step(closure)
+        with HostReads(monkeypatch) as reads:
+            opt.step(closure)
+        monkeypatch.undo()
+        assert device == "meta" or reads.found == []  # AdamW without its fused kernel counts its steps on the host

@@ -34,6 +34,9 @@ def mode_product(X: Tensor, factors: Sequence[Tensor | None], transpose: bool = 
         if mode == k - 1 and k <= 2:
             X = X @ M.transpose(-1, -2) if k == 2 else (M @ X.unsqueeze(-1)).squeeze(-1)
             continue
+        if len(M) == 1 and k > 2 and mode > 0:  # one large product; small inner sizes would make many tiny ones
+            X = (X.movedim(mode - k, -1) @ M[0].T).movedim(-1, mode - k)
+            continue
         # view the tensor as [..., Q, before, n_mode, after] and multiply n_mode from the left
         before = int(torch.Size(sizes[:mode]).numel()) if mode else 1
         after = int(torch.Size(sizes[mode + 1 :]).numel())

@@ -171,7 +171,13 @@ def steps(quick: bool) -> None:
         lines.append(
             f"| {name} | {row['seconds'] * 1e3:.1f} | {ratio:.2f} | {floor} | {row['bytes_per_parameter']:.1f} |"
         )
-    table(path.with_suffix(".md"), lines, quick, f"batch {BATCH}, periods {OBSERVE}/{REFRESH}, peers' period {REFRESH}")
+    table(
+        "Optimizers: time per step",
+        path,
+        lines,
+        quick,
+        f"batch {BATCH}, periods {OBSERVE}/{REFRESH}, peers' period {REFRESH}",
+    )
 
 
 # -- training to a loss -----------------------------------------------------------------------------------------------
@@ -235,7 +241,7 @@ def training(names: list[str], tuning: int, final: int, quick: bool, batch: int 
     budget = (
         f"batch {batch}, periods {periods}, 12 settings of {tuning} epochs each, then {final} epochs with another seed"
     )
-    table(path.with_suffix(".md"), lines, quick, budget)
+    table("Optimizers: training", path, lines, quick, budget)
 
 
 def first_below(row: dict[str, Any], target: dict[str, Any] | None, axis: Any) -> str:
@@ -261,12 +267,14 @@ def save(path: Path, rows: dict[str, Any], quick: bool) -> None:
     path.write_text(json.dumps({"settings": {**about, "fisher-lab": fl.__version__}, "rows": rows}, indent=1) + "\n")
 
 
-def table(path: Path, lines: list[str], quick: bool, about: str) -> None:
-    """Print the table and, but for a quick trial, write it with what it was measured with."""
+def table(title: str, path: Path, lines: list[str], quick: bool, about: str) -> None:
+    """Print the table and, but for a quick trial, write it beside the results' folder for the documentation."""
     text = "\n".join(lines) + "\n"
     print(text)
     if not quick:
-        path.write_text(f"{text}\n{about}; torch {torch.__version__}, {torch.get_num_threads()} threads.\n")
+        page = path.parent.parent / f"{path.stem}.md"
+        where = f"{about}; torch {torch.__version__}, {torch.get_num_threads()} threads."
+        page.write_text(f"# {title}\n\nMNIST autoencoder, 2.8 million parameters.\n\n{text}\n{where}\n")
 
 
 def main() -> None:

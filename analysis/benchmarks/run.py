@@ -25,7 +25,11 @@ def measure(repeats: int = 1, **asked: Any) -> dict[str, Any]:
     runs = []
     for _ in range(repeats):
         command = [sys.executable, "-m", "analysis.benchmarks.contender", json.dumps(asked)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        except subprocess.TimeoutExpired:
+            print(f"{asked}: stopped after {TIMEOUT} s", flush=True)
+            return {"asked": asked, "failed": f"stopped after {TIMEOUT} s"}
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             print(f"{asked}: {reason}", flush=True)

@@ -73,7 +73,7 @@ class Batches:
             x, y = _parts(batch)
             _check(x, y, index)
             if self._kept is None:
-                checksums.append(_checksum(x) if y is None else _checksum(y, _checksum(x)))
+                checksums.append(checksum(x) if y is None else checksum(y, checksum(x)))
                 if self._checksums is not None and checksums[-1:] != self._checksums[index : index + 1]:
                     raise ValueError(_CHANGED.format(index=index))
             examples += x.shape[0]
@@ -129,5 +129,6 @@ def _check(x: Tensor, y: Tensor | None, index: int) -> None:
         )
 
 
-def _checksum(x: Tensor, start: int = 0) -> int:
+def checksum(x: Tensor, start: int = 0) -> int:
+    """CRC-32 of a tensor's bytes, going on from `start`."""
     return zlib.crc32(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), start)

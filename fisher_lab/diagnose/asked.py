@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import zlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from fisher_lab.approximations import Approximation, default_approximations
+from fisher_lab.data import checksum
 from fisher_lab.errors import Measure
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.source import Source
@@ -108,7 +108,7 @@ def _described(candidate: Any) -> str:
     crc = 0
     for name in sorted(candidate):
         for tensor in candidate[name].tensors().values():
-            crc = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), crc)
+            crc = checksum(tensor, crc)
     return f"ready matrices {crc:08x}"
 
 

@@ -17,6 +17,7 @@ from fisher_lab.approximations import Approximation, Exact
 from fisher_lab.approximations.exact import is_dense
 from fisher_lab.capture import capture
 from fisher_lab.comparison import ALL, Comparison, Cost, Row
+from fisher_lab.data import checksum
 from fisher_lab.diagnose.across import OFF_BLOCK, off_block
 from fisher_lab.diagnose.asked import Matrices
 from fisher_lab.diagnose.standard_errors import Found, StandardErrors
@@ -76,13 +77,13 @@ class Run:
         source, generator = self.source, torch.Generator().manual_seed(self.source.seed)
         crc = 0
         for tensor in (*source.model.parameters(), *source.model.buffers()):
-            crc = _crc(tensor.detach(), crc)
+            crc = checksum(tensor, crc)
         for name, layer in source.layers.items():
             V = torch.randn(layer.shape, generator=generator, dtype=torch.float64)
             self.directions[name] = V.to(next(source.model.parameters()))
         sums = dict.fromkeys(source.layers, 0.0)
         for x, y, label in source.parts():
-            crc = _crc(x, crc if y is None else _crc(y, crc))
+            crc = checksum(x, crc if y is None else checksum(y, crc))
             S = None
             for name, layer in source.layers.items():
                 bar.say(f"checking {name}")
@@ -376,7 +377,3 @@ def _check_matrix(layer: str, label: str, matrix: Any, shape: tuple[int, int]) -
 
 def _thawed(quantities: dict[str, Any]) -> dict[str, Any]:
     return {k: Measured(*v) if isinstance(v, list | tuple) else v for k, v in quantities.items()}
-
-
-def _crc(tensor: Tensor, start: int) -> int:
-    return zlib.crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), start)

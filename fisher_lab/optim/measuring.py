@@ -54,26 +54,3 @@ def describe(optimizer: Any) -> str:
         if count:
             lines.append(f"{what}: {count}")
     return "\n".join(lines)
-
-
-def state_bytes(optimizer: Any) -> int:
-    """Bytes of everything an optimizer keeps between steps."""
-    seen: set[int] = set()
-    total = 0
-
-    def visit(value: Any) -> None:
-        nonlocal total
-        if hasattr(value, "untyped_storage"):
-            storage = value.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                total += storage.nbytes()
-        elif isinstance(value, dict):
-            for item in value.values():
-                visit(item)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                visit(item)
-
-    visit(optimizer.state_dict())
-    return total

@@ -49,9 +49,14 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (clamped at zero) and eigenvectors of symmetric PSD matrices `[..., n, n]`.
 
     The divide-and-conquer routines can fail on ill-conditioned single-precision matrices: then in float64. Matrices
-    with values that are not finite have NaN for both.
+    with values that are not finite have NaN for both. Entries of eigenvectors far below their rounding error are 0.
     """
     M = symmetrize(M)
+    # in single precision they fail on many a factor with dead units, and a failure costs as much as a success: a shift
+    # at the size of the rounding error lifts the zeros that they stumble over
+    eps = torch.finfo(M.dtype).eps if M.dtype == torch.float32 else 0.0
+    shift = eps * torch.linalg.norm(M.detach(), dim=(-2, -1)).unsqueeze(-1)
+    M = M + torch.diag_embed(shift.expand(M.shape[:-1])) if eps else M
     try:
         values, vectors = _Eigh.apply(M) if M.requires_grad else torch.linalg.eigh(M)
     except torch.linalg.LinAlgError:
@@ -60,7 +65,15 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = (part.to(M.dtype) for part in torch.linalg.eigh(wide))
         values = torch.where(finite[..., 0], values, torch.nan)
         vectors = torch.where(finite, vectors, torch.nan)
-    return values.clamp(min=0), vectors
+    return (values - shift).clamp(min=0), without_noise(vectors)
+
+
+def without_noise(Q: Tensor) -> Tensor:
+    """Entries of orthogonal matrices far below their rounding error become 0.
+
+    Products of such numbers are denormal, and processors take many times longer for these.
+    """
+    return torch.where(Q.abs() < 1e-3 * torch.finfo(Q.dtype).eps, 0.0, Q)
 
 
 class _Eigh(torch.autograd.Function):
@@ -95,12 +108,6 @@ def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0) -> Te
     if not isinstance(damping, Tensor) and damping == 0 and values.numel():
         floor = (values.amax() * values.numel() * info.eps).clamp(min=info.tiny)
     return torch.where(shifted > floor, shifted.clamp(min=info.tiny) ** p, torch.zeros_like(shifted))
-
-
-def psd_power(M: Tensor, p: float) -> Tensor:
-    """M^p of symmetric PSD matrices `[..., n, n]` by eigendecomposition."""
-    values, vectors = eigh(M)
-    return (vectors * shifted_power(values, p).unsqueeze(-2)) @ vectors.transpose(-1, -2)
 
 
 def spd_inverse(M: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fisher_lab.approximations.base import Approximation, Moments
+from fisher_lab.linalg import without_noise
 from fisher_lab.matrices import EigenbasisDiagonal, FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
 
@@ -73,7 +74,7 @@ def carried(s: Tensor, old: tuple[Tensor | None, ...], new: tuple[Tensor | None,
     for mode, (before, after) in enumerate(zip(old, new, strict=True)):
         if before is None or after is None:
             continue
-        weights = (after.transpose(-1, -2) @ before).square()
+        weights = without_noise(after.transpose(-1, -2) @ before).square()
         s = weights @ s if mode == 0 else s @ weights.transpose(-1, -2)
     return s
 

@@ -11,7 +11,7 @@ import torch
 
 from fisher_lab.approximations.base import Approximation, Moments
 from fisher_lab.approximations.tn import covariances, mode_covariances, with_bias
-from fisher_lab.linalg import psd_power
+from fisher_lab.linalg import eigh, shifted_power
 from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
 
@@ -38,13 +38,13 @@ class Shampoo(Approximation):
     def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
         """Product of the k-th roots of the mode covariances."""
         modes = covariances(moments)
-        roots = [psd_power(U, 1 / len(modes)) for U in modes]
+        pairs = [(shifted_power(values, 1 / len(modes)), vectors) for values, vectors in map(eigh, modes)]
         if self.match_trace:
             t = _trace(modes[0])
-            product = torch.stack([_trace(root) for root in roots]).prod(0)
+            product = torch.stack([roots.sum(-1) for roots, _ in pairs]).prod(0)
             c = torch.where(product > 0, t / torch.where(product > 0, product, 1.0), torch.zeros_like(t))
-            roots[0] = roots[0] * c[:, None, None]
-        return with_bias(Kronecker(tuple(roots)), moments)
+            pairs[0] = pairs[0][0] * c[:, None], pairs[0][1]
+        return with_bias(Kronecker.of_eigenpairs(pairs), moments)
 
 
 def _trace(U: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,27 @@ class Kronecker(FisherMatrix):
     """
 
     factors: tuple[Tensor, ...]
+
+    @classmethod
+    def of_eigenpairs(cls, pairs: Sequence[tuple[Tensor, Tensor]]) -> Kronecker:
+        """The product of B_i diag(v_i) B_i^T, whose powers then need no further decomposition.
+
+        Args:
+            pairs: eigenvalues v_i `[Q, n_i]` and eigenvectors B_i `[Q, n_i, n_i]` of every factor.
+        """
+        matrix = cls(tuple((vectors * values.unsqueeze(-2)) @ vectors.transpose(-1, -2) for values, vectors in pairs))
+        matrix.__dict__["eigenpairs"] = tuple(pairs)  # as cached_property does
+        return matrix
+
+    @cached_property
+    def eigenpairs(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """Eigenvalues and eigenvectors of every factor; None for the basis of a diagonal."""
+        return tuple((factor, None) if factor.ndim == 2 else eigh(factor) for factor in self.factors)
+
+    @property
+    def decomposed(self) -> bool:
+        """Whether the eigenpairs are known already."""
+        return "eigenpairs" in self.__dict__
 
     @property
     def modes(self) -> tuple[int, ...]:
@@ -61,11 +83,10 @@ class Kronecker(FisherMatrix):
     @cached_property
     def eigenbasis(self) -> EigenbasisDiagonal:
         """This matrix in its eigenbasis."""
-        pairs = [(factor, None) if factor.ndim == 2 else eigh(factor) for factor in self.factors]
-        values = pairs[0][0]
-        for other, _ in pairs[1:]:
+        values = self.eigenpairs[0][0]
+        for other, _ in self.eigenpairs[1:]:
             values = values.unsqueeze(-1) * other.reshape(len(other), *(1,) * (values.ndim - 1), -1)
-        return EigenbasisDiagonal(tuple(vectors for _, vectors in pairs), values)
+        return EigenbasisDiagonal(tuple(vectors for _, vectors in self.eigenpairs), values)
 
     def eigenvalues(self) -> Tensor:
         """Products of the factors' eigenvalues, sorted."""
@@ -90,29 +111,35 @@ class Kronecker(FisherMatrix):
         return self.eigenbasis._powered(p, damping)
 
     def _powered_factored(self, p: float, damping: float | Tensor) -> Kronecker:
-        k = len(self.factors)
-        shift = damping ** (1 / k)
+        shift = damping ** (1 / len(self.factors))
+        scales = self._balance()
+        if p == -1:
+            return Kronecker(
+                tuple(_inverse(factor, scale, shift) for factor, scale in zip(self.factors, scales, strict=True))
+            )
         powers = []
-        for factor in self.balanced():
-            if factor.ndim == 2:
-                powers.append(shifted_power(factor, p, shift))
-            elif p == -1:
-                eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-                powers.append(spd_inverse(symmetrize(factor) + shift * eye))
-            else:
-                values, vectors = eigh(factor)
-                powers.append((vectors * shifted_power(values, p, shift).unsqueeze(-2)) @ vectors.transpose(-1, -2))
+        for (values, vectors), scale in zip(self.eigenpairs, scales, strict=True):
+            power = shifted_power(values * scale[:, None], p, shift)
+            powers.append(power if vectors is None else (vectors * power.unsqueeze(-2)) @ vectors.transpose(-1, -2))
         return Kronecker(tuple(powers))
 
-    def balanced(self) -> tuple[Tensor, ...]:
-        """The factors scaled to equal mean eigenvalue in every group; their product is unchanged.
+    def _balance(self) -> Tensor:
+        """Numbers `[k, Q]` that scale the factors to equal mean eigenvalue in every group; their product is 1.
 
-        For k = 2 damping them by sqrt(lambda) is KFAC's pi split, for any k it is TNT's damping with eps^k = lambda.
+        For k = 2 damping the factors then by sqrt(lambda) is KFAC's pi split, for any k it is TNT's damping with
+        eps^k = lambda. All zero where a factor vanishes.
         """
-        means = torch.stack([_diagonal(factor).mean(-1) for factor in self.factors])  # [k, Q]
+        means = torch.stack([_diagonal(factor).mean(-1) for factor in self.factors])
         common = means.clamp(min=0).log().mean(0).exp()
-        scale = torch.where(means > 0, common / means, torch.zeros_like(means))
-        return tuple(f * s.view(-1, *(1,) * (f.ndim - 1)) for f, s in zip(self.factors, scale, strict=True))
+        return torch.where(means > 0, common / means, torch.zeros_like(means))
+
+
+def _inverse(factor: Tensor, scale: Tensor, shift: float | Tensor) -> Tensor:
+    """(scale factor + shift)^-1 without an eigendecomposition."""
+    if factor.ndim == 2:
+        return shifted_power(factor * scale[:, None], -1, shift)
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return spd_inverse(symmetrize(factor * scale[:, None, None]) + shift * eye)
 
 
 def _diagonal(factor: Tensor) -> Tensor:

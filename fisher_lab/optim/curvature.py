@@ -120,19 +120,7 @@ def prepare(approximation: Approximation, matrix: FisherMatrix, settings: Settin
     if shared and isinstance(matrix, Kronecker) and (isinstance(damping, Tensor) or damping > 0):
         # one factor is the identity, so that exact damping is a shift of the other: no eigendecomposition
         return Kronecker(tuple(f if f.ndim == 2 else _shifted_inverse(f, damping) for f in matrix.factors))
-    return without_noise(matrix.powered(approximation.exponent, damping, settings["damping_style"]))
-
-
-def without_noise(matrix: FisherMatrix) -> FisherMatrix:
-    """Entries of eigenvectors far below their rounding error become 0.
-
-    Products of such numbers are denormal, and processors take many times longer for these.
-    """
-    noise = 1e-3 * torch.finfo(matrix.dtype).eps
-    tensors = matrix.tensors()
-    return matrix.with_tensors(
-        {name: torch.where(x.abs() < noise, 0.0, x) if "basis." in name else x for name, x in tensors.items()}
-    )
+    return matrix.powered(approximation.exponent, damping, settings["damping_style"])
 
 
 def _shifted_inverse(M: Tensor, damping: float | Tensor) -> Tensor:
@@ -176,7 +164,7 @@ def refresh(curvatures: Sequence[LayerCurvature], settings: Sequence[Settings], 
             )
         if inverse is not None:
             assert c.moments is not None
-            c.matrix, c.inverse = candidates[i], inverse
+            c.matrix, c.inverse = candidates[i].with_tensors(candidates[i].tensors()), inverse  # without its eigenpairs
             c.moments = c.approximation.carry(c.moments, c.matrix)
     return notes, [0.0] * len(extra) if read.is_meta else values[3 * n :]
 

@@ -12,10 +12,12 @@ from fisher_lab.matrices import BlockDiagonal, DiagonalMatrix, DirectSum, Eigenb
 
 
 def signature(matrix: FisherMatrix) -> Any:
-    """What two matrices must share to be stacked; None for structures whose first dimension does not count groups."""
+    """What two matrices must share to be stacked; None for structures that stay alone."""
     if isinstance(matrix, DirectSum):
         parts = [signature(piece) for piece in matrix.parts]
         return None if None in parts else ("DirectSum", tuple(parts))
+    if isinstance(matrix, Kronecker) and matrix.decomposed:  # which joining would forget
+        return None
     rows = isinstance(matrix, BlockDiagonal) and matrix.groups is None
     if rows or isinstance(matrix, Kronecker | EigenbasisDiagonal | DiagonalMatrix):
         return type(matrix).__name__, tuple((name, tuple(x.shape)) for name, x in matrix.tensors().items())

@@ -24,3 +24,20 @@ def test_eigh_falls_back_to_double_precision(monkeypatch: pytest.MonkeyPatch) ->
     assert vectors[1].isnan().all()
     for k in (0, 2):
         torch.testing.assert_close(vectors[k] @ values[k].diag() @ vectors[k].T, M[k], rtol=1e-4, atol=1e-4)
+
+
+def test_eigh_in_single_precision_sees_no_zeros_on_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divide and conquer fails on many a factor with dead units (a third of a large autoencoder's), at full cost."""
+    real, seen = torch.linalg.eigh, []
+    monkeypatch.setattr(torch.linalg, "eigh", lambda M: (seen.append(M), real(M))[1])
+    X = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    X[:, :3] = 0
+    M = torch.cat([X @ X.mT, torch.zeros(1, 6, 6)])
+    values, vectors = linalg.eigh(M)
+    assert bool((seen[0][:2].diagonal(dim1=1, dim2=2) > 0).all())
+    expected = real(M.double())[0]
+    assert float((values - expected).abs().max()) < 1e-6 * float(expected.max())
+    assert float(values[2].abs().max()) == 0
+    torch.testing.assert_close(vectors @ torch.diag_embed(values) @ vectors.mT, M, rtol=1e-5, atol=1e-5)
+    linalg.eigh(M.double())
+    assert torch.equal(seen[1], M.double())

@@ -59,6 +59,9 @@ MATRICES: dict[str, Callable[[], FisherMatrix]] = {
     "Kronecker, diagonal right": lambda: Kronecker((psd(1, 3, 3), positive(1, 4))),
     "Kronecker, diagonals": lambda: Kronecker((positive(1, 3), positive(1, 4, seed=1))),
     "Kronecker, singular": lambda: Kronecker((psd(1, 3, 3, rank=1), psd(1, 4, 4, rank=2))),
+    "Kronecker, of eigenpairs": lambda: Kronecker.of_eigenpairs(
+        [(positive(2, 3), bases(2, 3)), (positive(2, 4, seed=1), bases(2, 4))]
+    ),
     "EigenbasisDiagonal": lambda: EigenbasisDiagonal((bases(1, 3), bases(1, 4)), positive(1, 3, 4)),
     "EigenbasisDiagonal, two groups": lambda: EigenbasisDiagonal((bases(2, 3), bases(2, 4)), positive(2, 3, 4)),
     "EigenbasisDiagonal, one-sided": lambda: EigenbasisDiagonal((None, bases(1, 4)), positive(1, 3, 4)),
@@ -124,6 +127,10 @@ def test_definitions_of_the_structures() -> None:
     G, A = psd(2, 3, 3), psd(2, 4, 4, seed=1)
     expected = torch.block_diag(*[kron(G[q], A[q]) for q in range(2)])
     assert_same(Kronecker((G, A)).dense(), expected)
+    values, left, right = (positive(2, 3), positive(2, 4)), bases(2, 3), bases(2, 4)
+    G, A = left @ torch.diag_embed(values[0]) @ left.mT, right @ torch.diag_embed(values[1]) @ right.mT
+    known = Kronecker.of_eigenpairs([(values[0], left), (values[1], right)])
+    assert_same(known.dense(), torch.block_diag(*[kron(G[q], A[q]) for q in range(2)]))
     values = positive(1, 3, 4)
     basis = kron(bases(1, 3)[0], bases(1, 4)[0])
     rotated = EigenbasisDiagonal((bases(1, 3), bases(1, 4)), values)

@@ -5,6 +5,7 @@ import torch
 
 import fisher_lab as fl
 from fisher_lab import optim
+from fisher_lab.matrices import Kronecker
 from tests import helpers
 from tests.optim.support import batch, gradients, layer_stats, net, one_step, preset, weights
 
@@ -168,6 +169,32 @@ def test_shampoo_reads_the_gradient_of_its_own_step():
             values, vectors = torch.linalg.eigh(M)
             powers.append(vectors @ torch.diag((values.clamp(min=0) + LAMBDA**0.5) ** -0.5) @ vectors.T)
         helpers.assert_same(W, before[layer] - 0.1 * powers[0] @ g[layer] @ powers[1])
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_shampoo_decomposes_every_factor_once_per_refresh_and_applies_one_product_per_mode(monkeypatch, conv):
+    """Also where layers of equal shape are joined, and beside the bias block of a convolution."""
+    linear = [torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 3)]
+    layers = [torch.nn.Conv2d(2, 4, 2), torch.nn.Flatten()] if conv else linear
+    model = torch.nn.Sequential(*layers).double()
+    x = torch.randn(5, 2, 2, 2).double() if conv else torch.randn(5, 4).double()
+    y = torch.randint(3, (5,))
+    real, sizes = torch.linalg.eigh, []
+
+    def counted(M):
+        sizes.extend([M.shape[-1]] * (M.numel() // M.shape[-1] ** 2))
+        return real(M)
+
+    monkeypatch.setattr(torch.linalg, "eigh", counted)
+    opt = optim.Shampoo(model, LIKELIHOOD, 0.1)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    # of the convolution: three modes and the bias block
+    assert sorted(sizes) == ([2, 4, 4, 4] if conv else [3, 4, 4, 5, 5, 5])
+    for c in opt.curvature.values():
+        weight = c.inverse.parts[0] if conv else c.inverse
+        assert isinstance(weight, Kronecker)
+        assert len(weight.factors) == (3 if conv else 2)
+        assert not (c.matrix.parts[0] if conv else c.matrix).decomposed  # nothing held that `nbytes` does not count
 
 
 @pytest.mark.parametrize("name", ["KFAC", "TKFAC", "TENGraD"])

@@ -1,17 +1,27 @@
-"""Categorical likelihood: softmax over classes, -log p = cross-entropy. Root: sqrt(p_c) (e_c - p)."""
+"""Categorical likelihood: softmax over classes, -log p = cross-entropy. Its output Hessian diag(p) - p p^T has rank C-1.
+
+With u = sqrt(p), of norm 1, diag(p) - p p^T = diag(u) (I - u u^T) diag(u). The reflection that maps u to -e_C is
+I - v v^T / (1 + u_C) with v = u + e_C, and its first C - 1 columns are a basis of what is orthogonal to u; so
+
+    S_ij = u_i (delta_ij - v_i u_j / (1 + u_C)),   j < C,
+
+written below with 1 = sum of p, so that no entry cancels however sure the model is of its answer.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-from fisher_lab.likelihoods.base import Likelihood
+from fisher_lab.likelihoods.base import FisherKind, Likelihood
 
 
 class Categorical(Likelihood):
     """Labels y (class indices) with probabilities softmax(z) along `dim`; all other dimensions are positions.
 
-    The factor has the C columns sqrt(p_c) (e_c - p) per position: their outer products sum to diag(p) - p p^T.
+    The factor has C - 1 columns per position, whose outer products sum to diag(p) - p p^T.
 
     Args:
         dim: dimension of z that holds the classes; -1 for `[N, C]` and `[N, L, C]`, 1 for torch's `[N, C, L]`.
@@ -21,18 +31,21 @@ class Categorical(Likelihood):
         self.dim = dim
 
     def factor(self, z: Tensor) -> Tensor:
-        """S `[L * C, N, *output]`, L positions."""
+        """S `[L * (C - 1), N, *output]`, L positions."""
         p = z.movedim(self.dim, -1).softmax(-1)
         N, C, positions = p.shape[0], p.shape[-1], p.shape[1:-1]
         p = p.reshape(N, -1, C)
         L = p.shape[1]
-        root = p.sqrt().permute(2, 0, 1).unsqueeze(-1) * (
-            torch.eye(C, dtype=z.dtype, device=z.device)[:, None, None] - p
-        )
+        root = _root(p).permute(3, 0, 1, 2)
         if L > 1:  # one column touches one position
             eye = torch.eye(L, dtype=z.dtype, device=z.device)
             root = torch.einsum("cnlk,lm->lcnmk", root, eye).flatten(0, 1)
         return root.reshape(-1, N, *positions, C).movedim(-1, self._class_dim(z) + 1)
+
+    def directions(self, z: Tensor, fisher: FisherKind) -> int:
+        """L * (C - 1) for the true Fisher, otherwise 1."""
+        C = z.shape[self.dim]
+        return math.prod(z.shape[1:]) // C * (C - 1) if fisher == "true" else 1
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Class indices `[N, *positions]`."""
@@ -85,3 +98,15 @@ class Categorical(Likelihood):
 
     def __repr__(self) -> str:
         return f"Categorical(dim={self.dim})"
+
+
+def _root(p: Tensor) -> Tensor:
+    """Square root `[..., C, C - 1]` of diag(p) - p p^T for p `[..., C]`; see the top of this file."""
+    C = p.shape[-1]
+    eye = torch.eye(C, dtype=p.dtype, device=p.device)
+    others = p @ (1 - eye)  # 1 - p_c
+    u, last = p.sqrt(), p[..., -1:].sqrt()
+    weights = torch.cat([p[..., :-1] / (1 + last), last], -1)
+    S = -weights.unsqueeze(-1) * u[..., None, :-1]
+    diagonal = torch.diag_embed(u * (last + others) / (1 + last))
+    return torch.where(eye[:, :-1] > 0, diagonal[..., :-1], S)

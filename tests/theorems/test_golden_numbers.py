@@ -160,13 +160,14 @@ def test_b2_three_modes() -> None:
 
 
 def test_b3_softmax_root() -> None:
-    """B.3: the columns sqrt(p_c) (e_c - p) for p = (0.5, 0.3, 0.2); their outer products sum to diag(p) - p p^T."""
+    """B.3: the root with columns sqrt(p_c) (e_c - p) at p = (0.5, 0.3, 0.2), and ours with one column less."""
     p = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
     S = fl.Categorical().factor(p.log())[:, 0]
     expected = matrix(
         (0.353553, -0.212132, -0.141421), (-0.273861, 0.383406, -0.109545), (-0.223607, -0.134164, 0.357771)
     )
-    assert float((S - expected).abs().max()) < PRINTED
+    assert S.shape == (2, 3)
+    assert float((S.T @ S - expected.T @ expected).abs().max()) < PRINTED
     assert_same(S.T @ S, torch.diag(p[0]) - p.T @ p)
 
 

@@ -154,7 +154,8 @@ class Lanczos:
         self.steps = min(max_steps, start.numel())
         self.vector = start / start.norm()
         self.found: Extremes | None = None
-        self.ritz_vector: Tensor | None = None
+        self.ritz_vector: Tensor | None = None  # of the dominating end
+        self.ritz_weights: list[float] = []  # of every `vector` so far in ritz_vector
         self._basis: list[Tensor] = []  # [BLOCK, d] each, the last one filled in part
         self._alpha: list[Tensor] = []
         self._beta: list[Tensor] = []
@@ -193,8 +194,15 @@ class Lanczos:
             parts = weights.split(self.BLOCK)
             pairs = zip(parts, self._filled(len(alpha)), strict=True)
             self.ritz_vector = torch.stack([w.to(b) @ b for w, b in pairs]).sum(0)
+            self.ritz_weights = weights.tolist()
             self.found = found
             self._basis = []
+
+
+def start_vector(like: Any, n: int | None = None) -> Tensor:
+    """A random vector, the same for every run: `[like.dim]` or `[n]`, of the type and on the device of `like`."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.dim if n is None else n, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def lanczos(

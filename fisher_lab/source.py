@@ -22,7 +22,7 @@ from fisher_lab.functional import (
 from fisher_lab.layers import Layer, select
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
 from fisher_lab.memory import budget_bytes, readable
-from fisher_lab.stats import LayerStats
+from fisher_lab.stats import LayerStats, joined
 
 
 class Source:
@@ -60,6 +60,7 @@ class Source:
     ) -> None:
         check_fisher(fisher)
         self.fisher, self.seed, self.dtype = fisher, seed, dtype
+        self._item = torch.finfo(dtype).bits // 8
         self.budget = budget_bytes(memory)
         self.likelihood = as_likelihood(likelihood)
         self.model = evaluation_copy(model, dtype, device)
@@ -89,7 +90,7 @@ class Source:
 
     def _check_memory(self) -> None:
         for name, layer in self.layers.items():
-            need = 4 * layer.factor_size() * torch.finfo(self.dtype).bits // 8  # a matrix, its eigenvectors, a result
+            need = 4 * layer.factor_size() * self._item  # a matrix, its eigenvectors, a result
             if need > self.budget:
                 raise ValueError(
                     f"Layer {name!r} ({type(layer.module).__name__}, W {layer.shape[0]} x {layer.shape[1]}) needs "
@@ -98,8 +99,9 @@ class Source:
                 )
 
     def kept(self, names: Iterable[str] | None = None) -> bool:
-        """Whether the data is one piece whose columns, for these layers, are captured once and kept."""
-        return self.batches.single and self.first_batch <= self._chunk(self.layers if names is None else names)
+        """Whether the data is one batch whose columns, for these layers, are captured once and kept."""
+        numbers = sum(self._captured_numbers(name) for name in (self.layers if names is None else names))
+        return self.batches.single and self.first_batch * numbers * self._item <= self.budget / 4
 
     @property
     def N(self) -> int:
@@ -151,7 +153,7 @@ class Source:
     def example_bytes(self, names: Iterable[str]) -> int:
         """Bytes per example of all outputs, and of unrolled inputs and gradients of these layers."""
         numbers = (self.R + 2) * self._outputs + 2 * sum(self._unrolled.get(name, 0) for name in names)
-        return max(1, numbers * torch.finfo(self.dtype).bits // 8)
+        return max(1, numbers * self._item)
 
     def _check_example(self) -> None:
         need = max(self.example_bytes([name]) for name in self.layers)  # layers can be captured one by one
@@ -165,8 +167,14 @@ class Source:
     def column_numbers(self, name: str) -> float:
         """Numbers per example that the columns of a layer's block take: inputs and output gradients, or P if fewer."""
         rows, columns = self.layers[name].shape
-        positions = self._unrolled.get(name, 0) / max(1, columns)
-        return min(positions * (columns + self.R * rows), self.R * rows * columns)
+        return min(self._captured_numbers(name), self.R * rows * columns)
+
+    def _captured_numbers(self, name: str) -> float:
+        """Numbers per example that the captured statistics of a layer hold."""
+        rows, columns = self.layers[name].shape
+        if self.layers[name].gradient_form:
+            return self.R * rows * columns
+        return self._unrolled.get(name, 0) / max(1, columns) * (columns + self.R * rows)
 
     def parts(self, names: Iterable[str] | None = None) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
         """One pass over the data in pieces that fit the memory: x, the data's labels, labels to differentiate at."""
@@ -186,7 +194,7 @@ class Source:
                 yield x[piece], None if y is None else y[piece], None if label is None else label[piece]
 
     def sweep(self, names: Sequence[str] | None = None) -> Iterator[dict[str, LayerStats]]:
-        """One pass: the LayerStats of some layers, piece by piece. A single piece is captured once and kept.
+        """One pass: the LayerStats of some layers, piece by piece, or at once where they are kept (see `kept`).
 
         Callers guard the global random state: a generator that is left half-way would restore it too late.
 
@@ -200,10 +208,15 @@ class Source:
             return
         everything = self.kept()
         layers = {name: layer for name, layer in self.layers.items() if everything or name in key}
+        keep, pieces = self.kept(layers), []
         for x, _, label in self.parts(layers):
             verify = not set(layers) <= self._verified
             stats = capture(self.model, layers, self.likelihood, x, self.fisher, label, verify)
             self._verified.update(layers)
-            if self.kept(layers):
-                self._cached = (tuple(layers), stats)
-            yield {name: stats[name] for name in key}
+            if keep:
+                pieces.append(stats)
+            else:
+                yield {name: stats[name] for name in key}
+        if keep:
+            self._cached = (tuple(layers), {name: joined([piece.pop(name) for piece in pieces]) for name in layers})
+            yield {name: self._cached[1][name] for name in key}

@@ -233,12 +233,16 @@ class LayerStats:
         Args:
             basis: orthogonal matrices B_1 `[Q, d_out, d_out]` and B_2 `[Q, d_in, d_in]`.
         """
-        known: list[tuple[Any, Tensor]] = self.shared("squares", list)
+        known = self.known_squares()
         for other, result in known:
             if all(contractions.same_matrix(x, y) for x, y in zip(basis, other, strict=True)):
                 return result
         known.append((basis, self._squares(*basis) / self.N))
         return known[-1][1]
+
+    def known_squares(self) -> list[tuple[tuple[Tensor | None, Tensor | None], Tensor]]:
+        """The bases that `squares` was asked for so far, with its results."""
+        return self.shared("squares", list)
 
     def _squares(self, left: Tensor | None, right: Tensor | None) -> Tensor:
         if self.rank_one:
@@ -291,7 +295,17 @@ class LayerStats:
     # -- Gram matrices ---------------------------------------------------------------------------------------------
     def gram(self, other: LayerStats | None = None) -> Tensor:
         """Inner products <P_rn, P'_sm> `[R * N, R' * N']` with the columns of `other` (default: the same)."""
-        other = self if other is None else other
+        if other is None and self.gram_pays:
+            return self.shared("gram", lambda: self._gram(self))
+        return self._gram(self if other is None else other)
+
+    @property
+    def gram_pays(self) -> bool:
+        """Whether products with the Gram matrix cost less than with the columns, and it is small enough to keep."""
+        columns = self.R * self.N
+        return not self.rank_one and columns < self.dim and columns**2 * self.g.element_size() <= 4 * CHUNK_BYTES
+
+    def _gram(self, other: LayerStats) -> Tensor:
         K = self.g.new_zeros(self.R, self.N, other.R, other.N)
         for mine, theirs, block in self._gram_blocks(other):
             K[:, mine, :, theirs] = block
@@ -346,6 +360,8 @@ class LayerStats:
         return self.shared("squared_gram", self._squared_gram)
 
     def _squared_gram(self) -> Tensor:
+        if self.gram_pays:
+            return self.gram().view(self.R, self.N, self.R, self.N).square().sum((0, 2))
         K = self.g.new_zeros(self.N, self.N)
         for mine, theirs, block in self._squared_blocks(self):
             K[mine, theirs] = block
@@ -366,3 +382,11 @@ class LayerStats:
             everything = other is self and mine.stop - mine.start == self.N
             h = None if everything else other.g[:, :, 0, 0]
             yield mine, slice(0, other.N), K * contractions.outer_gram(self.g[:, mine, 0, 0], h)
+
+
+def joined(pieces: Sequence[LayerStats]) -> LayerStats:
+    """The stats of all examples of pieces of one batch."""
+    if len(pieces) == 1:
+        return pieces[0]
+    inputs = [piece.a for piece in pieces if piece.a is not None]
+    return pieces[0].like(torch.cat(inputs) if inputs else None, torch.cat([piece.g for piece in pieces], 1))

@@ -87,8 +87,9 @@ def test_unequal_batches_are_one_batch(approximation: fl.Approximation) -> None:
     x, y = batch(n=13)
     whole = fl.estimate(approximation, net(), fl.Categorical(), (x, y))
     parts = fl.estimate(approximation, net(), fl.Categorical(), [(x[:2], y[:2]), (x[2:9], y[2:9]), (x[9:], y[9:])])
+    atol = 1e-7 if isinstance(approximation, fl.Shampoo) else 1e-12  # the root of a singular matrix: sqrt(eps)
     for layer in whole:
-        torch.testing.assert_close(whole[layer].dense(), parts[layer].dense(), rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(whole[layer].dense(), parts[layer].dense(), rtol=1e-8, atol=atol)
 
 
 def test_data_may_be_a_loader_an_iterator_or_inputs_alone() -> None:

@@ -74,25 +74,32 @@ def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
     if stats.a is not None and stats.T > 1 and stats.g.dtype == torch.float64:
         rough = stats.like(*(_single(x) for x in (stats.a, stats.g)))
         S, T, _ = (x.double() for x in _iterate(rough, S.float(), T.float(), ROUGH_TOLERANCE, ROUGH_ITERATIONS))
-    differentiable = stats.g.requires_grad  # then by steps that can be derived
-    if stats.Q == 1 and not differentiable and float(_norm(stats.left(T))) > 0:
-        T = _unit(stats.right(_leading(stats, stats.left(T))))
-        S = stats.left(T)
-        return _unit(S) * _norm(S).sqrt(), T * _norm(S).sqrt()
+    if stats.Q == 1 and not stats.g.requires_grad:  # which goes by steps that can be derived
+        start = stats.left(T)
+        if float(_norm(start)) > 0:
+            S, T = _leading(stats, start)
+            sigma = _norm(S) / _norm(T)
+            return _unit(S) * sigma.sqrt(), _unit(T) * sigma.sqrt()
     S, T, sigma = _iterate(stats, S, T, TOLERANCE, MAX_ITERATIONS)
     return S * sigma.sqrt(), T * sigma.sqrt()
 
 
-def _leading(stats: LayerStats, S: Tensor) -> Tensor:
-    """Leading left singular vector of Z by the Lanczos method on Z Z^T from S; its sign that of a PSD matrix."""
+def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
+    """Z T and T = Z^T S' for the leading left singular vector S' of Z, by the Lanczos method on Z Z^T from S."""
     stats.hold(4 * CHUNK_BYTES)
     tolerance = max(TOLERANCE, 64 * torch.finfo(S.dtype).eps)
     run = Lanczos(S.flatten(), tolerance, MAX_ITERATIONS, check_every=1)
+    rights: list[Tensor] = []
+    lefts: list[Tensor] = []
     while run.found is None:
-        run.feed(stats.left(stats.right(run.vector.view(S.shape))).flatten())
-    assert run.ritz_vector is not None
-    found = run.ritz_vector.view(S.shape)
-    return found * torch.sign(found.diagonal(dim1=-2, dim2=-1).sum())
+        rights.append(stats.right(run.vector.view(S.shape)))
+        lefts.append(stats.left(rights[-1]))
+        run.feed(lefts[-1].flatten())
+    T, S = (
+        torch.stack([w * M for w, M in zip(run.ritz_weights, images, strict=True)]).sum(0) for images in (rights, lefts)
+    )
+    sign = torch.sign(T.diagonal(dim1=-2, dim2=-1).sum())  # that of PSD matrices
+    return S * sign, T * sign
 
 
 def _iterate(stats: LayerStats, S: Tensor, T: Tensor, tolerance: float, most: int) -> tuple[Tensor, Tensor, Tensor]:

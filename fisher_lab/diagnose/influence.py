@@ -22,8 +22,8 @@ from torch import Tensor
 from fisher_lab.approximations import Approximation
 from fisher_lab.approximations.corrected import EigenvalueCorrected
 from fisher_lab.errors import DENSE_DIM, Measure, Measured, Pair
-from fisher_lab.errors.spectral import TOLERANCE, start_vector
-from fisher_lab.linalg import Lanczos
+from fisher_lab.errors.spectral import TOLERANCE
+from fisher_lab.linalg import Lanczos, start_vector
 from fisher_lab.matrices import FactoredRows, FisherMatrix
 from fisher_lab.stats import LayerStats
 

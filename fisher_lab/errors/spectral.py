@@ -8,19 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisher_lab.linalg import Extremes, Lanczos, lanczos
+from fisher_lab.linalg import Extremes, Lanczos, lanczos, start_vector
 from fisher_lab.matrices import EigenbasisDiagonal, FactoredRows, FisherMatrix, LowRank
 from fisher_lab.stats import LayerStats
 
 TOLERANCE = 1e-3  # relative residual at which Lanczos stops
 Operator = Callable[[Tensor], Tensor]
 BASIS = 32  # Lanczos vectors to reckon with when runs share a memory budget
-
-
-def start_vector(like: FisherMatrix) -> Tensor:
-    """A random vector `[d]`, the same for every run."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(like.dim, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def extremes(apply: Operator, like: FisherMatrix, tolerance: float = TOLERANCE) -> Extremes:

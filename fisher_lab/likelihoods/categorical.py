@@ -1,4 +1,4 @@
-"""Categorical likelihood: softmax over classes, -log p = cross-entropy. Its output Hessian diag(p) - p p^T has rank C-1.
+"""Categorical likelihood: softmax over classes, -log p = cross-entropy; diag(p) - p p^T has rank C - 1.
 
 With u = sqrt(p), of norm 1, diag(p) - p p^T = diag(u) (I - u u^T) diag(u). The reflection that maps u to -e_C is
 I - v v^T / (1 + u_C) with v = u + e_C, and its first C - 1 columns are a basis of what is orthogonal to u; so

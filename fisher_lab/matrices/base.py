@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
-from fisher_lab.linalg import lanczos
+from fisher_lab.linalg import lanczos, start_vector
 from fisher_lab.memory import available_bytes, readable
 from fisher_lab.stats import CHUNK_BYTES, LayerStats
 
@@ -136,9 +136,7 @@ class FisherMatrix(ABC):
 
     def spectral_norm(self) -> Tensor:
         """Largest eigenvalue, a scalar (by the Lanczos method where the structure gives no shortcut)."""
-        generator = torch.Generator().manual_seed(0)
-        start = torch.randn(self.dim, generator=generator, dtype=self.dtype).to(self.device)
-        found = lanczos(lambda v: self._apply(v.view(self.shape)).flatten(), start, tolerance=1e-6)
+        found = lanczos(lambda v: self._apply(v.view(self.shape)).flatten(), start_vector(self), tolerance=1e-6)
         return torch.tensor(found.high, dtype=self.dtype, device=self.device)
 
     def quadratic(self, stats: LayerStats) -> Tensor:

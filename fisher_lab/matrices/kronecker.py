@@ -100,6 +100,10 @@ class Kronecker(FisherMatrix):
         if stats.T == 1:
             g, a = _multiply(stats.g, G), _multiply(stats.a, A)
             return torch.einsum("nq,nq->", (g * stats.g).sum((0, 2, 4)), (a * stats.a).sum((1, 3))) / stats.N
+        for basis, squares in stats.known_squares():  # those of its own eigenbasis where EKFAC was measured too
+            values = [_in_basis(factor, B) for factor, B in zip(self.factors, basis, strict=True)]
+            if values[0] is not None and values[1] is not None:
+                return torch.einsum("qo,qi,qoi->", values[0], values[1], squares)
         left = stats.left(A)  # <F, G (x) A> = <1/N sum P A P^T, G>
         return (G * (left if G.ndim == 3 else left.diagonal(dim1=-2, dim2=-1))).sum()
 
@@ -140,6 +144,16 @@ def _inverse(factor: Tensor, scale: Tensor, shift: float | Tensor) -> Tensor:
         return shifted_power(factor * scale[:, None], -1, shift)
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     return spd_inverse(symmetrize(factor * scale[:, None, None]) + shift * eye)
+
+
+def _in_basis(factor: Tensor, basis: Tensor | None) -> Tensor | None:
+    """The diagonal `[Q, n]` of a factor in an orthogonal basis in which it is diagonal up to rounding, else None."""
+    if factor.ndim == 2 or basis is None:
+        return factor if factor.ndim == 2 and basis is None else None
+    rotated = basis.transpose(-1, -2) @ factor @ basis
+    values = rotated.diagonal(dim1=-2, dim2=-1)
+    rest, eps = torch.linalg.norm(rotated - torch.diag_embed(values)), torch.finfo(factor.dtype).eps
+    return values if float(rest) <= 64 * eps * float(torch.linalg.norm(factor)) else None
 
 
 def _diagonal(factor: Tensor) -> Tensor:

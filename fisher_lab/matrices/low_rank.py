@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisher_lab.linalg import eigh, shifted_power
+from fisher_lab.linalg import eigh, lanczos, shifted_power, start_vector
 from fisher_lab.matrices.base import FisherMatrix
 from fisher_lab.matrices.dense import Dense
 from fisher_lab.stats import LayerStats
@@ -45,12 +45,15 @@ class LowRank(FisherMatrix):
         return self.stats.overlap().sqrt()
 
     def spectral_norm(self) -> Tensor:
-        """Largest eigenvalue, by the Lanczos method, once."""
+        """Largest eigenvalue, by the Lanczos method, once; that of the Gram matrix where products with it cost less."""
         return self._top
 
     @cached_property
     def _top(self) -> Tensor:
-        return super().spectral_norm()
+        if not self.stats.gram_pays:
+            return super().spectral_norm()
+        found = lanczos(lambda v: self.gram @ v, start_vector(self, self.columns), tolerance=1e-6)
+        return torch.tensor(found.high, dtype=self.dtype, device=self.device)
 
     @cached_property
     def gram(self) -> Tensor:

@@ -171,3 +171,16 @@ def test_the_users_likelihood_in_compare(registered) -> None:
         assert comparison.settings["likelihood"] == "Poisson()"
         exact = fl.exact_fisher(model, Poisson(), x, fisher=kind)
         assert_same(fl.estimate(fl.Exact(), model, Poisson(), x, fisher=kind)["0"].dense(), exact["0"].dense(), 1e-10)
+
+
+def test_softmax_root_of_sure_predictions() -> None:
+    """Probabilities down to 1e-34: the outer products are right relative to the roots of the diagonal entries."""
+    z = torch.tensor([[0.0, -78.0], [40.0, -38.0], [-60.0, 0.0]], dtype=torch.float64)
+    z = torch.cat([z, z[:, :1] + torch.tensor([[3.0], [-20.0], [-50.0]], dtype=torch.float64)], 1)
+    for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):  # the last class is the pivot
+        S, p = fl.Categorical().factor(z[:, order]), z[:, order].softmax(-1)
+        H = torch.einsum("rnc,rnd->ncd", S, S)
+        others = torch.stack([p[:, [d for d in range(3) if d != c]].sum(1) for c in range(3)], 1)
+        expected = torch.diag_embed(p * others) - (p[:, :, None] * p[:, None, :]) * (1 - torch.eye(3))
+        scale = (p * others).sqrt()
+        assert float(((H - expected).abs() / (scale[:, :, None] * scale[:, None, :])).max()) < 1e-13

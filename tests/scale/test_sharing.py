@@ -1,0 +1,69 @@
+"""What is computed once and used again gives the same numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+import fisher_lab as fl
+from fisher_lab.approximations.base import build
+from fisher_lab.contractions import CHUNK_BYTES
+from fisher_lab.matrices import Kronecker, LowRank
+from fisher_lab.source import Source
+from fisher_lab.stats import LayerStats
+
+
+def shared(N: int = 6, T: int = 5, d_out: int = 4, d_in: int = 7, R: int = 2) -> LayerStats:
+    generator = torch.Generator().manual_seed(3)
+    a = torch.randn(N, T, 1, d_in, generator=generator, dtype=torch.float64)
+    return LayerStats(a, torch.randn(R, N, T, 1, d_out, generator=generator, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("plain", "corrected"), [(fl.KFAC(), fl.EKFAC()), (fl.TKFAC(), fl.TEKFAC())])
+def test_inner_products_from_known_squares(plain: fl.Approximation, corrected: fl.Approximation, monkeypatch) -> None:
+    stats = shared()
+    K = build(plain, stats)
+    expected = float((K.dense() * stats.dense()).sum())
+    assert float(K.quadratic(stats)) == pytest.approx(expected, rel=1e-12)
+    build(corrected, stats)
+    monkeypatch.setattr(LayerStats, "left", lambda *_: pytest.fail("the squares in the eigenbasis are known"))
+    assert float(K.quadratic(stats)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_squares_of_another_basis_are_not_used() -> None:
+    stats = shared()
+    build(fl.EKFAC(), stats)
+    generator = torch.Generator().manual_seed(4)
+    G, A = (torch.randn(1, n, n, generator=generator, dtype=torch.float64) for n in (4, 7))
+    K = Kronecker((G @ G.mT, A @ A.mT))
+    assert float(K.quadratic(stats)) == pytest.approx(float((K.dense() * stats.dense()).sum()), rel=1e-12)
+
+
+def test_norms_from_one_gram_matrix() -> None:
+    stats = shared(d_out=9, d_in=11)
+    assert stats.gram_pays
+    F = LowRank(stats)
+    assert float(F.spectral_norm()) == pytest.approx(float(torch.linalg.eigvalsh(stats.dense())[-1]), rel=1e-10)
+    assert float(F.frobenius_norm()) == pytest.approx(float(stats.dense().norm()), rel=1e-12)
+    assert stats.gram() is stats.gram()
+    assert not shared(T=1, d_out=9, d_in=11).gram_pays
+    many = LayerStats(None, torch.empty(1, 6000, 1, 200, 200, dtype=torch.float64, device="meta"))
+    assert 4 * CHUNK_BYTES < 6000**2 * 8
+    assert not many.gram_pays
+
+
+def test_one_batch_captured_in_pieces_is_kept_as_one() -> None:
+    """Where the backward pass needs more memory than the columns do."""
+    torch.manual_seed(0)
+    hidden = [nn.Linear(4, 4), *(layer for _ in range(40) for layer in (nn.Tanh(), nn.Linear(40, 40)))]
+    hidden[0] = nn.Linear(4, 40)
+    model = nn.Sequential(*hidden, nn.Tanh(), nn.Linear(40, 3))
+    x, y = torch.randn(20, 4), torch.arange(20) % 3
+    whole = Source(model, nn.CrossEntropyLoss(), (x, y), layers=["0"])
+    pieces = Source(model, nn.CrossEntropyLoss(), (x, y), layers=["0"], memory=4e-4)
+    assert pieces.chunk < 20 <= whole.chunk
+    assert pieces.kept()
+    (expected,), (found,) = list(whole.sweep()), list(pieces.sweep())
+    assert found["0"].N == 20
+    torch.testing.assert_close(found["0"].g, expected["0"].g)
+    torch.testing.assert_close(found["0"].a, expected["0"].a)
+    assert next(iter(pieces.sweep()))["0"] is found["0"]

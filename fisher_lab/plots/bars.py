@@ -113,7 +113,8 @@ def heatmap(comparison: Any, error: str = "frobenius", *, damping: float | None 
     scale = Scale.of(error, finite)
     positive = [value for value in finite if value > 0]
     norm = LogNorm(min(positive), max(positive)) if scale.log else Normalize(min(finite), max(finite))
-    figure = new_figure(2.4 + 0.68 * len(labels), 1.5 + 0.36 * len(layers))
+    title = about(comparison)
+    figure = new_figure(max(2.4 + 0.68 * len(labels), 1.0 + 0.09 * len(title)), 1.5 + 0.36 * len(layers))
     axes = figure.add_subplot()
     axes.grid(visible=False)
     image = axes.imshow(table, norm=norm, aspect="auto")
@@ -127,7 +128,7 @@ def heatmap(comparison: Any, error: str = "frobenius", *, damping: float | None 
     axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(layers)), [layer_title(comparison, name, "  ") for name in layers])
     axes.spines[:].set_visible(False)
-    axes.set_title(about(comparison), loc="left")
+    axes.set_title(title, loc="left")
     figure.colorbar(image, ax=axes, label=title_of(error, damping), pad=0.01)
     return figure
 

@@ -68,7 +68,8 @@ def layer_title(comparison: Any, layer: str, separator: str = "\n") -> str:
 def about(comparison: Any) -> str:
     """One line that says what was measured."""
     settings = comparison.settings
-    parts = [str((settings.get("problem") or {}).get("name") or settings.get("model") or "")]
+    name = str((settings.get("problem") or {}).get("name") or settings.get("model") or "").rpartition("/")[2]
+    parts = [name if len(name) <= 40 else f"…{name[-39:]}"]  # a wider title leaves no room for the axes
     parts += [f"{settings['fisher']} Fisher"] if "fisher" in settings else []
     parts += [f"N = {settings['N']}"] if "N" in settings else []
     return ", ".join(part for part in parts if part)

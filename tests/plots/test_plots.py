@@ -256,6 +256,16 @@ def test_figures_draws_all_that_the_numbers_allow_and_names_files(tmp_path):
     assert plots.svg(found["cost"]).startswith("<svg")
 
 
+def test_a_long_name_of_the_problem_leaves_room_for_the_axes():  # else matplotlib warns
+    one = comparison({"KFAC": 0.5})
+    one.settings["problem"]["name"] = f"a/folder/{'long' * 30}.py:function"
+    for figure in plots.figures(one).values():
+        plots.svg(figure)
+    title = figure.axes[0].get_title(loc="left")
+    assert title.startswith("…")
+    assert "long.py:function, true Fisher" in title
+
+
 def test_drawing_leaves_matplotlibs_settings_and_windows_alone():
     before = dict(matplotlib.rcParams)
     plots.errors(comparison())

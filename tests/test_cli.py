@@ -61,6 +61,32 @@ def test_compare_prints_a_table_time_and_memory_and_saves(capsys, tmp_path, own)
     assert [p.name for p in path.parent.iterdir()] == ["own.json"]
 
 
+@pytest.mark.parametrize("left", ["", '{"rows": [', '{"note": "mine"}', "another run"])
+def test_a_file_that_the_run_cannot_go_on_from_is_kept_and_said(capsys, tmp_path, own, left) -> None:
+    partial, aside = tmp_path / ".run.partial.json", tmp_path / ".run.partial.json.2"
+    (tmp_path / ".run.partial.json.1").write_text("of an earlier time")
+    common = ["compare", "--problem", own, "--approximations", "KFAC", "--quiet", "--output"]
+    if left == "another run":
+        run(capsys, *common, str(tmp_path / "other.json"), "--seed", "4")
+        left = (tmp_path / "other.json").read_text()
+    partial.write_text(left)
+    code, _, err = run(capsys, *common, str(tmp_path / "run.json"))
+    assert (code, err.count("\n")) == (0, 1)
+    assert f"{partial} " in err
+    assert f"kept as {aside.name}" in err
+    assert (aside.read_text(), (tmp_path / ".run.partial.json.1").read_text()) == (left, "of an earlier time")
+    assert not partial.exists()
+    assert fl.load_comparison(tmp_path / "run.json").settings["complete"] is True
+
+
+def test_a_report_of_saved_runs_leaves_a_stopped_run_alone(capsys, tmp_path, own) -> None:
+    saved, partial = tmp_path / "run.json", tmp_path / ".page.partial.json"
+    run(capsys, "compare", "--problem", own, "--approximations", "KFAC", "--quiet", "--output", str(saved))
+    partial.write_text(saved.read_text())
+    assert run(capsys, "report", str(saved), "--output", str(tmp_path / "page.html"))[0] == 0
+    assert partial.exists()
+
+
 def test_options_reach_compare(capsys, tmp_path, own) -> None:
     path = tmp_path / "own.csv"
     code, _, _ = run(

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +91,8 @@ def report(
     check_output(output, (".html",))
     found: Sequence[Path | Comparison] = files or [_measured(problem, measure, output, False)]
     print(write_report(found, output))
-    _partial(output).unlink(missing_ok=True)
+    if not files:
+        _partial(output).unlink(missing_ok=True)
 
 
 def _measured(options: ProblemOptions, measure: MeasureOptions, output: Path | None, quiet: bool) -> Comparison:
@@ -105,9 +107,14 @@ def _measured(options: ProblemOptions, measure: MeasureOptions, output: Path | N
 
     try:
         try:
+            if partial.exists():
+                load_comparison(partial)
+        except ValueError:
+            _set_aside(partial, "is damaged or foreign")
+        try:
             return run()
-        except DifferentRunError:  # what an earlier, different run left behind is of no use
-            partial.unlink()
+        except DifferentRunError:
+            _set_aside(partial, "holds another comparison")
             return run()
     except KeyboardInterrupt:
         if partial.exists():
@@ -115,6 +122,13 @@ def _measured(options: ProblemOptions, measure: MeasureOptions, output: Path | N
             if output is not None:
                 print(f"Stopped; finished layers are kept, the same command goes on from {partial}.", file=sys.stderr)
         raise
+
+
+def _set_aside(partial: Path, reason: str) -> None:
+    """Rename a file that the run cannot go on from, and say so."""
+    aside = next(p for i in count(1) if not (p := partial.with_name(f"{partial.name}.{i}")).exists())
+    partial.rename(aside)
+    print(f"{partial} {reason}; it is kept as {aside.name}, and the run starts from its beginning.", file=sys.stderr)
 
 
 def _partial(output: Path | None) -> Path:

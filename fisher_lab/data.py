@@ -40,8 +40,8 @@ class Batches:
         return self._kept is not None and len(self._kept) == 1
 
     def _in_memory(self, data: Any, memory: int) -> list[Any] | None:
-        if isinstance(data, Tensor) or _is_pair(data):
-            return [data]
+        if isinstance(data, Tensor) or (isinstance(data, tuple) and any(isinstance(part, Tensor) for part in data)):
+            return [_parts(data)]
         if isinstance(data, list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
             raise TypeError(
                 "Got a list of two tensors as data, which may be inputs and labels or two batches of inputs; "
@@ -50,7 +50,7 @@ class Batches:
         if not isinstance(data, Iterable) or isinstance(data, str | bytes | dict):
             raise TypeError(
                 f"Got data of type {type(data).__name__}, expected (x, y), x, a DataLoader or an iterable of batches; "
-                "convert arrays with torch.as_tensor."
+                "convert arrays with torch.as_tensor, wrap a Dataset in a DataLoader."
             )
         if not isinstance(data, Iterator):
             return list(data) if isinstance(data, list | tuple) else None
@@ -100,10 +100,6 @@ _CHANGED = (
 )
 
 
-def _is_pair(data: Any) -> bool:
-    return isinstance(data, tuple) and len(data) == 2 and all(part is None or isinstance(part, Tensor) for part in data)
-
-
 def _parts(batch: Any) -> Batch:
     if isinstance(batch, Tensor):
         return batch, None
@@ -112,7 +108,12 @@ def _parts(batch: Any) -> Batch:
     if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], Tensor):  # noqa: SIM102
         if batch[1] is None or isinstance(batch[1], Tensor):
             return batch[0], batch[1]
-    raise TypeError(f"Got a batch of type {type(batch).__name__}, expected a tensor x or a pair (x, y) of tensors.")
+    inside = [type(part).__name__ for part in (batch if isinstance(batch, list | tuple) else ())]
+    found = type(batch).__name__ + (f" ({', '.join(inside[:4])})" if inside else "")
+    raise TypeError(
+        f"Got a batch of type {found}, expected a tensor x or a pair (x, y) of tensors; convert arrays with "
+        "torch.as_tensor."
+    )
 
 
 def _check(x: Tensor, y: Tensor | None, index: int) -> None:

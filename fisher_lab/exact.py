@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisher_lab.arguments import seed_of
 from fisher_lab.data import Batches
 from fisher_lab.functional import (
     NOT_FINITE,
@@ -61,7 +62,7 @@ def exact_fisher(
         ValueError, TypeError: what cannot be computed or would not fit, in one sentence.
     """
     check_fisher(fisher)
-    likelihood, budget = as_likelihood(likelihood), budget_bytes(memory)
+    likelihood, budget, seed = as_likelihood(likelihood), budget_bytes(memory), seed_of(seed)
     model = evaluation_copy(model, dtype, device)
     blocks = select(model, layers, "flatten").layers
     item = torch.finfo(dtype).bits // 8

@@ -42,13 +42,15 @@ def evaluation_copy(model: nn.Module, dtype: torch.dtype, device: torch.device |
             "torch.no_grad()."
         )
     check_mode(model)
+    if str(device) == "meta" or any(p.is_meta for p in model.parameters()):
+        raise ValueError("Got the device meta, which holds no numbers, expected another; load the model there.")
     for name, p in model.named_parameters():
         if not isinstance(p, nn.parameter.UninitializedParameter) and not bool(torch.isfinite(p).all()):
             raise ValueError(
                 f"Parameter {name!r} has NaN or infinite values, expected finite ones; check the training."
             )
     if dtype not in (torch.float64, torch.float32):
-        raise ValueError(f"Got dtype={dtype}, expected torch.float64 or torch.float32.")
+        raise ValueError(f"Got dtype={dtype!r}, expected torch.float64 or torch.float32.")
     try:
         twin = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
@@ -61,7 +63,7 @@ def evaluation_copy(model: nn.Module, dtype: torch.dtype, device: torch.device |
         p.grad = None
     try:
         return twin.to(device=device, dtype=dtype)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"Got device={device!r} ({reason}), expected a device of this machine.") from error
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+
+from fisher_lab.arguments import number
 
 try:
     import resource
@@ -41,8 +44,8 @@ def budget_bytes(memory: float | None = None) -> int:
     """
     if memory is None:
         return available_bytes() // 2
-    if not memory > 0:
-        raise ValueError(f"Got memory={memory} GiB, expected a positive number or None for half of what is free.")
+    if not 0 < number(memory) < math.inf:
+        raise ValueError(f"Got memory={memory!r}, expected a positive number of GiB, or None for half of what is free.")
     return int(memory * 2**30)
 
 

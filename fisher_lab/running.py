@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisher_lab.approximations import Approximation
+from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.functional import untouched_randomness
 from fisher_lab.likelihoods import FisherKind, Likelihood
 from fisher_lab.matrices import FisherMatrix
@@ -107,8 +107,7 @@ def estimate(
     See Also:
         compare, which measures many approximations at once; exact_fisher, the independent truth.
     """
-    if not isinstance(approximation, Approximation):
-        raise TypeError(f"Got {approximation!r} as approximation, expected an instance such as fl.KFAC().")
+    check_approximation(approximation)
     source = Source(
         model, likelihood, data, layers=layers, fisher=fisher, seed=seed, dtype=dtype, device=device, memory=memory,
         on_unknown=on_unknown,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisher_lab.arguments import seed_of
 from fisher_lab.capture import capture, check_examples, first_input
 from fisher_lab.data import Batches
 from fisher_lab.functional import (
@@ -59,11 +60,11 @@ class Source:
         on_unknown: Any = "error",
     ) -> None:
         check_fisher(fisher)
-        self.fisher, self.seed, self.dtype = fisher, seed, dtype
-        self._item = torch.finfo(dtype).bits // 8
+        self.fisher, self.seed, self.dtype = fisher, seed_of(seed), dtype
         self.budget = budget_bytes(memory)
         self.likelihood = as_likelihood(likelihood)
         self.model = evaluation_copy(model, dtype, device)
+        self._item = torch.finfo(dtype).bits // 8
         self.selection = select(self.model, layers, on_unknown)
         self.layers = self.selection.layers
         self._check_memory()

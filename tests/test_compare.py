@@ -464,7 +464,6 @@ def test_bad_input_gets_one_clear_sentence(case: str, tmp_path) -> None:
 ARGUMENTS = {
     "unknown layer": ({"layers": ["9"]}, "Got layer '9', expected one of '0', '2', '4'"),
     "layer without parameters": ({"layers": ["1"]}, "'1'"),
-    "a layer name alone": ({"layers": "0"}, "write layers="),
     "no layers": ({"layers": []}, "expected at least one"),
     "unknown error": ({"errors": "frobnicate"}, "Got error 'frobnicate'"),
     "no errors": ({"errors": []}, "expected"),
@@ -473,7 +472,7 @@ ARGUMENTS = {
     "negative damping": ({"errors": "all", "dampings": [-1.0]}, "positive"),
     "negative memory": ({"memory": -1}, "memory=-1"),
     "unknown exact": ({"exact": "magic"}, "exact='magic'"),
-    "not an approximation": ({"approximations": [fl.KFAC]}, "instances such as fl.KFAC"),
+    "not an approximation": ({"approximations": [fl.KFAC]}, "an instance such as fl.KFAC"),
     "twice": ({"approximations": [fl.KFAC(), fl.KFAC()]}, "twice"),
     "no approximations": ({"approximations": []}, "at least one"),
     "missing ready layer": ({"approximations": {"mine": {}}}, "mine has none for layer '0'"),

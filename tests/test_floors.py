@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "fisher_lab"
 
 FLOORS = [
+    ["arguments"],  # what users write, in one form
     ["memory", "progress", "contractions"],  # the machine, the terminal, sums of tensors
     [
         "stats",

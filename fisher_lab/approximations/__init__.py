@@ -2,6 +2,7 @@
 
 from fisher_lab.approximations.base import Approximation as Approximation
 from fisher_lab.approximations.base import build as build
+from fisher_lab.approximations.base import check_approximation as check_approximation
 from fisher_lab.approximations.base import default_approximations as default_approximations
 from fisher_lab.approximations.base import registry as registry
 

@@ -106,6 +106,16 @@ def build(approximation: Approximation, stats: LayerStats) -> FisherMatrix:
     return matrix
 
 
+def check_approximation(value: Any, otherwise: str = "") -> None:
+    """Raise TypeError for what is no Approximation; `otherwise` says what else is understood."""
+    if isinstance(value, Approximation):
+        return
+    found = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    if isinstance(value, type):
+        found = f"the class {value.__name__}"
+    raise TypeError(f"Got {found} as approximation, expected an instance such as fl.KFAC(){otherwise}.")
+
+
 def check_choice(owner: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError where an option is none of its choices."""
     if value not in choices:

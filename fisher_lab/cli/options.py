@@ -71,8 +71,8 @@ class MeasureOptions:
         chosen = [parse_approximation(text) for text in self.approximations]
         return {
             "approximations": chosen or None, "layers": list(self.layers) or None, "dampings": self.dampings,
-            "errors": self.errors[0] if len(self.errors) == 1 else self.errors, "fisher": self.fisher,
-            "exact": self.exact, "dtype": getattr(torch, self.dtype), "memory": self.memory,
+            "errors": self.errors, "fisher": self.fisher, "exact": self.exact, "dtype": getattr(torch, self.dtype),
+            "memory": self.memory,
         }  # fmt: skip
 
 

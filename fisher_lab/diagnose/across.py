@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from fisher_lab.arguments import names_of
 from fisher_lab.contractions import slices
 from fisher_lab.errors import Measured
 from fisher_lab.memory import readable
@@ -21,15 +22,13 @@ from fisher_lab.stats import LayerStats
 OFF_BLOCK = "off_block"
 
 
-def split(errors: str | Sequence[str]) -> tuple[str | list[str], bool]:
+def split(errors: str | Sequence[str]) -> tuple[list[str], bool]:
     """The errors of layers, and whether `off_block` was among them.
 
     Raises:
         ValueError: if it was asked for alone.
     """
-    if isinstance(errors, str) and errors != OFF_BLOCK:
-        return errors, False
-    names = [errors] if isinstance(errors, str) else list(errors)
+    names = names_of("errors", errors)
     rest = [name for name in names if name != OFF_BLOCK]
     if OFF_BLOCK in names and not rest:
         raise ValueError('Got errors=["off_block"] alone, expected an error of layers beside it such as "frobenius".')

@@ -4,41 +4,40 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from fisher_lab.approximations import Approximation, default_approximations
+from fisher_lab.approximations import Approximation, check_approximation, default_approximations
+from fisher_lab.arguments import number
 from fisher_lab.data import checksum
 from fisher_lab.errors import Measure
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.source import Source
 
 Matrices = Mapping[str, FisherMatrix]
+READY = ", or {name: {layer: FisherMatrix}} for ready matrices"
 
 
 def named(approximations: Any) -> dict[str, Approximation | Matrices]:
     """Candidates by label."""
     if approximations is None:
         approximations = default_approximations()
-    if isinstance(approximations, Approximation):
-        approximations = [approximations]
-    if isinstance(approximations, type):
-        name = approximations.__name__
-        raise TypeError(f"Got the class {name} as approximation, expected instances; write fl.{name}().")
     if isinstance(approximations, Mapping):
         named = dict(approximations)
+        for name, candidate in named.items():
+            if not isinstance(name, str):
+                raise TypeError(f"Got {name!r} as the name of an approximation, expected text.")
+            if not isinstance(candidate, Mapping):
+                check_approximation(candidate, READY)
     else:
         named = {}
-        for candidate in approximations:
-            if not isinstance(candidate, Approximation):
-                raise TypeError(
-                    f"Got {candidate!r} among the approximations, expected instances such as fl.KFAC(), or a dict "
-                    "{name: {layer: FisherMatrix}}."
-                )
+        several = isinstance(approximations, Iterable) and not isinstance(approximations, str | type)
+        for candidate in approximations if several else [approximations]:
+            check_approximation(candidate, READY)
             if candidate.label in named:
                 raise ValueError(f"Got {candidate.label} twice, expected every approximation once.")
             named[candidate.label] = candidate
@@ -64,9 +63,10 @@ def check_ready(candidates: dict[str, Approximation | Matrices], source: Source)
 
 def check_dampings(dampings: Any) -> tuple[float, ...]:
     """Dampings as positive finite numbers, each once."""
-    values = (dampings,) if isinstance(dampings, int | float) else tuple(dampings)
-    if not values or any(not (d > 0 and math.isfinite(d)) for d in values):
-        raise ValueError(f"Got dampings={list(values)}, expected positive finite numbers relative to tr F / d.")
+    alone = not math.isnan(number(dampings)) or not isinstance(dampings, Iterable)
+    values = [dampings] if alone else list(dampings)
+    if not values or not all(0 < number(d) < math.inf for d in values):
+        raise ValueError(f"Got dampings={dampings!r}, expected positive finite numbers relative to tr F / d.")
     return tuple(dict.fromkeys(float(d) for d in values))
 
 

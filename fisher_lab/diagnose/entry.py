@@ -86,8 +86,7 @@ def compare(
     candidates = named(approximations)
     of_layers, across = split(errors)
     wanted = measures.chosen(of_layers)
-    if any(m.damped for m in wanted):
-        dampings = check_dampings(dampings)
+    dampings = check_dampings(dampings)
     if exact not in ("captured", "func"):
         raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
     path = None if resume is None else check_output(resume, (".json",))
@@ -101,7 +100,7 @@ def compare(
             'standard_errors=True needs all examples at once and exact="captured", got data in pieces or exact="func"; '
             "pass the data as (x, y), use fewer examples or raise memory=."
         )
-    run = Run(source, candidates, wanted, tuple(dampings), exact, standard_errors)
+    run = Run(source, candidates, wanted, dampings, exact, standard_errors)
     steps = len(source.layers) * (len(candidates) + 2)
     with Progress(progress, steps) as bar, untouched_randomness():
         run.check(bar)

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fisher_lab.arguments import number
 from fisher_lab.errors.pair import DENSE_DIM
 from fisher_lab.errors.quantities import Measured
 from fisher_lab.errors.spectral import extremes
@@ -113,8 +114,8 @@ def absolute_damping(exact: FisherMatrix, damping: float) -> float:
     Raises:
         ValueError: if the damping is not positive and finite, or F is zero.
     """
-    if not (damping > 0 and math.isfinite(damping)):
-        raise ValueError(f"Got damping={damping}, expected a positive number relative to tr F / d.")
+    if not 0 < number(damping) < math.inf:
+        raise ValueError(f"Got damping={damping!r}, expected a positive number relative to tr F / d.")
     mean = float(exact.trace()) / exact.dim
     if mean <= 0:
         raise ValueError("The exact block is zero, expected a positive trace: no damping is relative to it.")

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fisher_lab.arguments import names_of
 from fisher_lab.errors.damped import DampedPair
 from fisher_lab.errors.pair import Pair
 from fisher_lab.errors.quantities import Measured, Quantities
@@ -53,17 +54,25 @@ def measure(
             def public(
                 exact: FisherMatrix, approx: FisherMatrix, gradient: Tensor | None = None, damping: float = 1e-2
             ) -> float:
+                _check_blocks(exact, approx)
                 return formula(DampedPair(exact, approx, gradient, damping)).value
 
         else:
 
             def public(exact: FisherMatrix, approx: FisherMatrix) -> float:  # type: ignore[misc]
+                _check_blocks(exact, approx)
                 return formula(Pair(exact, approx)).value
 
         public.__name__, public.__doc__ = name, formula.__doc__
         return public
 
     return decorate
+
+
+def _check_blocks(*blocks: FisherMatrix) -> None:
+    for block in blocks:
+        if not isinstance(block, FisherMatrix):
+            raise TypeError(f"Got a block of type {type(block).__name__}, expected a FisherMatrix, such as exact['0'].")
 
 
 def _floored(value: float, noise: float) -> Measured:
@@ -164,19 +173,18 @@ def damped_spectral(q: Any) -> Measured:
 
 
 def chosen(names: str | Sequence[str]) -> list[Measure]:
-    """The measures behind "default", "all" or a list of names.
+    """The measures behind one or several names, among them "default" and "all"; each once.
 
     Raises:
         ValueError: for unknown names.
     """
-    if names == "default":
-        return [m for m in MEASURES.values() if m.default]
-    if names == "all":
-        return list(MEASURES.values())
-    names = [names] if isinstance(names, str) else list(names)
-    for name in names:
-        if name not in MEASURES:
+    known = {name: [m] for name, m in MEASURES.items()}
+    known |= {"default": [m for m in MEASURES.values() if m.default], "all": list(MEASURES.values())}
+    wanted: list[Measure] = []
+    for name in names_of("errors", names):
+        if not isinstance(name, str) or name not in known:
             raise ValueError(f'Got error {name!r}, expected "default", "all" or some of {", ".join(MEASURES)}.')
-    if not names:
+        wanted += known[name]
+    if not wanted:
         raise ValueError('Got errors=[], expected "default", "all" or at least one name.')
-    return [MEASURES[name] for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(wanted))

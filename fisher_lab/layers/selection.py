@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from fisher_lab.arguments import names_of
 from fisher_lab.layers.base import Layer, WeightBias, owned_parameters
 from fisher_lab.layers.gradient_form import GradientForm
 
@@ -150,14 +151,14 @@ def _choose(
         if not known:
             raise ValueError("The model has no trainable parameters, expected at least one; set requires_grad.")
         return known
-    if isinstance(names, str):
-        raise TypeError(f"Got layers={names!r}, expected a list of names; write layers=[{names!r}].")
-    names = list(names)
+    names = names_of("layers", names)
     modules = dict(model.named_modules(remove_duplicate=False))
     listed = ", ".join(map(repr, known))
     for name in names:
-        if name not in modules:
+        if not isinstance(name, str) or name not in modules:
             raise ValueError(f"Got layer {name!r}, expected one of {listed}.")
+        if names.count(name) > 1:
+            raise ValueError(f"Got layer {name!r} twice, expected every layer once.")
         first = next((other for other, owner in owners.items() if owner is modules[name]), None)
         if first is not None and first != name:
             raise ValueError(
@@ -176,7 +177,7 @@ def _choose(
             )
     if not names:
         raise ValueError("Got layers=[], expected at least one name, or None for all layers.")
-    return list(dict.fromkeys(names))
+    return names
 
 
 def _block(model: nn.Module, members: list[tuple[str, nn.Module]], flatten: bool) -> Layer | str:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fisher_lab.arguments import number
 from fisher_lab.likelihoods.base import Likelihood, diagonal_columns
 
 
@@ -21,8 +22,8 @@ class Gaussian(Likelihood):
     """
 
     def __init__(self, variance: float = 1.0) -> None:
-        if not (variance > 0 and math.isfinite(variance)):
-            raise ValueError(f"Gaussian got variance={variance}, expected a positive finite number.")
+        if not 0 < number(variance) < math.inf:
+            raise ValueError(f"Gaussian got variance={variance!r}, expected a positive finite number.")
         self.variance = float(variance)
 
     def factor(self, z: Tensor) -> Tensor:

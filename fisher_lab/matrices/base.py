@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
+from fisher_lab.arguments import number
 from fisher_lab.linalg import lanczos, start_vector
 from fisher_lab.memory import available_bytes, readable
 from fisher_lab.stats import CHUNK_BYTES, LayerStats
@@ -61,12 +62,19 @@ class FisherMatrix(ABC):
 
     def __matmul__(self, X: Tensor) -> Tensor:
         """The matrix times vec(X), for X `[..., d_out, d_in]`, in the shape of X."""
+        if not isinstance(X, Tensor):
+            raise TypeError(f"Got type {type(X).__name__}, expected a tensor of the weight's shape {self.shape}.")
         if X.ndim < 2 or tuple(X.shape[-2:]) != tuple(self.shape):
             raise ValueError(
                 f"Got an array of shape {tuple(X.shape)}, expected [..., {self.shape[0]}, {self.shape[1]}]: "
                 "a FisherMatrix acts on arrays of the shape of its weight (bias as the last column)."
             )
-        return self._apply(X)
+        try:
+            return self._apply(X)
+        except RuntimeError as error:
+            if X.dtype == self.dtype:
+                raise
+            raise TypeError(f"Got a {X.dtype} tensor, expected {self.dtype}; use X.to({self.dtype}).") from error
 
     def powered(self, p: float, damping: float | Tensor = 0.0, style: DampingStyle = "exact") -> FisherMatrix:
         """(self + damping I)^p as a FisherMatrix, factorised once; damping 0 with p < 0 is the pseudo-inverse.
@@ -80,8 +88,8 @@ class FisherMatrix(ABC):
         Raises:
             ValueError: negative damping, or "factored" for a structure without factors.
         """
-        if not isinstance(damping, Tensor) and not (damping >= 0 and math.isfinite(damping)):
-            raise ValueError(f"Got damping={damping}, expected a finite number >= 0.")
+        if not isinstance(damping, Tensor) and not 0 <= number(damping) < math.inf:
+            raise ValueError(f"Got damping={damping!r}, expected a finite number >= 0.")
         if style == "factored":
             return self._powered_factored(p, damping)
         if style != "exact":

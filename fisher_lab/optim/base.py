@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisher_lab.approximations import Approximation
+from fisher_lab.approximations import Approximation, check_approximation
+from fisher_lab.arguments import number, seed_of
 from fisher_lab.data import Batches
 from fisher_lab.layers import Layer
 from fisher_lab.memory import budget_bytes
@@ -61,9 +63,13 @@ class LayerOptimizer(torch.optim.Optimizer):
                 f"Got {torch.distributed.get_world_size()} processes, expected one: statistics are not exchanged "
                 "between processes yet; train in one process."
             )
+        if self.dtype not in (None, torch.float64, torch.float32):
+            raise ValueError(f"Got dtype={self.dtype!r}, expected torch.float64, torch.float32 or None.")
+        if not 0 <= number(fallback_lr) < math.inf:
+            raise ValueError(f"Got fallback_lr={fallback_lr!r}, expected a finite number >= 0.")
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model's original
         self.layers = choose_layers(self.model, layers)
-        self.seed, self.steps = seed, 0
+        self.seed, self.steps = seed_of(seed), 0
         self.generator: torch.Generator | None = None
         self._generator_state: Tensor | None = None
         self._skipped: Tensor | None = None
@@ -73,6 +79,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         for group in made:
             approximation = group.pop("approximation", self.approximation)
             if approximation is not None:
+                check_approximation(approximation)
                 self.approximations |= {name: self.choose(self.layers[name], approximation) for name in group["layers"]}
         super().__init__(made, settings)
         covered = {id(p) for layer in self.layers.values() for p in layer.parameters.values()}

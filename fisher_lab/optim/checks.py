@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
+from fisher_lab.arguments import number
 from fisher_lab.likelihoods import check_fisher
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ def check_arguments(opt: NaturalGradient) -> None:
         value = getattr(opt, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"Got {name}={value!r}, expected a whole number of steps, 1 or more.")
-    if not 0 <= opt.decay < 1:
-        raise ValueError(f"Got decay={opt.decay}, expected a number from 0 to below 1.")
-    if opt.kl_clip is not None and not opt.kl_clip > 0:
-        raise ValueError(f"Got kl_clip={opt.kl_clip}, expected a positive number, or None for no limit.")
+    if not 0 <= number(opt.decay) < 1:
+        raise ValueError(f"Got decay={opt.decay!r}, expected a number from 0 to below 1.")
+    if opt.kl_clip is not None and not number(opt.kl_clip) > 0:
+        raise ValueError(f"Got kl_clip={opt.kl_clip!r}, expected a positive number, or None for no limit.")
     check_fisher(opt.fisher)
     if opt.statistics not in get_args(Statistics):
         raise ValueError(f'Got statistics={opt.statistics!r}, expected "per_example", "mean" or "gradient".')

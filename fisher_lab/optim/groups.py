@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fisher_lab.arguments import names_of, number
 from fisher_lab.layers import Layer, select
 
 LARGEST_FACTOR = 4096**2  # numbers in a factor (of a large embedding) above which a layer is left to the fallback
@@ -41,19 +42,24 @@ def make_groups(
     rest = list(layers)
     made = []
     for group in groups or ():
+        if not isinstance(group, dict):
+            raise TypeError(f"Got groups={groups!r}, expected a list of dicts: [{{'layers': [...], 'lr': ...}}, ...].")
         if set(group) - set(settings) - {"layers", "approximation"} or "layers" not in group:
             raise ValueError(
                 f"Got a group with {', '.join(sorted(group))}, expected 'layers' and any of {', '.join(settings)}, "
                 "approximation."
             )
-        for name in group["layers"]:
+        names = names_of("layers", group["layers"])
+        if not names:
+            raise ValueError("Got a group with layers=[], expected at least one name; leave the group out.")
+        for name in names:
             if name not in rest:
                 raise ValueError(
                     f"Got layer {name!r} in a group, expected one of {', '.join(map(repr, layers))}, each in one "
                     "group: weight and bias of a layer share their settings."
                 )
             rest.remove(name)
-        made.append({**settings, **group, "layers": list(group["layers"])})
+        made.append({**settings, **group, "layers": names})
     if rest:
         made.append({**settings, "layers": rest})
     for group in made:
@@ -64,14 +70,11 @@ def make_groups(
 
 def check_settings(group: dict[str, Any]) -> None:
     """Refuse settings of a group that are out of range."""
-    lr = group["lr"]
-    if not (float(lr) >= 0 and math.isfinite(float(lr))):
-        raise ValueError(f"Got lr={lr}, expected a finite number >= 0.")
-    for key in ("damping", "weight_decay"):
-        if key in group and not (group[key] >= 0 and math.isfinite(group[key])):
-            raise ValueError(f"Got {key}={group[key]}, expected a finite number >= 0.")
-    if not 0 <= group["momentum"] < 1:
-        raise ValueError(f"Got momentum={group['momentum']}, expected a number from 0 to below 1.")
+    for key in ("lr", "damping", "weight_decay"):
+        if key in group and not 0 <= number(group[key]) < math.inf:
+            raise ValueError(f"Got {key}={group[key]!r}, expected a finite number >= 0.")
+    if not 0 <= number(group["momentum"]) < 1:
+        raise ValueError(f"Got momentum={group['momentum']!r}, expected a number from 0 to below 1.")
     choices = {"momentum_order": ("before", "after"), "damping_style": ("exact", "factored")}
     for key, allowed in choices.items():
         if key in group and group[key] not in allowed:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisher_lab.arguments import number
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.linalg import spd_inverse, symmetrize
@@ -86,10 +87,10 @@ class KBFGS(LayerOptimizer):
         groups: Sequence[dict[str, Any]] | None = None,
         fallback_lr: float = 1e-3,
     ) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"Got decay={decay}, expected a number from 0 to below 1.")
-        if not damping > 0:
-            raise ValueError(f"Got damping={damping}, expected a positive number: A may be singular.")
+        if not 0 <= number(decay) < 1:
+            raise ValueError(f"Got decay={decay!r}, expected a number from 0 to below 1.")
+        if not number(damping) > 0:
+            raise ValueError(f"Got damping={damping!r}, expected a positive number: A may be singular.")
         self.decay, self.dtype = decay, dtype
         settings = {
             "lr": lr, "damping": damping, "momentum": momentum, "momentum_order": "before",

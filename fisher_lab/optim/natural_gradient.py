@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fisher_lab.approximations import Approximation
+from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.comparison import Comparison
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood
@@ -96,8 +96,7 @@ class NaturalGradient(LayerOptimizer):
         fallback_lr: float = 1e-3,
         seed: int = 0,
     ) -> None:
-        if not isinstance(approximation, Approximation):
-            raise TypeError(f"Got {approximation!r} as approximation, expected an instance such as fl.KFAC().")
+        check_approximation(approximation)
         self.approximation, self.likelihood = approximation, as_likelihood(likelihood)
         self.kl_clip, self.decay, self.fisher, self.statistics = kl_clip, decay, fisher, statistics
         self.observe_every, self.refresh_every, self.dtype = observe_every, refresh_every, dtype
@@ -147,6 +146,8 @@ class NaturalGradient(LayerOptimizer):
         with watching(self.model, {} if gradient else self.layers) as forwards:
             yield
         check_forwards(forwards, self.likelihood)
+        if y is not None and not isinstance(y, Tensor):
+            raise TypeError(f"observing() got labels of type {type(y).__name__}, expected a tensor; convert them.")
         if y is not None and sum(len(z) for z, _ in forwards) != len(y):
             raise ValueError(
                 f"observing() got {len(y)} labels for {sum(len(z) for z, _ in forwards)} examples, expected as many."

@@ -128,6 +128,9 @@ class NaturalGradient(LayerOptimizer):
         On leaving, one extra backward pass with sampled labels goes through the graph, which stays for the loss.
         Windows of one step (gradient accumulation) and forward passes in one window add examples.
 
+        Without labels nothing is known of `ignore_index`: "mc" and "true" statistics are then of all positions, also of
+        those that the loss ignores. With labels they are left out, but the statistics are empirical.
+
         Args:
             y: labels of the data, for empirical statistics of this window.
 

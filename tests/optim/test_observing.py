@@ -82,6 +82,21 @@ def test_labels_given_make_this_window_empirical():
         assert_same(matrix.dense(), expected[name].dense())
 
 
+def test_ignored_labels_are_left_out_only_where_the_window_is_given_labels():
+    loss, (x, y) = nn.CrossEntropyLoss(reduction="sum"), batch()
+    kept = y.clone()
+    kept[::3] = loss.ignore_index
+    for fisher, given, data in (("true", None, (x, y)), ("true", kept, (x, kept)), ("mc", kept, (x, kept))):
+        model = net()
+        opt = fl.NaturalGradient(model, loss, fl.Exact(), 0.1, fisher=fisher)
+        with opt.observing(given):
+            model(x)
+        opt._refresh()
+        kind = "true" if given is None else "empirical"
+        for name, matrix in fl.exact_fisher(model, loss, data, fisher=kind).items():
+            assert_same(opt.matrices()[name].dense(), matrix.dense())
+
+
 @pytest.mark.parametrize(
     ("loss", "make"),
     [

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 import fisher_lab as fl
 from fisher_lab.capture import capture
 from fisher_lab.layers import select
-from tests.helpers import (
-    assert_same,
-    dense,
+from tests.helpers import assert_same, dense
+from tests.layers.cases import CASES, FACTOR_FORM, GRADIENT_FORM, Case, N
+from tests.layers.oracle import generator, naive_block, normal
+from tests.naive import (
     naive_diagonal,
     naive_ekfac,
     naive_kfac,
@@ -26,8 +27,6 @@ from tests.helpers import (
     naive_tkfac,
     naive_tn,
 )
-from tests.layers.cases import CASES, FACTOR_FORM, GRADIENT_FORM, Case, N
-from tests.layers.oracle import generator, naive_block, normal
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's note on its speed
 

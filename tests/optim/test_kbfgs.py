@@ -11,7 +11,8 @@ from torch import nn
 import fisher_lab as fl
 from fisher_lab import optim
 from fisher_lab.optim.kbfgs import bfgs, double_damping
-from tests.helpers import assert_same, kron
+from tests.helpers import assert_same
+from tests.naive import kron
 from tests.optim.support import batch, gradients, layer_stats, net, weights
 
 LIKELIHOOD = fl.Categorical()

@@ -6,7 +6,7 @@ import torch
 import fisher_lab as fl
 from fisher_lab import optim
 from fisher_lab.matrices import Kronecker
-from tests import helpers
+from tests import helpers, naive
 from tests.optim.support import batch, gradients, layer_stats, net, one_step, preset, weights
 
 LIKELIHOOD = fl.Categorical()
@@ -16,7 +16,7 @@ LAMBDA = 0.05
 def kron_factors(name, stats):
     """Factors G, A with F = G (x) A."""
     if name == "KFAC":
-        return helpers.kfac_factors(stats.a[:, :, 0], stats.g[:, :, :, 0])
+        return naive.kfac_factors(stats.a[:, :, 0], stats.g[:, :, :, 0])
     P = helpers.gradients(stats)[:, :, 0].flatten(0, 1)
     U1 = torch.einsum("noi,npi->op", P, P) / stats.N
     U2 = torch.einsum("noi,noj->ij", P, P) / stats.N
@@ -38,16 +38,16 @@ def dense_direction(name, stats, V, style):
     else:
         F = {
             "KFAC": lambda: torch.kron(*kron_factors("KFAC", stats)),
-            "EKFAC": lambda: helpers.naive_ekfac(stats),
-            "TKFAC": lambda: helpers.naive_tkfac(stats),
-            "TEKFAC": lambda: helpers.naive_tekfac(stats),
-            "TN": lambda: helpers.naive_tn(stats),
-            "MiniBlock": lambda: helpers.naive_mini_block(stats),
-            "Diagonal": lambda: helpers.naive_diagonal(stats),
-            "LNGD": lambda: helpers.naive_lngd(stats),
-            "TENGraD": lambda: helpers.naive_tengrad(stats),
+            "EKFAC": lambda: naive.naive_ekfac(stats),
+            "TKFAC": lambda: naive.naive_tkfac(stats),
+            "TEKFAC": lambda: naive.naive_tekfac(stats),
+            "TN": lambda: naive.naive_tn(stats),
+            "MiniBlock": lambda: naive.naive_mini_block(stats),
+            "Diagonal": lambda: naive.naive_diagonal(stats),
+            "LNGD": lambda: naive.naive_lngd(stats),
+            "TENGraD": lambda: naive.naive_tengrad(stats),
             "Exact": lambda: helpers.dense_fisher(stats),
-            "KPSVD": lambda: helpers.naive_kpsvd(stats),
+            "KPSVD": lambda: naive.naive_kpsvd(stats),
         }[name]()
         inverse = torch.linalg.inv(F + LAMBDA * torch.eye(len(F), dtype=F.dtype))
     return (inverse @ V.flatten()).view(V.shape)
@@ -161,7 +161,7 @@ def test_shampoo_reads_the_gradient_of_its_own_step():
     g, before, m = gradients(model, LIKELIHOOD, x, y), weights(model), len(x)
     one_step(opt, model, LIKELIHOOD, x, y)
     for layer, W in weights(model).items():
-        L, R = (helpers.root(m * M, 2) for M in (g[layer] @ g[layer].T, g[layer].T @ g[layer]))
+        L, R = (naive.root(m * M, 2) for M in (g[layer] @ g[layer].T, g[layer].T @ g[layer]))
         pi = ((R.trace() / len(R)) / (L.trace() / len(L))).sqrt()
         L, R = L * pi, R / pi
         powers = []

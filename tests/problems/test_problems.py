@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 import torch
 
 from fisher_lab import problems
-from fisher_lab.problems import data, training
+from fisher_lab.problems import training
+from tests.problems.support import quick
 
 SHAPES = {
     "digits_mlp": ((200, 64), (200,), (200, 10)),
@@ -26,12 +26,6 @@ SHAPES = {
     "segmentation": ((100, 1, 16, 16), (100, 1, 16, 16), (100, 1, 16, 16)),
 }
 NAMES = sorted(SHAPES)
-SETTINGS = {"photo_patches_cnn": {"photos": "scikit-learn"}}  # the other photos need scikit-image
-
-
-def quick(name, **settings):
-    """A problem after very few steps."""
-    return problems.load(name, **{"steps": 3, **SETTINGS.get(name, {}), **settings})
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -222,206 +216,9 @@ def test_a_direct_call_refuses_wrong_types_too():
         digits_mlp(lr="fast")
 
 
-def test_the_full_autoencoder_has_the_papers_layers_and_asks_for_monte_carlo():
-    made = problems.load("mnist_autoencoder", full="true", steps=0, examples=2)
-    sizes = [m.in_features for m in made.model if isinstance(m, torch.nn.Linear)]
-    assert sizes == [784, 1000, 500, 250, 30, 250, 500, 1000]
-    assert made.settings["widths"] == [1000, 500, 250, 30]
-    assert made.settings["side"] == 28
-    assert made.fisher == "mc"
-    activations = [isinstance(m, torch.nn.ReLU) for m in made.model]
-    assert activations.count(True) == 6
-    with pytest.raises(ValueError, match="full=True together with widths"):
-        problems.load("mnist_autoencoder", full=True, widths=(20, 5))
-
-
-def test_the_autoencoders_code_and_output_are_linear():
-    model = problems.load("mnist_autoencoder", steps=0).model
-    kinds = [type(m).__name__ for m in model]
-    assert kinds == ["Linear", "ReLU"] * 2 + ["Linear"] + ["Linear", "ReLU"] * 2 + ["Linear"]
-
-
-def test_the_transformer_is_causal():
-    made = quick("char_transformer")
-    x = made.data[0][:5]
-    changed = x.clone()
-    changed[:, 10:] = (changed[:, 10:] + 1) % 70
-    with torch.no_grad():
-        before, after = made.model(x), made.model(changed)
-    torch.testing.assert_close(before[:, :10], after[:, :10])
-    assert not torch.allclose(before[:, 10:], after[:, 10:])
-
-
-def test_the_transformer_predicts_the_next_character_of_the_text():
-    x, y = quick("char_transformer").data
-    assert torch.equal(x[:, 1:], y[:, :-1])
-
-
-@pytest.mark.parametrize(
-    ("name", "fisher"), [("char_transformer", "mc"), ("segmentation", "mc"), ("mnist_cnn", "true")]
-)
-def test_problems_with_many_outputs_ask_for_monte_carlo(name, fisher):
-    assert quick(name).fisher == fisher
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "words"),
-    [
-        ("mnist_cnn", {"channels": (2, 2, 2, 2)}, "expected at most 3"),
-        ("mnist1d_conv1d", {"channels": (2,) * 5}, "expected at most 4"),
-        ("photo_patches_cnn", {"channels": (3, 4)}, "expected two even numbers"),
-        ("photo_patches_cnn", {"photos": "mine"}, "expected 'all' or 'scikit-learn'"),
-        ("char_transformer", {"heads": 3}, "expected a divisor of width=16"),
-        ("char_transformer", {"context": 0}, "context=0"),
-        ("segmentation", {"channels": "4"}, "expected two numbers"),
-    ],
-)
-def test_a_shape_that_cannot_be_built_is_refused(name, settings, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        quick(name, **settings)
-    assert "\n" not in str(caught.value)
-
-
-def test_all_nine_photos_are_classes():
-    made = problems.load("photo_patches_cnn", steps=0)
-    assert made.settings["classes"][:3] == ["china", "flower", "astronaut"]
-    assert made.model(made.data[0][:2]).shape == (2, 9)
-    assert torch.equal(made.train_data[1].bincount(), torch.full((9,), 200))
-
-
-def test_photos_without_scikit_image_are_refused_with_the_cure(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage.data", None)
-    with pytest.raises(ValueError, match=r'scikit-image.*pip install "fisher-lab\[data\]"'):
-        problems.load("photo_patches_cnn", steps=0)
-
-
-def test_patches_have_no_mean_colour():
-    x, _ = quick("photo_patches_cnn").train_data
-    torch.testing.assert_close(x.mean((2, 3)), torch.zeros(x.shape[:2]), atol=1e-6, rtol=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "accuracy"), [("mnist_cnn", 0.75), ("mnist1d_conv1d", 0.6), ("martens_grosse", 0.85)])
-def test_default_training_classifies_new_examples(name, accuracy):
-    made = problems.load(name)
-    x, y = made.test_data
-    with torch.no_grad():
-        assert (made.model(x).argmax(1) == y).float().mean() > accuracy
-
-
-def test_the_bernoulli_loss_sums_over_pixels_and_averages_over_images():
-    made = quick("mnist_autoencoder")
-    x, y = made.data
-    with torch.no_grad():
-        z = made.model(x)
-    expected = torch.nn.BCEWithLogitsLoss()(z, y) * z.shape[1]
-    torch.testing.assert_close(made.likelihood.loss(z, y), expected)
-
-
 def test_importing_the_problems_imports_no_data_package():
     late = ["sklearn", "skimage", "mlxtend", "pandas", "matplotlib", "pydoc_data"]
     code = f"import sys, fisher_lab.problems; print([m for m in {late} if m in sys.modules])"
     root = Path(problems.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_a_missing_data_package_is_named_with_the_cure(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ValueError, match=r'scikit-learn.*pip install "fisher-lab\[data\]"') as caught:
-        problems.load("digits_mlp")
-    assert "\n" not in str(caught.value)
-
-
-class TestData:
-    def test_the_first_examples_have_every_class_equally_often(self):
-        _, y = data.mnist(16).train
-        assert torch.equal(y.bincount(), torch.full((10,), 400))
-        assert all(abs(count - 10) <= 1 for count in y[:100].bincount(minlength=10).tolist())
-
-    def test_training_and_test_digits_are_all_of_them_and_in_range(self):
-        digits = data.mnist(28)
-        assert digits.train[0].shape == (4000, 1, 28, 28)
-        assert digits.test[0].shape == (1000, 1, 28, 28)
-        assert digits.train[0].min() == 0
-        assert digits.train[0].max() == 1
-        rows = torch.cat([digits.train[0], digits.test[0]]).flatten(1)
-        assert len(rows.unique(dim=0)) == 5000
-
-    @pytest.mark.parametrize("side", [0, 29])
-    def test_a_side_outside_the_images_is_refused(self, side):
-        with pytest.raises(ValueError, match=f"side={side}, expected 1 to 28"):
-            data.mnist(side)
-
-    def test_iris_is_standardised_on_the_training_examples(self):
-        (x, y), _, _ = data.iris_sizes()
-        for part in (x, y):
-            torch.testing.assert_close(part.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
-            torch.testing.assert_close(part.std(0), torch.ones(2), atol=1e-5, rtol=0)
-
-    def test_the_fingerprint_sees_values_shape_and_type(self):
-        a = torch.arange(6)
-        prints = {data.fingerprint(b) for b in (a, a.reshape(2, 3), a.int(), a + 1, a.float())}
-        assert len(prints) == 5
-        assert data.fingerprint(a) == data.fingerprint(a.numpy())
-
-
-class TestCache:
-    @pytest.fixture(autouse=True)
-    def fresh(self, monkeypatch, tmp_path):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        self.path = tmp_path / "fisher_lab" / "a.npz"
-        self.reads = 0
-
-    def read(self):
-        self.reads += 1
-        return np.arange(4), np.ones(2)
-
-    def get(self):
-        x, y = data._cached("a.npz", self.read, lambda x, y: x.shape == (4,) and y.shape == (2,))
-        assert np.array_equal(x, np.arange(4))
-        assert np.array_equal(y, np.ones(2))
-
-    def test_the_second_time_reads_the_cache(self):
-        self.get()
-        self.get()
-        assert self.reads == 1
-        assert [p.name for p in self.path.parent.iterdir()] == ["a.npz"]
-
-    @pytest.mark.parametrize("content", [b"", b"PK half a file", None])
-    def test_a_damaged_cache_is_replaced(self, content):
-        self.get()
-        self.path.write_bytes(self.path.read_bytes()[:200] if content is None else content)
-        self.get()
-        self.get()
-        assert self.reads == 2
-
-    def test_a_directory_that_cannot_be_written_means_no_cache(self, tmp_path):
-        (tmp_path / "fisher_lab").write_text("a file in the way")
-        self.get()
-        self.get()
-        assert self.reads == 2
-
-    def test_an_interrupted_write_leaves_nothing(self, monkeypatch):
-        def interrupted(file, **arrays):
-            file.write(b"half")
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(np, "savez_compressed", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            self.get()
-        assert list(self.path.parent.iterdir()) == []
-
-    def test_no_home_directory_means_no_cache(self, monkeypatch):
-        def homeless():
-            raise RuntimeError
-
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(Path, "home", homeless)
-        assert data.cache_directory() is None
-        self.get()
-        assert self.reads == 1
-
-    def test_a_relative_cache_home_is_ignored(self, monkeypatch):
-        monkeypatch.setenv("XDG_CACHE_HOME", "here")
-        assert data.cache_directory() == Path(os.path.expanduser("~")) / ".cache" / "fisher_lab"

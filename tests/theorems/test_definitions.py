@@ -8,34 +8,34 @@ import pytest
 from torch import Tensor
 
 from fisher_lab.stats import LayerStats
-from tests import helpers
+from tests import helpers, naive
 from tests.helpers import assert_psd, assert_same, dense, dense_fisher, explicit_stats, gradients, random_stats
 
 # approximation, options, naive transcription
 TABLE: list[tuple[str, dict, Callable[..., Tensor]]] = [
-    ("KFAC", {}, helpers.naive_kfac),
-    ("KFAC", {"spatial": "reduce"}, helpers.naive_kfac),
-    ("EKFAC", {}, helpers.naive_ekfac),
-    ("EKFAC", {"spatial": "reduce"}, helpers.naive_ekfac),
-    ("TKFAC", {}, helpers.naive_tkfac),
-    ("TKFAC", {"spatial": "full"}, helpers.naive_tkfac),
-    ("TEKFAC", {}, helpers.naive_tekfac),
-    ("TEKFAC", {"spatial": "full"}, helpers.naive_tekfac),
-    ("TN", {}, helpers.naive_tn),
-    ("MiniBlock", {}, helpers.naive_mini_block),
-    ("MiniBlock", {"linear": "col"}, helpers.naive_mini_block),
-    ("MiniBlock", {"linear": "row_avg"}, helpers.naive_mini_block),
-    ("MiniBlock", {"linear": "col_avg"}, helpers.naive_mini_block),
-    ("MiniBlock", {"conv": "filter"}, helpers.naive_mini_block),
-    ("TENGraD", {}, helpers.naive_tengrad),
-    ("TENGraD", {"batch": 3}, helpers.naive_tengrad),
-    ("TENGraD", {"batch": 3, "spatial": "reduce_sum"}, helpers.naive_tengrad),
-    ("TENGraD", {"spatial": "reduce_mean"}, helpers.naive_tengrad),
-    ("Shampoo", {}, helpers.naive_shampoo),
-    ("Shampoo", {"match_trace": False}, helpers.naive_shampoo),
-    ("KPSVD", {}, helpers.naive_kpsvd),
-    ("Diagonal", {}, helpers.naive_diagonal),
-    ("LNGD", {}, helpers.naive_lngd),
+    ("KFAC", {}, naive.naive_kfac),
+    ("KFAC", {"spatial": "reduce"}, naive.naive_kfac),
+    ("EKFAC", {}, naive.naive_ekfac),
+    ("EKFAC", {"spatial": "reduce"}, naive.naive_ekfac),
+    ("TKFAC", {}, naive.naive_tkfac),
+    ("TKFAC", {"spatial": "full"}, naive.naive_tkfac),
+    ("TEKFAC", {}, naive.naive_tekfac),
+    ("TEKFAC", {"spatial": "full"}, naive.naive_tekfac),
+    ("TN", {}, naive.naive_tn),
+    ("MiniBlock", {}, naive.naive_mini_block),
+    ("MiniBlock", {"linear": "col"}, naive.naive_mini_block),
+    ("MiniBlock", {"linear": "row_avg"}, naive.naive_mini_block),
+    ("MiniBlock", {"linear": "col_avg"}, naive.naive_mini_block),
+    ("MiniBlock", {"conv": "filter"}, naive.naive_mini_block),
+    ("TENGraD", {}, naive.naive_tengrad),
+    ("TENGraD", {"batch": 3}, naive.naive_tengrad),
+    ("TENGraD", {"batch": 3, "spatial": "reduce_sum"}, naive.naive_tengrad),
+    ("TENGraD", {"spatial": "reduce_mean"}, naive.naive_tengrad),
+    ("Shampoo", {}, naive.naive_shampoo),
+    ("Shampoo", {"match_trace": False}, naive.naive_shampoo),
+    ("KPSVD", {}, naive.naive_kpsvd),
+    ("Diagonal", {}, naive.naive_diagonal),
+    ("LNGD", {}, naive.naive_lngd),
     ("Exact", {}, lambda stats: dense_fisher(stats)),
 ]
 IDS = [name + ",".join(f" {k}={v}" for k, v in options.items()) for name, options, _ in TABLE]
@@ -98,9 +98,9 @@ def test_definition_on_convolutions(
 def test_definition_of_modes(modes: int | None, bias: bool, seed: int) -> None:
     """Definition: TN with any number of modes; a weight with fewer uses its own."""
     stats = random_stats(seed, d_out=3, T=2, kernel=(2, 2, 3), bias=bias)
-    assert_same(dense("TN", stats, modes=modes), helpers.naive_tn(stats, modes))
+    assert_same(dense("TN", stats, modes=modes), naive.naive_tn(stats, modes))
     plain = random_stats(seed, d_out=3, T=2, kernel=(4,), bias=bias)
-    assert_same(dense("TN", plain, modes=modes), helpers.naive_tn(plain))
+    assert_same(dense("TN", plain, modes=modes), naive.naive_tn(plain))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -23,13 +23,13 @@ from tests.helpers import (
     fisher_of,
     frobenius,
     gradients,
-    kron,
     linear_stats,
     random_case,
     random_orthogonal,
     random_stats,
     stats_with_block,
 )
+from tests.naive import kron
 
 SEEDS = range(6)
 KRONECKER_EXACT = ["KFAC", "EKFAC", "TKFAC", "TEKFAC", "TN", "KPSVD"]

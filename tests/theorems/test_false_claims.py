@@ -23,7 +23,6 @@ from tests.helpers import (
     fisher_of,
     frobenius,
     gradients,
-    kron,
     linear_stats,
     outer,
     random_orthogonal,
@@ -31,6 +30,7 @@ from tests.helpers import (
     spectral,
     stats_with_block,
 )
+from tests.naive import kron
 
 # Each claim's counterexample: inputs a_n and gradients g_n of four examples, one direction, F their mean.
 X1 = ([(-2, 0), (0, -2), (0, 2), (0, 1)], [(0, 1), (1, 0), (0, -1), (1, 0)])

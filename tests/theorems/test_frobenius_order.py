@@ -18,13 +18,10 @@ from tests.helpers import (
     dense_fisher,
     frobenius,
     gradients,
-    kron,
-    left_of,
     random_case,
     random_stats,
-    rearranged,
-    right_of,
 )
+from tests.naive import kron, left_of, rearranged, right_of
 
 SEEDS = range(9)
 CONVOLUTION = range(6)

@@ -19,13 +19,10 @@ from tests.helpers import (
     frobenius,
     gradients,
     lambda_max,
-    left_of,
     linear_stats,
-    naive_tn,
-    rearranged,
-    right_of,
     spectral,
 )
+from tests.naive import left_of, naive_tn, rearranged, right_of
 
 A = [(1, 0), (1, 1), (0, 2), (2, -1)]
 G = [(1, 1), (0, 2), (1, -1), (1, 2)]

@@ -7,16 +7,8 @@ import torch
 from torch import Tensor
 
 from fisher_lab.stats import LayerStats
-from tests.helpers import (
-    assert_differs,
-    assert_same,
-    dense,
-    dense_fisher,
-    frobenius,
-    kron,
-    random_orthogonal,
-    random_stats,
-)
+from tests.helpers import assert_differs, assert_same, dense, dense_fisher, frobenius, random_orthogonal, random_stats
+from tests.naive import kron
 
 SEEDS = range(6)
 FUNCTIONS_OF_F = [

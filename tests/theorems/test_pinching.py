@@ -13,13 +13,12 @@ from tests.helpers import (
     frobenius,
     gradients,
     lambda_max,
-    left_of,
     linear_stats,
     random_case,
     random_stats,
-    right_of,
     spectral,
 )
+from tests.naive import left_of, right_of
 
 SEEDS = range(9)
 PINCHINGS = [

@@ -14,12 +14,11 @@ from tests.helpers import (
     explicit_stats,
     frobenius,
     gradients,
-    left_of,
     linear_stats,
     random_case,
     random_stats,
-    right_of,
 )
+from tests.naive import left_of, right_of
 
 SEEDS = range(9)
 KEEP_TRACE_ALWAYS = [

@@ -1,0 +1,151 @@
+"""Comparisons as files: loaded as they were saved, refused where damaged, gone on from where they stopped."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import fisher_lab as fl
+from fisher_lab.comparison import Comparison, Row
+from tests.diagnose.support import batch, net
+
+
+@pytest.mark.parametrize("name", ["run.json", "deep/er/run.csv"])
+def test_a_saved_comparison_loads_as_it_was(tmp_path, name: str) -> None:
+    found = fl.compare(net(), nn.CrossEntropyLoss(), batch(), errors="all", dampings=[0.1], problem={"name": "toy"})
+    again = fl.load_comparison(found.save(tmp_path / name))
+    assert again.rows == found.rows
+    assert again.costs == found.costs
+    assert json.loads(json.dumps(found.settings)) == again.settings
+    needed = {
+        "versions",
+        "seed",
+        "N",
+        "R",
+        "output",
+        "fisher",
+        "dtype",
+        "problem",
+        "likelihood",
+        "seconds",
+        "peak_bytes",
+    }
+    assert needed <= set(again.settings)
+    frame = again.to_frame()
+    assert len(frame) == len(found.rows)
+    assert {"layer", "approximation", "error", "value", "noise", "seconds", "bytes"} <= set(frame.columns)
+
+
+def test_infinite_values_survive_the_file(tmp_path) -> None:
+    found = Comparison((Row("0", "KFAC", "trace", math.inf, 0.0),), settings={"x": math.nan})
+    again = fl.load_comparison(found.save(tmp_path / "a.json"))
+    assert again.rows == found.rows
+    assert math.isnan(again.settings["x"])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"rows": []}', "[1, 2]", '{"format": "fisher_lab comparison", "version": 99}', "\x00\xff"]
+)
+@pytest.mark.parametrize("ending", [".json", ".csv"])
+def test_truncated_and_foreign_files_are_refused(tmp_path, text: str, ending: str) -> None:
+    path = tmp_path / f"x{ending}"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"expected a \.json or \.csv file written by"):
+        fl.load_comparison(path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        fl.load_comparison(tmp_path / "nothing.json")
+
+
+def test_every_truncation_of_a_real_file_is_refused_or_whole(tmp_path) -> None:
+    path = fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), layers=["0"]).save(tmp_path / "run.json")
+    text = path.read_text()
+    for length in range(0, len(text) - 2, 97):
+        path.write_text(text[:length])
+        with pytest.raises(ValueError, match="truncated"):
+            fl.load_comparison(path)
+
+
+def test_saving_is_atomic(tmp_path, monkeypatch) -> None:
+    found = fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), layers=["0"])
+    path = found.save(tmp_path / "run.json")
+    before = path.read_text()
+
+    def fails(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fails)
+    with pytest.raises(OSError, match="disk full"):
+        Comparison(()).save(path)
+    assert path.read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("where", ["run.txt", "run", "."])
+def test_unwritable_outputs_are_refused(tmp_path, where: str) -> None:
+    found = Comparison((Row("0", "KFAC", "trace", 0.0, 0.0),))
+    with pytest.raises(ValueError, match="expected"):
+        found.save(tmp_path / where)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be created"):
+        found.save(tmp_path / "file" / "run.json")
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "run.json"
+    whole = fl.compare(net(), fl.Categorical(), batch())
+    calls = []
+
+    def stops(self: fl.KFAC, stats: fl.LayerStats, matrix: object = None) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return moments(self, stats, matrix)
+
+    moments = fl.Diagonal.moments
+    monkeypatch.setattr(fl.Diagonal, "moments", stops)
+    with pytest.raises(KeyboardInterrupt):
+        fl.compare(net(), fl.Categorical(), batch(), resume=path)
+    partial = fl.load_comparison(path)
+    assert partial.layers == ["0", "2"]
+    assert partial.settings["complete"] is False
+    calls.clear()
+    monkeypatch.setattr(fl.Diagonal, "moments", moments)
+    built = []
+    assemble = fl.KFAC.assemble
+    monkeypatch.setattr(fl.KFAC, "assemble", lambda self, m, matrix=None: built.append(1) or assemble(self, m, matrix))
+    again = fl.compare(net(), fl.Categorical(), batch(), resume=path)
+    assert again.rows == whole.rows
+    assert len(built) == 2  # the third layer only: KFAC, and the base of EKFAC
+    with pytest.raises(ValueError, match="holds another comparison"):
+        fl.compare(net(1), fl.Categorical(), batch(), resume=path)
+
+
+RESUMED = {
+    "another activation": (lambda: (nn.Sequential(net()[0], nn.ReLU(), *list(net())[2:]), fl.Categorical()), None),
+    "another likelihood": (lambda: (net(), fl.Categorical(dim=1)), None),
+    "other matrices": (lambda: (net(), fl.Categorical()), "KFAC"),
+    "other options": (lambda: (net(), fl.Categorical()), {"mine": fl.TN()}),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_resuming_another_run_is_refused(case: str, tmp_path) -> None:
+    make, candidates = RESUMED[case]
+    path, first = tmp_path / "run.json", {"mine": fl.KFAC()}
+    if candidates == "KFAC":
+        first, candidates = (
+            {"mine": fl.estimate(a, net(), fl.Categorical(), batch())} for a in (fl.EKFAC(), fl.KFAC())
+        )
+    fl.compare(net(), fl.Categorical(), batch(), first, resume=path)
+    model, likelihood = make()
+    with pytest.raises(ValueError, match="holds another comparison"):
+        fl.compare(model, likelihood, batch(), candidates or first, resume=path)
+
+
+def test_resuming_with_other_layers(tmp_path) -> None:
+    path = tmp_path / "run.json"
+    fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), resume=path)
+    with pytest.raises(ValueError, match="holds another comparison"):
+        fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), layers=["0"], resume=path)

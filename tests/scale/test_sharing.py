@@ -12,7 +12,7 @@ from fisher_lab.source import Source
 from fisher_lab.stats import LayerStats
 
 
-def shared(N: int = 6, T: int = 5, d_out: int = 4, d_in: int = 7, R: int = 2) -> LayerStats:
+def shared(N: int = 8, T: int = 5, d_out: int = 4, d_in: int = 7, R: int = 2) -> LayerStats:
     generator = torch.Generator().manual_seed(3)
     a = torch.randn(N, T, 1, d_in, generator=generator, dtype=torch.float64)
     return LayerStats(a, torch.randn(R, N, T, 1, d_out, generator=generator, dtype=torch.float64))

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20  # explicit intermediate tensors are formed in pieces of this size
+CHUNK_BYTES = 64 * 2**20  # factors of products are formed in pieces of this size
+STREAM_BYTES = 8 * 2**20  # passing tensors in pieces of this one: memory that the allocator has at hand
+KEPT_BYTES = 256 * 2**20  # sums worth keeping may take this much
 
 
 def slices(count: int, bytes_each: float, chunk_bytes: int = CHUNK_BYTES) -> Iterator[slice]:
@@ -70,7 +72,7 @@ def outer_sum(g: Tensor, a: Tensor, squared: bool = False) -> Tensor:
 def left_moment(a: Tensor, g: Tensor, A: Tensor | None = None) -> Tensor:
     """sum P A P^T `[Q, d_out, d_out]` through positions; A `[Q, d_in, d_in]`, `[Q, d_in]`, or None (identity)."""
     total = g.new_zeros(g.shape[3], g.shape[4], g.shape[4])
-    for part in slices(len(a), _position_bytes(a, g)):
+    for part in slices(len(a), _position_bytes(a, g), STREAM_BYTES):
         x, y = a[part].transpose(1, 2), g[:, part].permute(1, 3, 2, 0, 4).contiguous()  # [n, Q, T, i], [n, Q, T, R, o]
         K = times(x, A) @ x.transpose(-1, -2)
         z = (K @ y.flatten(3)).view(y.shape)
@@ -81,7 +83,7 @@ def left_moment(a: Tensor, g: Tensor, A: Tensor | None = None) -> Tensor:
 def right_moment(a: Tensor, g: Tensor, G: Tensor | None = None) -> Tensor:
     """sum P^T G P `[Q, d_in, d_in]` through positions; G `[Q, d_out, d_out]`, `[Q, d_out]`, or None (identity)."""
     total = g.new_zeros(g.shape[3], a.shape[-1], a.shape[-1])
-    for part in slices(len(a), _position_bytes(a, g)):
+    for part in slices(len(a), _position_bytes(a, g), STREAM_BYTES):
         x, y = a[part].transpose(1, 2), g[:, part].permute(1, 3, 2, 0, 4).contiguous()  # [n, Q, T, i], [n, Q, T, R, o]
         z = times(y.flatten(2, 3), G).view(y.shape)
         K = z.flatten(3) @ y.flatten(3).transpose(-1, -2)  # [n, Q, T, T], summed over directions

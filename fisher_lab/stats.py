@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fisher_lab import contractions
-from fisher_lab.contractions import CHUNK_BYTES as CHUNK_BYTES
-from fisher_lab.contractions import accumulated, moment_of, rotate, slices
+from fisher_lab.contractions import CHUNK_BYTES, KEPT_BYTES, STREAM_BYTES, accumulated, moment_of, rotate, slices
 
 
 class LayerStats:
@@ -55,7 +53,7 @@ class LayerStats:
             self.T, self.Q, self.d_out, self.d_in = a.shape[1], a.shape[2], g.shape[4], a.shape[3]
         self.bias = bool(bias)
         self._memo: dict[str, Any] = {}  # sums that several approximations share
-        self._held: list[Tensor] | None = None  # per-example gradients, once formed and kept
+        self._held: Tensor | None = None  # per-example gradients [N, R, Q, d_out, d_in], once formed and kept
         self.kernel = tuple(kernel) if kernel is not None else (self.d_in - self.bias,)
         if math.prod(self.kernel) + self.bias != self.d_in:
             raise ValueError(
@@ -94,14 +92,16 @@ class LayerStats:
 
     def examples(self, part: slice) -> LayerStats:
         """The stats of some of the examples."""
-        return self.like(None if self.a is None else self.a[part], self.g[:, part])
+        some = self.like(None if self.a is None else self.a[part], self.g[:, part])
+        some._held = None if self._held is None else self._held[part]
+        return some
 
     def inputs(self, part: slice) -> LayerStats:
         """The stats of some of the columns of W, as one mode."""
         if self.a is None:
             return LayerStats.of_gradients(self.g[..., part])
         columns = LayerStats(self.a[..., part], self.g)
-        columns._held = None if self._held is None else [P[..., part] for P in self._held]
+        columns._held = None if self._held is None else self._held[..., part]
         return columns
 
     # -- per-example gradients ------------------------------------------------------------------------------------
@@ -109,6 +109,8 @@ class LayerStats:
         """All per-example gradients P `[R, N, Q, d_out, d_in]` at once."""
         if self.a is None:
             return self.g
+        if self._held is not None:
+            return self._held.transpose(0, 1)
         a, g = self.a, self.g
         if self.T == 1:
             return g[:, :, 0, :, :, None] * a[None, :, 0, :, None, :]
@@ -117,17 +119,22 @@ class LayerStats:
 
     def per_example(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Tensor]:
         """Per-example gradients in chunks of examples: P `[R, n, Q, d_out, d_in]`."""
-        if self._held is not None:
-            yield from self._held
-            return
-        for part in slices(self.N, self.R * self.dim * self.g.element_size(), chunk_bytes):
+        for part in self._parts(chunk_bytes):
             yield self.examples(part).gradients()
+
+    def _parts(self, chunk_bytes: int = CHUNK_BYTES, start: int = 0) -> Iterator[slice]:
+        """The examples from `start` on, in pieces whose gradients take at most `chunk_bytes` (or one example)."""
+        for part in slices(self.N - start, self.R * self.dim * self.g.element_size(), chunk_bytes):
+            yield slice(start + part.start, start + part.stop)
 
     def hold(self, most_bytes: float) -> bool:
         """Form the per-example gradients once and keep them, if positions are shared and they fit; see `release`."""
         bytes_all = self.R * self.N * self.dim * self.g.element_size()
         if self._held is None and self.a is not None and self.T > 1 and bytes_all <= most_bytes:
-            self._held = list(self.per_example(4 * CHUNK_BYTES))
+            held = self.g.new_empty(self.N, self.R, self.Q, self.d_out, self.d_in)
+            for part in self._parts(STREAM_BYTES):
+                held[part] = self.examples(part).gradients().transpose(0, 1)
+            self._held = held
         return self._held is not None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -203,7 +210,7 @@ class LayerStats:
         if self._through_positions(i * (i if A is not None else 0) + self.T * i + self.R * o * (self.T + o)):
             assert self.a is not None
             return contractions.left_moment(self.a, self.g, A)
-        return accumulated(moment_of(contractions.times(P, A), P, 1) for P in self.per_example())
+        return accumulated(moment_of(contractions.times(P, A), P, 1) for P in self.per_example(STREAM_BYTES))
 
     def right(self, G: Tensor | None = None) -> Tensor:
         """1/N sum P^T G P `[Q, d_in, d_in]`; U2 without G `[Q, d_out, d_out]` (or a diagonal `[Q, d_out]`)."""
@@ -217,7 +224,9 @@ class LayerStats:
         if self._through_positions(self.R * o * (o if G is not None else 0) + self.R * o * self.T + i * (self.T + i)):
             assert self.a is not None
             return contractions.right_moment(self.a, self.g, G)
-        chunks = ((P, contractions.times(P.transpose(-1, -2), G).transpose(-1, -2)) for P in self.per_example())
+        chunks = (
+            (P, contractions.times(P.transpose(-1, -2), G).transpose(-1, -2)) for P in self.per_example(STREAM_BYTES)
+        )
         return accumulated(moment_of(Y, P, 0) for P, Y in chunks)
 
     def _through_positions(self, per_position: float) -> bool:
@@ -250,9 +259,8 @@ class LayerStats:
             assert rotated.a is not None
             return torch.einsum("nqo,nqi->qoi", rotated.g[:, :, 0].square().sum(0), rotated.a[:, 0].square())
         if self.a is None or (left is None and right is None):
-            return accumulated(rotate(P, left, right).square().sum((0, 1)) for P in self.per_example())
-        parts = slices(self.N, self.R * self.dim * self.g.element_size())
-        pieces = (self.examples(part).rotated(left, right).gradients() for part in parts)
+            return accumulated(rotate(P, left, right).square().sum((0, 1)) for P in self.per_example(STREAM_BYTES))
+        pieces = (self.examples(part).rotated(left, right).gradients() for part in self._parts(STREAM_BYTES))
         return accumulated(P.square().sum((0, 1)) for P in pieces)
 
     def rotated(self, left: Tensor | None, right: Tensor | None) -> LayerStats:
@@ -303,7 +311,7 @@ class LayerStats:
     def gram_pays(self) -> bool:
         """Whether products with the Gram matrix cost less than with the columns, and it is small enough to keep."""
         columns = self.R * self.N
-        return not self.rank_one and columns < self.dim and columns**2 * self.g.element_size() <= 4 * CHUNK_BYTES
+        return not self.rank_one and columns < self.dim and columns**2 * self.g.element_size() <= KEPT_BYTES
 
     def _gram(self, other: LayerStats) -> Tensor:
         K = self.g.new_zeros(self.R, self.N, other.R, other.N)
@@ -322,32 +330,17 @@ class LayerStats:
                 assert part.a is not None
                 yield mine, slice(0, other.N), contractions.position_gram(part.a, part.g, other.a, other.g)
             return
-        row = 0
-        for P in self.per_example():
-            U, mine, column = contractions.rows_of(P), slice(row, row + P.shape[1]), row if other is self else 0
-            for V in other._pieces(column, P if other is self else None):
-                theirs = slice(column, column + V.shape[1])
-                block = (U @ contractions.rows_of(V).T).view(P.shape[1], self.R, V.shape[1], other.R)
+        for mine in self._parts():
+            U, begin = contractions.rows_of(self.examples(mine).gradients()), mine.start if other is self else 0
+            for theirs in other._parts(start=begin):
+                V = U if other is self and theirs == mine else contractions.rows_of(other.examples(theirs).gradients())
+                block = (U @ V.T).view(-1, self.R, len(V) // other.R, other.R)
                 yield mine, theirs, block.permute(1, 0, 3, 2)
-                column = theirs.stop
-            row = mine.stop
-
-    def _pieces(self, start: int, first: Tensor | None) -> Iterator[Tensor]:
-        """Chunks of P from example `start` on, of which the first may be there already."""
-        if self._held is not None:
-            sizes = [0, *accumulate(P.shape[1] for P in self._held)]
-            yield from self._held[sizes.index(start) :]
-            return
-        if first is not None:
-            yield first
-            start += first.shape[1]
-        if start < self.N:
-            yield from self.examples(slice(start, self.N)).per_example()
 
     def overlap(self, other: LayerStats | None = None) -> Tensor:
         """<F, F'>_Frobenius with the block of `other` (default: |F|_F^2), never forming either block."""
         other = self if other is None else other
-        if other is self and self.N**2 * self.g.element_size() <= 4 * CHUNK_BYTES:
+        if other is self and self.N**2 * self.g.element_size() <= KEPT_BYTES:
             return self.squared_gram().mean()
         total = self.g.new_zeros(())
         for mine, theirs, block in self._squared_blocks(other):
@@ -377,7 +370,7 @@ class LayerStats:
             return
         assert self.a is not None
         assert other.a is not None
-        for mine in slices(self.N, other.N * self.g.element_size(), 4 * CHUNK_BYTES):
+        for mine in slices(self.N, other.N * self.g.element_size(), KEPT_BYTES):
             K = (self.a[mine, 0, 0] @ other.a[:, 0, 0].T).square()
             everything = other is self and mine.stop - mine.start == self.N
             h = None if everything else other.g[:, :, 0, 0]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fisher_lab.approximations import columns
 from fisher_lab.approximations.base import Approximation, Moments
-from fisher_lab.contractions import CHUNK_BYTES, outer_gram
+from fisher_lab.contractions import KEPT_BYTES, outer_gram
 from fisher_lab.linalg import Lanczos
 from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
@@ -86,7 +86,7 @@ def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
 
 def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
     """Z T and T = Z^T S' for the leading left singular vector S' of Z, by the Lanczos method on Z Z^T from S."""
-    stats.hold(4 * CHUNK_BYTES)
+    stats.hold(KEPT_BYTES)
     tolerance = max(TOLERANCE, 64 * torch.finfo(S.dtype).eps)
     run = Lanczos(S.flatten(), tolerance, MAX_ITERATIONS, check_every=1)
     rights: list[Tensor] = []
@@ -104,7 +104,7 @@ def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
 
 def _iterate(stats: LayerStats, S: Tensor, T: Tensor, tolerance: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """S, T of norm 1 and sigma, by half-steps from T until both change by less than the tolerance."""
-    stats.hold(4 * CHUNK_BYTES)
+    stats.hold(KEPT_BYTES)
     S, T = _unit(stats.left(_unit(T))), _unit(T)
     sigma = torch.ones_like(_norm(S))
     for _ in range(most):

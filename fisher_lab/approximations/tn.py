@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fisher_lab.approximations.base import Approximation, Moments
 from fisher_lab.approximations.tkfac import unit_trace
+from fisher_lab.contractions import STREAM_BYTES
 from fisher_lab.matrices import Dense, DirectSum, FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
 
@@ -63,7 +64,7 @@ def mode_covariances(stats: LayerStats, modes: int | None = None) -> Moments:
 def _of_modes(stats: LayerStats, sizes: tuple[int, ...]) -> Moments:
     weight = stats.inputs(slice(0, math.prod(sizes)))
     totals: list[Tensor] = []
-    for P in weight.per_example():
+    for P in weight.per_example(STREAM_BYTES):
         unfoldings = _unfold(P.unflatten(-1, sizes))
         products = [M @ M.transpose(1, 2) for M in unfoldings]
         totals = [x + y for x, y in zip(totals, products, strict=True)] if totals else products

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fisher_lab.arguments import number
+from fisher_lab.contractions import CHUNK_BYTES, STREAM_BYTES
 from fisher_lab.linalg import lanczos, start_vector
 from fisher_lab.memory import available_bytes, readable
-from fisher_lab.stats import CHUNK_BYTES, LayerStats
+from fisher_lab.stats import LayerStats
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -150,7 +151,7 @@ class FisherMatrix(ABC):
     def quadratic(self, stats: LayerStats) -> Tensor:
         """<F, self>_Frobenius for the block F of `stats`: 1/N sum over its columns of vec(P)^T self vec(P)."""
         total = torch.zeros((), dtype=self.dtype, device=self.device)
-        for P in stats.per_example():
+        for P in stats.per_example(STREAM_BYTES):
             P = P.flatten(2, 3)
             total = total + (P * self._apply(P)).sum()
         return total / stats.N

@@ -100,7 +100,7 @@ class Kronecker(FisherMatrix):
         if stats.T == 1:
             g, a = _multiply(stats.g, G), _multiply(stats.a, A)
             return torch.einsum("nq,nq->", (g * stats.g).sum((0, 2, 4)), (a * stats.a).sum((1, 3))) / stats.N
-        known = stats.known_squares() if stats.N * stats.T > 2 * stats.d_in else []  # else left(A) costs less
+        known = stats.known_squares() if 2 * stats.d_in < stats.N * stats.T else []  # else left(A) costs less
         for basis, squares in known:  # those of its own eigenbasis where EKFAC was measured too
             values = [_in_basis(factor, B) for factor, B in zip(self.factors, basis, strict=True)]
             if values[0] is not None and values[1] is not None:

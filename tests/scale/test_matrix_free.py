@@ -34,10 +34,13 @@ def stats(request: pytest.FixtureRequest) -> LayerStats:
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the routes of large layers on small ones, in many pieces."""
     monkeypatch.setattr("fisher_lab.errors.pair.DENSE_DIM", 0)
-    for module in ("contractions", "stats", "matrices.base"):
-        monkeypatch.setattr(f"fisher_lab.{module}.CHUNK_BYTES", 1500)
+    monkeypatch.setattr("fisher_lab.matrices.base.CHUNK_BYTES", 1500)
+    monkeypatch.setattr("fisher_lab.stats.KEPT_BYTES", 6000)
+    for module in ("contractions", "stats", "matrices.base", "approximations.tn"):
+        monkeypatch.setattr(f"fisher_lab.{module}.STREAM_BYTES", 700)
     monkeypatch.setattr("fisher_lab.contractions.slices.__defaults__", (1500,))
     monkeypatch.setattr("fisher_lab.stats.LayerStats.per_example.__defaults__", (1500,))
+    monkeypatch.setattr("fisher_lab.stats.LayerStats._parts.__defaults__", (1500, 0))
 
 
 def dense_errors(F: Tensor, A: Tensor) -> dict[str, float]:

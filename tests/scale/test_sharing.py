@@ -6,7 +6,7 @@ from torch import nn
 
 import fisher_lab as fl
 from fisher_lab.approximations.base import build
-from fisher_lab.contractions import CHUNK_BYTES
+from fisher_lab.contractions import KEPT_BYTES
 from fisher_lab.matrices import Kronecker, LowRank
 from fisher_lab.source import Source
 from fisher_lab.stats import LayerStats
@@ -47,7 +47,7 @@ def test_norms_from_one_gram_matrix() -> None:
     assert stats.gram() is stats.gram()
     assert not shared(T=1, d_out=9, d_in=11).gram_pays
     many = LayerStats(None, torch.empty(1, 6000, 1, 200, 200, dtype=torch.float64, device="meta"))
-    assert 4 * CHUNK_BYTES < 6000**2 * 8
+    assert KEPT_BYTES < 6000**2 * 8
     assert not many.gram_pays
 
 

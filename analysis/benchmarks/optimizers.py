@@ -41,7 +41,7 @@ KL_CLIP = {
 GRIDS: dict[str, tuple[tuple[float, ...], str, tuple[float, ...]]] = {
     "SGD momentum": ((1e-3, 3e-3, 1e-2, 3e-2), "momentum", (0.9, 0.95, 0.99)),
     "Adam": ((3e-4, 1e-3, 3e-3, 1e-2), "eps", (1e-8, 1e-4, 1e-2)),
-    **dict.fromkeys(METHODS, ((0.003, 0.01, 0.03, 0.1), "damping", (0.01, 0.1, 1.0))),
+    **dict.fromkeys(METHODS, ((0.01, 0.03, 0.1, 0.3), "damping", (0.01, 0.1, 1.0))),
     "KBFGS": ((0.03, 0.1, 0.3, 1.0), "damping", (0.03, 0.3, 3.0)),
 }
 

@@ -355,12 +355,21 @@ class LayerStats:
     def _squared_gram(self) -> Tensor:
         if self.gram_pays:
             return self.gram().view(self.R, self.N, self.R, self.N).square().sum((0, 2))
+        if self.rank_one and self.Q == 1:
+            KX, KG = self.example_grams()
+            return KX * KG
         K = self.g.new_zeros(self.N, self.N)
         for mine, theirs, block in self._squared_blocks(self):
             K[mine, theirs] = block
             if theirs.start >= mine.stop:
                 K[theirs, mine] = block.T
         return K
+
+    def example_grams(self, q: int = 0) -> tuple[Tensor, Tensor]:
+        """(a_n . a_m)^2 and sum_{r,s} (g_rn . g_sm)^2 `[N, N]` of a group, for rank-one columns."""
+        assert self.a is not None
+        a, g = self.a[:, 0, q], self.g[:, :, 0, q]
+        return self.shared(f"example grams {q}", lambda: ((a @ a.T).square(), contractions.outer_gram(g)))
 
     def _squared_blocks(self, other: LayerStats) -> Iterator[tuple[slice, slice, Tensor]]:
         """Pieces `[n, m]` of <F_n, F'_m> with their examples; half of them where `other` is self."""
@@ -372,9 +381,7 @@ class LayerStats:
         assert other.a is not None
         for mine in slices(self.N, other.N * self.g.element_size(), KEPT_BYTES):
             K = (self.a[mine, 0, 0] @ other.a[:, 0, 0].T).square()
-            everything = other is self and mine.stop - mine.start == self.N
-            h = None if everything else other.g[:, :, 0, 0]
-            yield mine, slice(0, other.N), K * contractions.outer_gram(self.g[:, mine, 0, 0], h)
+            yield mine, slice(0, other.N), K * contractions.outer_gram(self.g[:, mine, 0, 0], other.g[:, :, 0, 0])
 
 
 def joined(pieces: Sequence[LayerStats]) -> LayerStats:

@@ -50,6 +50,9 @@ def beside() -> dict[str, Any]:
     }
     for library in ("nngeometry", "curvlinops"):
         found[library] = measure(library=library, case="martens_grosse")
+    # with torch's own norm of dense matrices, where the rows above use that these are symmetric
+    options = {"norm": "singular values"}
+    found["nngeometry, matrix_norm(2)"] = measure(library="nngeometry", case="martens_grosse", options=options)
     return found
 
 

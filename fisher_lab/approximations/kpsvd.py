@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fisher_lab.approximations import columns
 from fisher_lab.approximations.base import Approximation, Moments
-from fisher_lab.contractions import KEPT_BYTES, outer_gram
+from fisher_lab.contractions import KEPT_BYTES
 from fisher_lab.linalg import Lanczos
 from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
@@ -128,13 +128,13 @@ def _single(x: Tensor) -> Tensor:
 def _solve_in_examples(stats: LayerStats) -> tuple[Tensor, Tensor]:
     """Power iteration on the weights of the examples, group by group (rank-one columns)."""
     assert stats.a is not None
-    pairs = [_examples_of_group(stats.a[:, 0, q], stats.g[:, :, 0, q]) for q in range(stats.Q)]
+    groups = range(stats.Q)
+    pairs = [_examples_of_group(stats.a[:, 0, q], stats.g[:, :, 0, q], *stats.example_grams(q)) for q in groups]
     return torch.stack([S for S, _ in pairs]), torch.stack([T for _, T in pairs])
 
 
-def _examples_of_group(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """S and T of one group from a `[N, d_in]` and g `[R, N, d_out]`."""
-    KX, KG = (a @ a.T).square(), outer_gram(g)
+def _examples_of_group(a: Tensor, g: Tensor, KX: Tensor, KG: Tensor) -> tuple[Tensor, Tensor]:
+    """S and T of one group from a `[N, d_in]`, g `[R, N, d_out]`, and K_X and K_G."""
     alpha = a.square().sum(1)  # the weights of T = I
     alpha = alpha / (alpha @ KG @ alpha).clamp(min=torch.finfo(a.dtype).tiny).sqrt()
     for _ in range(MAX_ITERATIONS):

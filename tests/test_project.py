@@ -39,6 +39,10 @@ def test_extras_and_command_exist():
     assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_a_package_index_shows_the_readme():
+    assert (ROOT / PROJECT["project"]["readme"]).is_file()
+
+
 def test_the_installed_command_starts_anywhere(tmp_path):
     # The one beside this interpreter: elsewhere on the path may lie another version.
     command = Path(sys.executable).with_name("fisher-lab")

@@ -1,4 +1,4 @@
-"""The command line: `fisher-lab compare | plot | report | train | tune | problems`, also `python -m fisher_lab`."""
+"""Measure how far curvature approximations are from the exact Fisher matrix of a network, and train with them."""
 
 from __future__ import annotations
 

@@ -94,11 +94,31 @@ def test_generated_parts_know_every_registered_thing(tmp_path, monkeypatch):
     assert docs.benchmarks(tmp_path) == "\n## Speed\n\n| a |\n\n![b](benchmarks/b.svg)\n"
 
 
+WRITTEN = [p for p in DOCS.rglob("*.md") if not {"generated", "_build", "auto_examples"} & set(p.parts)]
+WRITTEN += [ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
+
+
 def test_no_page_names_a_path_that_does_not_exist():
-    pages = [p for p in DOCS.rglob("*.md") if not {"generated", "_build", "auto_examples"} & set(p.parts)]
     missing = []
-    for page in [*pages, ROOT / "CONTRIBUTING.md"]:
-        for link in re.findall(r"\]\(((?!http)[^)#]+\.(?:md|png))", page.read_text(encoding="utf-8")):
-            if not (page.parent / link).is_file():
-                missing.append(f"{page.name}: {link}")
+    for page in WRITTEN:
+        text = page.read_text(encoding="utf-8")
+        links = [page.parent / link for link in re.findall(r"\]\(((?!http)[^)#]+\.(?:md|png))", text)]
+        links += [ROOT / path for path in re.findall(r"`((?:fisher_lab|tests|analysis|docs)/[\w./]*)`", text)]
+        missing += [f"{page.name}: {link}" for link in links if not link.exists()]
     assert not missing
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head():
+    wrong = []
+    for page in WRITTEN:
+        for table in re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), re.MULTILINE):
+            rows = table.splitlines()
+            cells = [len(re.findall(r"(?<!\\)\|", row)) for row in rows]
+            wrong += [f"{page.name}: {row}" for row, count in zip(rows, cells, strict=True) if count != cells[0]]
+    assert not wrong
+
+
+def test_no_page_includes_a_part_twice():
+    for page in WRITTEN:
+        parts = re.findall(r"\{include\} (\S+)", page.read_text(encoding="utf-8"))
+        assert len(parts) == len(set(parts)), page.name

@@ -152,26 +152,19 @@ class Comparison:
         write_atomically(path, text)
         return path
 
-    def _head(self) -> dict[str, Any]:
-        return {"format": FORMAT, "version": VERSION, "settings": self.settings}
+    def _without_rows(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT, "version": VERSION, "settings": self.settings, "costs": [asdict(c) for c in self.costs],
+            "quantities": list(self.quantities), "covariances": list(self.covariances),
+        }  # fmt: skip
 
     def _to_json(self) -> str:
-        body = {
-            "rows": [asdict(row) for row in self.rows],
-            "costs": [asdict(cost) for cost in self.costs],
-            "quantities": list(self.quantities),
-            "covariances": list(self.covariances),
-        }
-        return json.dumps(_encode(self._head() | body), indent=1, allow_nan=False) + "\n"
+        rows = {"rows": [asdict(row) for row in self.rows]}
+        return json.dumps(_encode(self._without_rows() | rows), indent=1, allow_nan=False) + "\n"
 
     def _to_csv(self) -> str:
         out = io.StringIO()
-        rest = {
-            "costs": [asdict(cost) for cost in self.costs],
-            "quantities": list(self.quantities),
-            "covariances": list(self.covariances),
-        }
-        out.write("# " + json.dumps(_encode(self._head() | rest), allow_nan=False) + "\n")
+        out.write("# " + json.dumps(_encode(self._without_rows()), allow_nan=False) + "\n")
         writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: "" if v is None else v for k, v in asdict(row).items()} for row in self.rows)

@@ -47,7 +47,8 @@ def trained_problem(
         **settings: more to record, where it differs from what the problem function was called with.
 
     Returns:
-        The problem; its settings also hold `final_training_loss`, over all training examples, and `data_sha256`.
+        The problem; its settings are `final_training_loss`, over all training examples, `data_sha256` and `settings`;
+        the decorator `problem` adds what the problem function was called with.
 
     Raises:
         ValueError: if a setting is out of range, or the training diverged.
@@ -64,16 +65,7 @@ def trained_problem(
     with one_thread():
         loss = train(model, likelihood, data.train, steps=steps, lr=lr, batch=batch, seed=seed)
     x, y = data.train
-    recorded = {
-        **settings,
-        "seed": seed,
-        "steps": steps,
-        "examples": examples,
-        "lr": lr,
-        "batch": batch,
-        "data_sha256": data.sha256,
-        "final_training_loss": loss,
-    }
+    recorded = {**settings, "data_sha256": data.sha256, "final_training_loss": loss}
     return Problem("", model, likelihood, (x[:examples], y[:examples]), recorded, fisher, data.train, data.test)
 
 

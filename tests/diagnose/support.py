@@ -16,6 +16,7 @@ LOSSES = {
     "bce mean": (nn.BCEWithLogitsLoss(), "binary"),
     "bce sum": (nn.BCEWithLogitsLoss(reduction="sum"), "binary"),
 }
+TORCH_LOSSES = [name for name in LOSSES if " " in name]
 
 
 def net(seed: int = 0) -> nn.Sequential:

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fisher_lab as fl
 from fisher_lab.comparison import ALL
-from tests.diagnose.support import LOSSES, batch, net
+from tests.diagnose.support import LOSSES, TORCH_LOSSES, batch, net
 
 
 def ggn(model: nn.Module, loss: nn.Module, x: torch.Tensor, y: torch.Tensor, name: str) -> torch.Tensor:
@@ -26,7 +26,7 @@ def ggn(model: nn.Module, loss: nn.Module, x: torch.Tensor, y: torch.Tensor, nam
     return J.T @ hessian @ J
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if " " in n])
+@pytest.mark.parametrize("name", TORCH_LOSSES)
 def test_the_fisher_of_a_torch_loss_is_its_gauss_newton_matrix(name: str) -> None:
     loss, kind = LOSSES[name]
     x, y = batch(kind)

@@ -8,20 +8,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisher_lab as fl
+from tests.diagnose.support import LOSSES, TORCH_LOSSES
 
 pytestmark = [
     pytest.mark.peers,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the other libraries, on their first use of torch.jit
 ]
 
-LOSSES = {
-    "ce mean": (nn.CrossEntropyLoss(), "classes"),
-    "ce sum": (nn.CrossEntropyLoss(reduction="sum"), "classes"),
-    "mse mean": (nn.MSELoss(), "values"),
-    "mse sum": (nn.MSELoss(reduction="sum"), "values"),
-    "bce mean": (nn.BCEWithLogitsLoss(), "binary"),
-    "bce sum": (nn.BCEWithLogitsLoss(reduction="sum"), "binary"),
-}
 LAYERS = ("0", "2", "4")
 OURS = {"exact": fl.Exact(), "KFAC": fl.KFAC(), "EKFAC": fl.EKFAC()}
 
@@ -73,7 +66,7 @@ def curvlinops_blocks(peers: SimpleNamespace, kind: str, loss: nn.Module, x: tor
 
 
 @pytest.mark.parametrize("kind", ["exact", "KFAC", "EKFAC"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", TORCH_LOSSES)
 def test_curvlinops(peers: SimpleNamespace, name: str, kind: str) -> None:
     loss, labels = LOSSES[name]
     x, y = batch(labels)

@@ -119,23 +119,22 @@ def nngeometry_blocks(model: nn.Module, x: Tensor, representation: str) -> dict[
     return found
 
 
+def assert_agreement(name: str, kind: str, approximation: fl.Approximation) -> None:
+    """NNGeometry's matrix of this kind is our approximation, on every layer of a case."""
+    layers, shape = NNGEOMETRY[name]()
+    model, x = randomised(nn.Sequential(*layers)), normal(6, *shape)
+    ours = fl.estimate(approximation, model, fl.Categorical(), x)
+    for layer, block in nngeometry_blocks(model, x, kind).items():
+        assert_same(ours[layer].dense(), block, 1e-10)
+
+
 @pytest.mark.parametrize("name", NNGEOMETRY)
 def test_nngeometry_blocks(peers: SimpleNamespace, name: str) -> None:
     """Exact blocks of convolutions, transposed ones and norm layers."""
-    layers, shape = NNGEOMETRY[name]()
-    model, x = randomised(nn.Sequential(*layers)), normal(6, *shape)
-    theirs = nngeometry_blocks(model, x, "PMatBlockDiag")
-    ours = fl.estimate(fl.Exact(), model, fl.Categorical(), x)
-    for layer, block in theirs.items():
-        assert_same(ours[layer].dense(), block, 1e-10)
+    assert_agreement(name, "PMatBlockDiag", fl.Exact())
 
 
 @pytest.mark.parametrize("name", ["Conv1d", "Conv2d"])
 def test_nngeometry_kfac(peers: SimpleNamespace, name: str) -> None:
     """KFAC of convolutions, in KFC's scale."""
-    layers, shape = NNGEOMETRY[name]()
-    model, x = randomised(nn.Sequential(*layers)), normal(6, *shape)
-    theirs = nngeometry_blocks(model, x, "PMatKFAC")
-    ours = fl.estimate(fl.KFAC(), model, fl.Categorical(), x)
-    for layer, block in theirs.items():
-        assert_same(ours[layer].dense(), block, 1e-10)
+    assert_agreement(name, "PMatKFAC", fl.KFAC())

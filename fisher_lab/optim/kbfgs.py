@@ -6,6 +6,7 @@ loss in the pre-activations by BFGS with the change of their batch means over th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -18,29 +19,37 @@ from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.linalg import spd_inverse, symmetrize
 from fisher_lab.matrices import Kronecker
-from fisher_lab.optim.applying import packed
+from fisher_lab.optim.applying import packed, where_ok
 from fisher_lab.optim.base import LayerOptimizer, Move
 from fisher_lab.optim.observation import all_finite
-from fisher_lab.optim.saving import decode, encode
+from fisher_lab.optim.saving import decode
 
 MU1 = 0.2  # Powell's constant [official code]
 GUARD = 1e-4  # an update with s'y <= GUARD |s|^2 |g| is left out [official code]
 
 
 class Pass:
-    """Batch means of one layer over one call of the closure."""
+    """Sums of one layer over one call of the closure."""
 
     def __init__(self) -> None:
-        self.a: list[Tensor] = []  # inputs with the bias column [N, d_in]
-        self.h: list[Tensor] = []  # pre-activations [N, d_out]
+        self.a: list[Tensor] = []  # inputs with the bias column [N, d_in], where they are asked for
+        self.h: Tensor | None = None  # sum over examples of the pre-activations [d_out]
         self.g: Tensor | None = None  # mean over examples of the loss's gradient in h [d_out]
+        self.N = 0
 
-    def means(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """A `[d_in, d_in]`, abar `[d_in]`, hbar `[d_out]`, gbar `[d_out]`; None if nothing was differentiated."""
-        if not self.a or self.g is None:
-            return None
-        a, h = torch.cat(self.a), torch.cat(self.h)
-        return a.T @ a / len(a), a.mean(0), h.mean(0), self.g
+    def see(self, h: Tensor) -> None:
+        """Add pre-activations `[N, d_out]`."""
+        total = h.sum(0)
+        self.h = total if self.h is None else self.h + total
+        self.N += len(h)
+
+    def inputs(self) -> Tensor:
+        """Those of all forward passes `[N, d_in]`."""
+        return self.a[0] if len(self.a) == 1 else torch.cat(self.a)
+
+    def means(self) -> tuple[Tensor, Tensor] | None:
+        """Of pre-activations and of their gradients, `[d_out]` each; None if nothing was differentiated."""
+        return None if self.h is None or self.g is None else (self.h / self.N, self.g)
 
 
 class KBFGS(LayerOptimizer):
@@ -109,7 +118,7 @@ class KBFGS(LayerOptimizer):
         return nullcontext()
 
     @contextmanager
-    def _watching(self) -> Iterator[dict[str, Pass]]:
+    def _watching(self, inputs: bool = True) -> Iterator[dict[str, Pass]]:
         passes = {name: Pass() for name in self.layers}
         handles: list[Any] = []
 
@@ -120,15 +129,16 @@ class KBFGS(LayerOptimizer):
                 total = layer.unroll_gradient(g[None])[0].flatten(1).sum(0).to(dtype)
                 seen.g = total if seen.g is None else seen.g + total
 
-            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
-                a = layer.unroll_input(inputs[0].detach())
-                if a.shape[1] != 1:
+            def hook(module: nn.Module, x: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+                positions = math.prod(output.shape[1:-1])
+                if positions != 1:
                     raise ValueError(
-                        f"Layer {layer.name!r} is used at {a.shape[1]} positions, expected one: K-BFGS for shared "
+                        f"Layer {layer.name!r} is used at {positions} positions, expected one: K-BFGS for shared "
                         "weights is not defined here; leave it to the fallback with layers=[...]."
                     )
-                seen.a.append(a[:, 0, 0].to(dtype))
-                seen.h.append(output.detach().flatten(1).to(dtype))
+                if inputs:
+                    seen.a.append(layer.unroll_input(x[0].detach())[:, 0, 0].to(dtype))
+                seen.see(output.detach().flatten(1).to(dtype))
                 if output.requires_grad:
                     handles.append(output.register_hook(arrived))
 
@@ -149,7 +159,7 @@ class KBFGS(LayerOptimizer):
                 self.model(x)
             for name, seen in passes.items():
                 if seen.a:
-                    a = torch.cat(seen.a)
+                    a = seen.inputs()
                     total, N = sums[name]
                     sums[name] = (total + a.T @ a, N + len(a))
         for name, (total, N) in sums.items():
@@ -157,6 +167,7 @@ class KBFGS(LayerOptimizer):
                 self.factors[name] = self._start(name, total / N)
 
     def _start(self, name: str, A: Tensor) -> dict[str, Tensor]:
+        A = torch.where(torch.isfinite(A).all(), A, 0.0)
         rows = self.layers[name].shape[0]
         eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
         zero = A.new_zeros(rows)
@@ -180,18 +191,18 @@ class KBFGS(LayerOptimizer):
         with torch.enable_grad(), self._watching() as before:
             loss = closure()
         with torch.no_grad(), self.plain_precision(self.device):
-            found = {name: means for name, seen in before.items() if (means := seen.means()) is not None}
-            for name, means in found.items():
+            found = {name: (seen.inputs(), means) for name, seen in before.items() if (means := seen.means())}
+            for name, (a, _) in found.items():
                 if name not in self.factors:
-                    self.factors[name] = self._start(name, torch.where(torch.isfinite(means[0]).all(), means[0], 0.0))
+                    self.factors[name] = self._start(name, a.T @ a / len(a))
             self.update(loss)
-        with torch.enable_grad(), self._watching() as after:
+        with torch.enable_grad(), self._watching(inputs=False) as after:
             closure()
         with torch.no_grad(), self.plain_precision(self.device):
-            for name, means in found.items():
+            for name, (a, means) in found.items():
                 second = after[name].means()
                 if second is not None:
-                    self._learn(name, means, second)
+                    self._learn(name, a, means, second)
         self.steps += 1
         return loss
 
@@ -213,34 +224,32 @@ class KBFGS(LayerOptimizer):
             moves.append((group, params, [directions[p] for p in params]))
         self.apply(moves, ok, 1.0)
 
-    def _learn(self, name: str, before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
-        """Both quasi-Newton updates of a layer; nothing where something is not finite."""
-        old, root = self.factors[name], self._root(name)
-        A, abar, hbar, gbar = before
-        ok = all_finite([*before, *after])
-        A = old["A"] + (1 - self.decay) * (torch.where(ok, A, old["A"]) - old["A"])
-        s = torch.where(ok, self.decay * old["s"] + (1 - self.decay) * (after[2] - hbar), old["s"])
-        y = torch.where(ok, self.decay * old["y"] + (1 - self.decay) * (after[3] - gbar), old["y"])
-        s_a = old["H_a"] @ abar
-        H_a = bfgs(old["H_a"], s_a, A @ s_a + root * s_a)
-        s_g, y_g = double_damping(old["H_g"], s, y, MU1, root)
-        H_g = bfgs(old["H_g"], s_g, y_g, GUARD * s_g.square().sum() * gbar.norm())
-        found = {"H_a": H_a, "H_g": H_g}
-        kept = {key: torch.where(ok & torch.isfinite(H).all(), H, old[key]) for key, H in found.items()}
-        self.factors[name] = {"A": A, "s": s, "y": y, **kept}
+    def _learn(self, name: str, a: Tensor, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> None:
+        """Both quasi-Newton updates of a layer, in place; nothing where something is not finite."""
+        found, root, rest = self.factors[name], self._root(name), 1 - self.decay
+        # a^T a is finite if the sum of squares is
+        ok = all_finite([a.flatten() @ a.flatten(), *before, *after])
+        a = torch.where(ok, a, 0.0)
+        found["A"].mul_(where_ok(ok, self.decay, 1.0, a.dtype)).addmm_(a.T, a, alpha=rest / len(a))
+        for key, x, y in zip("sy", before, after, strict=True):
+            found[key] = torch.where(ok, self.decay * found[key] + rest * (y - x), found[key])
+        s = found["H_a"] @ a.mean(0)
+        bfgs_(found["H_a"], s, found["A"] @ s + root * s, ok)
+        s, y = double_damping(found["H_g"], found["s"], found["y"], MU1, root)
+        bfgs_(found["H_g"], s, y, ok, GUARD * s.square().sum() * before[1].norm())
 
     # -- what is used ----------------------------------------------------------------------------------------------
     def inverses(self) -> dict[str, Kronecker]:
-        """H_g (x) H_a of every layer: what multiplies its gradient."""
-        return {name: Kronecker((f["H_g"][None], f["H_a"][None])) for name, f in self.factors.items()}
+        """H_g (x) H_a of every layer: what multiplies its gradient (copies: steps change the factors in place)."""
+        return {name: Kronecker((f["H_g"][None].clone(), f["H_a"][None].clone())) for name, f in self.factors.items()}
 
     def method_of(self, name: str) -> str:  # noqa: ARG002
         """What is done to a layer, in words."""
         return "K-BFGS"
 
     def own_state(self) -> dict[str, Any]:
-        """All factors."""
-        return {"factors": encode(self.factors)}
+        """All factors, copied because steps change them in place."""
+        return {"factors": {name: {key: x.clone() for key, x in f.items()} for name, f in self.factors.items()}}
 
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """The inverse of `own_state`."""
@@ -273,11 +282,24 @@ def _theta(inner: Tensor, square: Tensor, mu: float) -> Tensor:
     return torch.where(short, (1 - mu) * square / gap, torch.ones_like(square))
 
 
-def bfgs(H: Tensor, s: Tensor, y: Tensor, guard: Tensor | float = 0.0) -> Tensor:
-    """(I - rho s y') H (I - rho y s') + rho s s' with rho = 1 / s'y; H itself where s'y <= guard."""
+def bfgs_(H: Tensor, s: Tensor, y: Tensor, ok: Tensor | bool = True, guard: Tensor | float = 0.0) -> Tensor:
+    """H <- (I - rho s y') H (I - rho y s') + rho s s' with rho = 1 / s'y, in place, in one pass over H.
+
+    H stays as it is where not ok, where s'y <= guard, or where the update is not finite.
+
+    Args:
+        H: symmetric `[n, n]`.
+        s: change of the point `[n]`.
+        y: change of the gradient `[n]`.
+        ok: whether to update.
+        guard: least s'y that is trusted.
+    """
     sy = s @ y
     good = sy > guard
-    rho = torch.where(good, 1 / torch.where(good, sy, torch.ones_like(sy)), torch.zeros_like(sy))
+    rho = 1 / torch.where(good, sy, 1.0)
+    # the update is s q' + q s'
     Hy = H @ y
-    cross = torch.outer(s, Hy)
-    return H - rho * (cross + cross.T) + (rho * rho * (y @ Hy) + rho) * torch.outer(s, s)
+    q = (rho * rho * (y @ Hy) + rho) / 2 * s - rho * Hy
+    good = good & ok & torch.isfinite(s.norm() * q.norm())
+    s, q = torch.where(good, s, 0.0), torch.where(good, q, 0.0)
+    return H.addmm_(torch.stack([s, q], 1), torch.stack([q, s]))

@@ -10,7 +10,7 @@ from torch import nn
 
 import fisher_lab as fl
 from fisher_lab import optim
-from fisher_lab.optim.kbfgs import bfgs, double_damping
+from fisher_lab.optim.kbfgs import bfgs_, double_damping
 from tests.helpers import assert_same
 from tests.naive import kron
 from tests.optim.support import batch, gradients, layer_stats, net, weights
@@ -29,7 +29,7 @@ def test_golden_numbers_of_double_damping():
     assert torch.allclose(s, torch.tensor([-0.2, 0.4]))
     assert torch.allclose(y, torch.tensor([-1.0, 1.0]))
     expected = torch.tensor([[1.066667, 0.866667], [0.866667, 1.266667]])
-    assert torch.allclose(bfgs(H, s, y), expected, atol=1e-6)
+    assert torch.allclose(bfgs_(H, s, y), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -43,7 +43,10 @@ def test_double_damping_keeps_h_positive_definite_and_the_secant_equation(seed):
         assert first @ y >= 0.2 * (y @ H @ y) * (1 - 1e-9)
         s, y = double_damping(H, s, y, 0.2, 0.3)
         assert s @ y >= 0.3 * (s @ s) * (1 - 1e-9)
-        H = bfgs(H, s, y)
+        expected, given = naive_bfgs(H, s, y), H
+        H = bfgs_(H, s, y)
+        assert H is given  # in place
+        assert_same(H, expected)
         assert torch.linalg.eigvalsh(H)[0] > 0
         assert torch.allclose(H @ y, s, rtol=1e-6, atol=1e-9)
 
@@ -62,7 +65,7 @@ def test_hessian_action_never_moves_away_from_the_inverse(seed):
         gap = root @ H @ root - eye
         norms.append((float(gap.norm()), float(torch.linalg.matrix_norm(gap, 2))))
         s = H @ torch.randn(n, generator=generator, dtype=torch.float64)
-        H = bfgs(H, s, A @ s)
+        H = bfgs_(H, s, A @ s)
     for before, after in pairwise(norms):
         assert after[0] <= before[0] * (1 + 1e-9)
         assert after[1] <= before[1] * (1 + 1e-9)
@@ -70,9 +73,14 @@ def test_hessian_action_never_moves_away_from_the_inverse(seed):
 
 def test_a_pair_without_positive_curvature_is_left_out():
     H = torch.eye(2)
-    assert torch.equal(bfgs(H, torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0])), H)
-    assert torch.equal(bfgs(H, torch.zeros(2), torch.zeros(2)), H)
-    assert torch.equal(bfgs(H, torch.tensor([1.0, 0.0]), torch.tensor([0.1, 0.0]), 0.5), H)
+    first, nan, huge = torch.tensor([1.0, 0.0]), torch.tensor([torch.nan, 1.0]), torch.tensor([1e38, 1.0])
+    left_out = [
+        (first, -first, True, 0.0), (torch.zeros(2), torch.zeros(2), True, 0.0), (first, 0.1 * first, True, 0.5),
+        (first, first, torch.tensor(False), 0.0), (nan, first, True, 0.0), (first, nan, True, 0.0),
+        (huge, first, True, 0.0), (first, huge, True, 0.0),
+    ]  # fmt: skip
+    for s, y, ok, guard in left_out:
+        assert torch.equal(bfgs_(H, s, y, ok, guard), torch.eye(2))
 
 
 def closure_of(opt, model, x, y):
@@ -163,16 +171,54 @@ def test_it_trains_with_a_warm_start_and_a_fallback_and_leaves_no_hooks():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_non_finite_batches_change_nothing():
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_batches_change_nothing(bad):
     model, (x, y) = net(), batch()
     opt = optim.KBFGS(model, LIKELIHOOD, 0.05)
     opt.step(closure_of(opt, model, x, y))
     before, factors = weights(model), copy.deepcopy(opt.factors)
-    opt.step(closure_of(opt, model, x * float("nan"), y))
+    opt.step(closure_of(opt, model, x * bad, y))
     assert all(torch.equal(before[name], W) for name, W in weights(model).items())
     for name, found in factors.items():
         assert all(torch.equal(found[key], opt.factors[name][key]) for key in found)
     assert opt.troubles()["updates skipped as non-finite"] == 1
+
+
+def test_inputs_whose_squares_overflow_change_no_factor_of_their_layer():
+    model, (x, y) = net(), batch()
+    opt = optim.KBFGS(model, LIKELIHOOD, 0.05)
+    opt.step(closure_of(opt, model, x, y))
+    factors = copy.deepcopy(opt.factors)
+    opt.step(closure_of(opt, model, x * 1e200, y))
+    assert all(torch.equal(factors["0"][key], opt.factors["0"][key]) for key in factors["0"])
+    assert all(bool(torch.isfinite(F).all()) for found in opt.factors.values() for F in found.values())
+
+
+def test_a_second_pass_that_is_not_finite_leaves_all_factors():
+    model, (x, y) = net(), batch()
+    opt = optim.KBFGS(model, LIKELIHOOD, 0.05)
+    opt.step(closure_of(opt, model, x, y))
+    factors = copy.deepcopy(opt.factors)
+    first, second = closure_of(opt, model, x, y), closure_of(opt, model, x * float("nan"), y)
+    calls = iter([first, second])
+    opt.step(lambda: next(calls)())
+    for name, found in factors.items():
+        assert all(torch.equal(found[key], opt.factors[name][key]) for key in found)
+    opt.step(first)
+    assert not torch.equal(factors["0"]["H_a"], opt.factors["0"]["H_a"])
+
+
+def test_a_saved_state_and_the_inverses_handed_out_stay_as_they_were():
+    """Steps change the factors in place."""
+    model, (x, y) = net(), batch()
+    opt = optim.KBFGS(model, LIKELIHOOD, 0.05)
+    opt.step(closure_of(opt, model, x, y))
+    saved, inverses = opt.state_dict()["fisher_lab"]["factors"], opt.inverses()
+    kept, dense = copy.deepcopy(saved), {name: K.dense() for name, K in inverses.items()}
+    opt.step(closure_of(opt, model, x, y))
+    for name, found in kept.items():
+        assert all(torch.equal(found[key], saved[name][key]) for key in found)
+        assert torch.equal(dense[name], inverses[name].dense())
 
 
 def test_resuming_is_exact():

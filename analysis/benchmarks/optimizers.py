@@ -12,7 +12,7 @@ import importlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import fisher_lab as fl
+from analysis.benchmarks.floors import Pieces, unavoidable
 from fisher_lab import problems
 from fisher_lab.training import train_step
 
@@ -102,51 +103,6 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
-def unavoidable(name: str, repeats: int = 5) -> float:
-    """Seconds per step of the matrix products that TNT, KFAC or MBF (row average) cannot do without, amortised."""
-    torch.manual_seed(0)
-    model, _ = network()
-    linears = [m for m in model if isinstance(m, nn.Linear)]
-    shapes = [(m.out_features, m.in_features + 1) for m in linears]
-    V = [torch.randn(o, i) for o, i in shapes]
-    left, right = ([torch.eye(n) for n in sizes] for sizes in zip(*shapes, strict=True))
-    a, g = ([torch.randn(BATCH, n) for n in sizes] for sizes in ([i for _, i in shapes], [o for o, _ in shapes]))
-
-    def apply() -> None:
-        for X, L, A in zip(V, left, right, strict=True):
-            _ = X @ A if name == "MBF" else L @ X @ A
-
-    def factors() -> None:
-        for x, d, X in zip(a, g, V, strict=True):
-            if name == "KFAC":
-                _ = x.T @ x, d.T @ d
-            else:  # the batch-mean gradient of the sampled labels, and its mode products
-                _ = d.T @ x
-                _ = (X.T @ X,) if name == "MBF" else (X @ X.T, X.T @ X)
-
-    def invert() -> None:
-        for M in right if name == "MBF" else [*left, *right]:
-            torch.cholesky_inverse(torch.linalg.cholesky(M))
-
-    def backward() -> None:  # of the sampled labels, to the outputs of the layers
-        for d, m in zip(g, linears, strict=True):
-            _ = d @ m.weight.detach()
-
-    once, observed, refreshed = timed(apply, repeats), timed(lambda: (backward(), factors()), repeats), timed(invert, 2)
-    return once + observed / OBSERVE + refreshed / REFRESH
-
-
-def timed(work: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of one call."""
-    work()
-    found = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
-    return sorted(found)[len(found) // 2]
-
-
 def steps(quick: bool) -> None:
     """Measure all optimizers in turn, SGD before and after, and write the table."""
     path = RESULTS / "optimizer_steps.json"
@@ -166,8 +122,11 @@ def steps(quick: bool) -> None:
             print(f"{name}: not installed, left out")
             continue
         rows[name] = {"seconds": spent, "bytes_per_parameter": size}
-        if base in ("TNT", "KFAC", "MBF"):
-            rows[name]["unavoidable"] = unavoidable(base)
+        if own:
+            torch.manual_seed(0)
+            model, images = network()
+            pieces = Pieces(model, LOSS.loss, images[:BATCH])
+            rows[name]["unavoidable"] = unavoidable(base, pieces, OBSERVE, REFRESH, time.perf_counter)
         print(f"{name:28s} {spent * 1e3:8.1f} ms", flush=True)
         save(path, rows, quick)
     sgd = (rows["SGD momentum"]["seconds"] + rows["SGD momentum again"]["seconds"]) / 2

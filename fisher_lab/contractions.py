@@ -22,10 +22,10 @@ def slices(count: int, bytes_each: float, chunk_bytes: int = CHUNK_BYTES) -> Ite
         yield slice(start, min(count, start + step))
 
 
-def second_moment(x: Tensor) -> Tensor:
-    """sum of x x^T over all but the last two axes: `[..., Q, n]` -> `[Q, n, n]`."""
+def second_moment(x: Tensor, N: float = 1) -> Tensor:
+    """1/N sum of x x^T over all but the last two axes: `[..., Q, n]` -> `[Q, n, n]`."""
     x = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)
-    return x.transpose(1, 2) @ x
+    return (x.transpose(1, 2) @ x).div_(N)
 
 
 def outer_gram(g: Tensor, h: Tensor | None = None) -> Tensor:

@@ -200,7 +200,7 @@ class LayerStats:
 
     def left(self, A: Tensor | None = None) -> Tensor:
         """1/N sum P A P^T `[Q, d_out, d_out]`; U1 without A `[Q, d_in, d_in]` (or a diagonal `[Q, d_in]`)."""
-        return self.shared("left", lambda: self._left(None) / self.N) if A is None else self._left(A) / self.N
+        return self.shared("left", lambda: self._left(None).div_(self.N)) if A is None else self._left(A) / self.N
 
     def _left(self, A: Tensor | None) -> Tensor:
         if self.rank_one and A is None:
@@ -214,7 +214,7 @@ class LayerStats:
 
     def right(self, G: Tensor | None = None) -> Tensor:
         """1/N sum P^T G P `[Q, d_in, d_in]`; U2 without G `[Q, d_out, d_out]` (or a diagonal `[Q, d_out]`)."""
-        return self.shared("right", lambda: self._right(None) / self.N) if G is None else self._right(G) / self.N
+        return self.shared("right", lambda: self._right(None).div_(self.N)) if G is None else self._right(G) / self.N
 
     def _right(self, G: Tensor | None) -> Tensor:
         if self.rank_one and G is None:

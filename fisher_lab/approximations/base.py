@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fisher_lab.matrices import FisherMatrix
@@ -59,7 +60,7 @@ class Approximation(ABC):
 
     def average(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
         """(1 - weight) old + weight new, which suits every moment that is a mean over examples."""
-        return {name: old[name] + weight * (new[name] - old[name]) for name in new}
+        return {name: _mixed(old[name], x, weight) for name, x in new.items()}
 
     def carry(self, moments: Moments, matrix: FisherMatrix) -> Moments:
         """Moments after `matrix` was assembled from them (eigenvalues move to the new basis)."""
@@ -81,6 +82,10 @@ class Approximation(ABC):
                 "use per-example statistics."
             )
         return stats.a
+
+
+def _mixed(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:
+    return torch.lerp(old, new, weight.to(old.dtype) if isinstance(weight, Tensor) else weight)
 
 
 def registry() -> dict[str, type[Approximation]]:

@@ -48,7 +48,7 @@ class KFAC(Approximation):
         a, g = self.check_factors(stats), stats.g
         if self.spatial == "reduce":
             a, g = a.mean(1, keepdim=True), g.sum(2, keepdim=True)
-        return {"A": second_moment(a) / (a.shape[0] * a.shape[1]), "G": second_moment(g) / stats.N}
+        return {"A": second_moment(a, a.shape[0] * a.shape[1]), "G": second_moment(g, stats.N)}
 
     def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
         """G (x) A."""

@@ -52,8 +52,8 @@ def _expanded(stats: LayerStats) -> Moments:
     assert stats.a is not None
     a, g = stats.a, stats.g
     return {
-        "U1": second_moment(g * a.square().sum(-1).sqrt()[None, ..., None]) / stats.N,
-        "U2": second_moment(a * g.square().sum((0, -1)).sqrt()[..., None]) / stats.N,
+        "U1": second_moment(g * a.square().sum(-1).sqrt()[None, ..., None], stats.N),
+        "U2": second_moment(a * g.square().sum((0, -1)).sqrt()[..., None], stats.N),
     }
 
 

@@ -16,6 +16,7 @@ from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.arguments import number, seed_of
 from fisher_lab.data import Batches
 from fisher_lab.layers import Layer
+from fisher_lab.linalg import kept
 from fisher_lab.memory import budget_bytes
 from fisher_lab.optim.applying import make_fallback, step_fallback, where_ok
 from fisher_lab.optim.groups import choose_layers, make_groups
@@ -187,7 +188,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         decay = group["weight_decay"]
         if decay and params and not group["decoupled"]:
             grads = list(torch._foreach_add(grads, params, alpha=decay))
-        return [torch.where(ok, g, 0.0) for g in grads]
+        return [kept(ok, g) for g in grads]
 
     def momentum(self, group: dict[str, Any], params: list[Tensor], new: list[Tensor], ok: Tensor) -> list[Tensor]:
         """m <- momentum m + new, in place; m stays as it is where not ok (then `new` is zero)."""
@@ -213,7 +214,7 @@ class LayerOptimizer(torch.optim.Optimizer):
             if not params:
                 continue
             rate, dtype = -group["lr"], found[0].dtype
-            found = [torch.where(ok, d, 0.0) for d in found]
+            found = [kept(ok, d) for d in found]
             if group["momentum_order"] == "after" and group["momentum"]:
                 if isinstance(clip, Tensor):
                     torch._foreach_mul_(found, clip)

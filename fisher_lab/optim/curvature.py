@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fisher_lab.approximations import Approximation, MiniBlock
 from fisher_lab.layers import Layer
-from fisher_lab.linalg import eigh, shifted_power, spd_inverse, symmetrize
+from fisher_lab.linalg import eigh, kept, shifted_power, spd_inverse, symmetrize
 from fisher_lab.matrices import BlockDiagonal, DirectSum, FisherMatrix, Kronecker
 from fisher_lab.optim.observation import Observed, all_finite
 from fisher_lab.optim.saving import decode, encode
@@ -58,7 +58,7 @@ class LayerCurvature(Running):
         stats = observed.stats
         new = self.approximation.moments(stats, self.matrix)
         ok = observed.ok & all_finite(new.values())
-        new = {name: torch.where(ok, x, 0.0) for name, x in new.items()}
+        new = {name: kept(ok, x) for name, x in new.items()}
         examples = ok.to(stats.g.dtype) * stats.N
         if first or self.latest is None or self.window is None:
             if self.count is not None and self.window is not None:

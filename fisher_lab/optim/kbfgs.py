@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fisher_lab.arguments import number
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
-from fisher_lab.linalg import spd_inverse, symmetrize
+from fisher_lab.linalg import kept, spd_inverse, symmetrize
 from fisher_lab.matrices import Kronecker
 from fisher_lab.optim.applying import packed, where_ok
 from fisher_lab.optim.base import LayerOptimizer, Move
@@ -229,7 +229,7 @@ class KBFGS(LayerOptimizer):
         found, root, rest = self.factors[name], self._root(name), 1 - self.decay
         # a^T a is finite if the sum of squares is
         ok = all_finite([a.flatten() @ a.flatten(), *before, *after])
-        a = torch.where(ok, a, 0.0)
+        a = kept(ok, a)
         found["A"].mul_(where_ok(ok, self.decay, 1.0, a.dtype)).addmm_(a.T, a, alpha=rest / len(a))
         for key, x, y in zip("sy", before, after, strict=True):
             found[key] = torch.where(ok, self.decay * found[key] + rest * (y - x), found[key])

@@ -16,6 +16,7 @@ from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.comparison import Comparison
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood
+from fisher_lab.linalg import kept
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.applying import packed, precondition
 from fisher_lab.optim.base import LayerOptimizer
@@ -254,7 +255,7 @@ class NaturalGradient(LayerOptimizer):
         """The batch-mean gradient of this very step, times the number of examples it is the mean of."""
         for c in self.curvature.values():
             if any(p in grads for p in c.layer.parameters.values()):
-                W = torch.where(ok, packed(c.layer, grads), 0.0) * self._examples**0.5
+                W = kept(ok, packed(c.layer, grads)) * self._examples**0.5
                 stats = of_gradient(W, c.layer.groups, c.layer.kernel, c.layer.bias)
                 c.add(Observed(stats, ok), first=True)
 

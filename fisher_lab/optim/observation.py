@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge
 from fisher_lab.capture import Use, recording
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood
+from fisher_lab.linalg import kept
 from fisher_lab.stats import LayerStats
 
 
@@ -110,7 +111,7 @@ def statistics(
     """
     z = forward.z.detach()
     finite = all_finite([z])
-    safe = torch.where(finite, z, 0.0).to(statistics_dtype(z.dtype, dtype))  # sampling refuses NaN
+    safe = kept(finite, z).to(statistics_dtype(z.dtype, dtype))  # sampling refuses NaN
     S = likelihood.columns(safe, fisher, y, generator).to(z.dtype)
     edges = [use.edge for uses in forward.uses.values() for use in uses]
     gradients = iter(_pull_back(forward.z, edges, S))
@@ -162,10 +163,10 @@ def _observed(
             "the examples; keep [N, ...] in the model, or precondition other layers with layers=[...]."
         )
     ok = finite & all_finite([a, g])
-    g = torch.where(ok, g, 0.0)
+    g = kept(ok, g)
     if summed:  # the loss is N times its mean, and so is its Fisher
         g = g * math.sqrt(N)
-    return Observed(LayerStats(torch.where(ok, a, 0.0), g, layer.kernel, layer.bias), ok)
+    return Observed(LayerStats(kept(ok, a), g, layer.kernel, layer.bias), ok)
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
@@ -180,9 +181,8 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
 
 def of_batch_mean(stats: LayerStats) -> LayerStats:
     """The batch-mean gradient as one example, times sqrt(N): for sampled labels its outer product has mean F."""
-    ones = torch.ones(stats.R, stats.N, dtype=stats.g.dtype, device=stats.g.device)
-    mean = stats.combine(ones) / math.sqrt(stats.N)
-    return of_gradient(mean, stats.Q, stats.kernel, stats.bias)
+    total = stats.g.sum((0, 1)) if stats.a is None else torch.einsum("rntqo,ntqi->qoi", stats.g, stats.a)
+    return of_gradient(total.flatten(0, 1).div_(math.sqrt(stats.N)), stats.Q, stats.kernel, stats.bias)
 
 
 def of_gradient(gradient: Tensor, Q: int, kernel: tuple[int, ...], bias: bool) -> LayerStats:

@@ -41,3 +41,13 @@ def test_eigh_in_single_precision_sees_no_zeros_on_the_diagonal(monkeypatch: pyt
     torch.testing.assert_close(vectors @ torch.diag_embed(values) @ vectors.mT, M, rtol=1e-5, atol=1e-5)
     linalg.eigh(M.double())
     assert torch.equal(seen[1], M.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_kept_is_where_without_its_cost(dtype: torch.dtype) -> None:
+    x = torch.tensor([[1.5, torch.nan, torch.inf], [-2.0, 0.0, 3.0]], dtype=dtype)[:, 1:]
+    yes, no = torch.tensor(True), torch.tensor(False)
+    assert linalg.kept(yes, x).dtype == dtype
+    torch.testing.assert_close(linalg.kept(yes, x), x, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(linalg.kept(no, x), torch.zeros_like(x))
+    assert linalg.kept(yes, x).data_ptr() != x.data_ptr()

@@ -33,6 +33,11 @@ def number(value: Any) -> float:
         return math.nan
 
 
+def is_whole(value: Any, least: int) -> bool:
+    """Whether the value is a whole number of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def seed_of(value: Any) -> int:
     """A seed as an int.
 

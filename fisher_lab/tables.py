@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from fisher_lab.arguments import names_of
 from fisher_lab.memory import readable
 
 
@@ -16,6 +17,9 @@ def render(comparison: Any, errors: Sequence[str] | None = None, width: int = 11
         comparison: with rows, costs and settings.
         errors: measures to show, None for all.
         width: characters per line.
+
+    Raises:
+        ValueError: for an error that was not measured.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -58,8 +62,11 @@ def number(value: float | None) -> str:
 
 
 def _columns(comparison: Any, errors: Sequence[str] | None) -> list[tuple[str, float | None]]:
-    found = dict.fromkeys((r.error, r.damping) for r in comparison.rows if errors is None or r.error in errors)
-    return list(found)
+    wanted = comparison.errors if errors is None else names_of("errors", errors)
+    for name in wanted:
+        if name not in comparison.errors:
+            raise ValueError(f"Got error {name!r}, expected one of those measured: {', '.join(comparison.errors)}.")
+    return list(dict.fromkeys((r.error, r.damping) for r in comparison.rows if r.error in wanted))
 
 
 def _title(comparison: Any, layer: str) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import fisher_lab as fl
+from fisher_lab.training import fit
 
 NAN, INF = float("nan"), float("inf")
 LOSS, KFAC = nn.CrossEntropyLoss(), fl.KFAC()
@@ -172,6 +173,40 @@ def test_what_matrices_and_errors_take(model):
     refused(fl.errors.damped_spectral, "NoneType", F, None)
     refused(fl.errors.damped_spectral, "damping='x'", F, F, damping="x")
     refused(fl.Gaussian, "variance='x'", "x")
+
+
+def test_what_approximations_take():
+    for batch in (0, 1.5, "x", None, True):
+        refused(fl.TENGraD, f"batch={batch!r}", batch)
+    for modes in (1, 2.5, "x"):
+        refused(fl.TN, f"modes={modes!r}", modes)
+    refused(fl.Corrected, "the class KFAC", fl.KFAC)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": True}, "epochs=True"),
+        ({"batch": "x"}, "batch='x'"),
+        ({"batch": 1.5}, "batch=1.5"),
+        ({"seed": "a"}, "seed='a'"),
+        ({"optimizer": "KFAC"}, "'KFAC' as optimizer"),
+        ({"optimizer": fl.optim.KFAC}, "as optimizer"),
+    ],
+)
+def test_what_fit_takes(model, options, message):
+    options = {"optimizer": torch.optim.SGD(model.parameters(), 0.1), "epochs": 1, "batch": 5} | options
+    refused(fit, message, model, likelihood=LOSS, data=(X, Y), progress=False, **options)
+
+
+def test_what_tables_and_figures_take(model):
+    found = compare(model)
+    refused(found.table, "'nope'", errors=["nope"])
+    refused(found.table, "errors=3", errors=3)
+    refused(fl.plots.errors, "fl.load_comparison", "run.json")
+    refused(fl.plots.errors, "layers=0", found, layers=0)
+    assert found.table("trace") == found.table(["trace"]) != found.table(["trace", "trace_ratio"])
+    assert [t.get_text() for t in fl.plots.errors(found, layers="(all)").axes[0].get_xticklabels()] == ["all layers"]
 
 
 def test_what_has_a_plain_meaning_is_understood(model):

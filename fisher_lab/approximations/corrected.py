@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fisher_lab.approximations.base import Approximation, Moments
+from fisher_lab.approximations.base import Approximation, Moments, check_approximation
 from fisher_lab.linalg import without_noise
 from fisher_lab.matrices import EigenbasisDiagonal, FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
@@ -89,3 +89,6 @@ class Corrected(EigenvalueCorrected):
 
     base: Approximation
     listed = False
+
+    def __post_init__(self) -> None:
+        check_approximation(self.base)

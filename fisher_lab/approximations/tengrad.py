@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fisher_lab.approximations import columns
 from fisher_lab.approximations.base import Approximation, Moments, check_choice
+from fisher_lab.arguments import is_whole
 from fisher_lab.matrices import FisherMatrix, LowRank
 from fisher_lab.stats import LayerStats
 
@@ -39,8 +40,8 @@ class TENGraD(Approximation):
 
     def __post_init__(self) -> None:
         check_choice("TENGraD", "spatial", self.spatial, ("exact", "reduce_sum", "reduce_mean"))
-        if self.batch < 1:
-            raise ValueError(f"TENGraD got batch={self.batch}, expected at least 1 example.")
+        if not is_whole(self.batch, 1):
+            raise ValueError(f"TENGraD got batch={self.batch!r}, expected a whole number of examples, 1 or more.")
 
     def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
         """The columns of the first examples."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fisher_lab.approximations.base import Approximation, Moments
 from fisher_lab.approximations.tkfac import unit_trace
+from fisher_lab.arguments import is_whole
 from fisher_lab.contractions import STREAM_BYTES
 from fisher_lab.matrices import Dense, DirectSum, FisherMatrix, Kronecker
 from fisher_lab.stats import LayerStats
@@ -40,8 +41,8 @@ class TN(Approximation):
     modes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.modes is not None and self.modes < 2:
-            raise ValueError(f"TN got modes={self.modes}, expected at least 2 or None for the weight's own modes.")
+        if self.modes is not None and not is_whole(self.modes, 2):
+            raise ValueError(f"TN got modes={self.modes!r}, expected 2 or more, or None for the weight's own modes.")
 
     def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
         """`mode0`, `mode1`, ... `[Q, n_i, n_i]`, and `bias` `[d_out, d_out]` where the bias is apart."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
-from fisher_lab.arguments import number
+from fisher_lab.arguments import is_whole, number
 from fisher_lab.likelihoods import check_fisher
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def check_arguments(opt: NaturalGradient) -> None:
     """Refuse settings that cannot work, before anything is computed."""
     for name in ("observe_every", "refresh_every"):
         value = getattr(opt, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_whole(value, 1):
             raise ValueError(f"Got {name}={value!r}, expected a whole number of steps, 1 or more.")
     if not 0 <= number(opt.decay) < 1:
         raise ValueError(f"Got decay={opt.decay!r}, expected a number from 0 to below 1.")

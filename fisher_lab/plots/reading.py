@@ -9,6 +9,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from fisher_lab.arguments import names_of
+
 ALL = "(all)"
 SPREAD = 30  # a ratio of largest to smallest error above which a log axis reads better
 
@@ -39,6 +41,8 @@ def pick(comparison: Any, error: str, damping: float | None = None) -> dict[tupl
     Raises:
         ValueError: if it was not measured, or a damping has to be chosen first.
     """
+    if not hasattr(comparison, "rows"):
+        raise TypeError(f"Got {comparison!r}, expected a Comparison; read a file with fl.load_comparison.")
     rows = [row for row in comparison.rows if row.error == error]
     if not rows:
         measured = ", ".join(dict.fromkeys(row.error for row in comparison.rows)) or "nothing"
@@ -82,10 +86,11 @@ def chosen_layers(rows: Iterable[Any], layers: Sequence[str] | None) -> list[str
         ValueError: for names that were not measured.
     """
     known = layers_of(rows)
-    for name in layers or ():
+    chosen = known if layers is None else names_of("layers", layers)
+    for name in chosen:
         if name not in known:
             raise ValueError(f"Got layer {name!r}, expected one of {', '.join(map(repr, known))}.")
-    return known if layers is None else list(layers)
+    return chosen
 
 
 @dataclass(frozen=True)

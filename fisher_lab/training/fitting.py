@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisher_lab.arguments import is_whole, seed_of
 from fisher_lab.likelihoods import Likelihood, as_likelihood
 from fisher_lab.problems.training import mean_loss
 from fisher_lab.progress import Progress
@@ -70,7 +71,7 @@ def fit(
     run.checkpoint = None if checkpoint is None else Path(checkpoint)
     if resume and run.checkpoint is None:
         raise ValueError("Got resume=True without a checkpoint, expected the file to go on from; pass checkpoint=...")
-    if not isinstance(epochs, int) or epochs < 1:
+    if not is_whole(epochs, 1):
         raise ValueError(f"Got epochs={epochs!r}, expected a whole number, 1 or more.")
     if resume and run.checkpoint is not None and run.checkpoint.exists():
         run.load()
@@ -103,8 +104,10 @@ class _Run:
         seed: int,
         schedule: Any,
     ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"Got {optimizer!r} as optimizer, expected one such as fl.optim.KFAC(model, loss, lr).")
         self.model, self.optimizer, self.likelihood, self.schedule = model, optimizer, likelihood, schedule
-        self.data, self.batch, self.seed = data, batch, seed
+        self.data, self.batch, self.seed = data, batch, seed_of(seed)
         self.metrics: Path | None = None
         self.checkpoint: Path | None = None
         self.records: list[Record] = []
@@ -114,8 +117,8 @@ class _Run:
         self.diverged = False
         self.loss: float | None = None
         self.paired = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
-        if self.paired and not 1 <= batch <= len(data[0]):
-            raise ValueError(f"Got batch={batch}, expected 1 to {len(data[0])}, the number of examples.")
+        if self.paired and not (is_whole(batch, 1) and batch <= len(data[0])):
+            raise ValueError(f"Got batch={batch!r}, expected 1 to {len(data[0])}, the number of examples.")
 
     def steps_per_epoch(self) -> int:
         """Steps of an epoch, 1 if unknown."""

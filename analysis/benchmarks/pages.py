@@ -5,6 +5,9 @@ from typing import Any
 
 from matplotlib import pyplot
 
+from fisher_lab.plots.output import save
+from fisher_lab.plots.style import EXACT, Style, new_figure, styled, styles
+
 HEAD = """# Benchmarks
 
 Every row is a process of its own; time is that of the work, memory the peak of the whole process, the rate that of a
@@ -83,3 +86,28 @@ def _figure(growth: dict[str, Any], path: Path) -> None:
     axes[0].legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
+
+
+@styled
+def training_figure(finals: dict[str, Any], path: Path) -> Any:
+    """Training losses of the tuned optimizers against epochs and against seconds."""
+    measured = {"TNT": "TN", "MBF": "MiniBlock"}  # drawn as the approximation behind them
+    chosen: dict[str, Style] = styles(measured.get(name, name) for name in finals)
+    plain = {"SGD momentum": EXACT._replace(line="--"), "Adam": EXACT._replace(line=":")}
+    figure = new_figure(10, 4)
+    panels = figure.subplots(1, 2, sharey=True)
+    for name, row in finals.items():
+        style = plain.get(name) or chosen[measured.get(name, name)]
+        losses = [loss if loss < 1e3 else float("nan") for loss in row["losses"]]
+        epochs = range(1, len(losses) + 1)
+        for axes, x in zip(panels, (epochs, row["seconds"]), strict=True):
+            every = {"marker": style.marker, "markevery": max(1, len(losses) // 10)}
+            axes.plot(x, losses, style.line, color=style.color, label=name, **every)
+    for axes, label in zip(panels, ("epochs", "seconds of training"), strict=True):
+        axes.set(xlabel=label, yscale="log")
+        axes.set_yticks(ticks := [50, 70, 100, 150, 200, 300, 500], [str(tick) for tick in ticks])
+        axes.minorticks_off()
+    panels[0].set_ylabel("training loss per image")
+    panels[1].legend(ncols=2)
+    save(figure, path)
+    return figure

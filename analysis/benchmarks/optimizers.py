@@ -10,6 +10,7 @@ heavyball) are timed where they are installed.
 import argparse
 import importlib
 import json
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 import fisher_lab as fl
 from analysis.benchmarks.floors import Pieces, unavoidable
+from analysis.benchmarks.pages import training_figure
 from fisher_lab import problems
 from fisher_lab.training import train_step
 
@@ -190,7 +192,7 @@ def training(names: list[str], tuning: int, final: int, quick: bool, batch: int 
                     print(f"{key:44s} {rows[key]['losses'][-1]:9.2f}  {rows[key]['seconds'][-1]:6.1f} s", flush=True)
                     save(path, rows, quick)
         tuned = [r for k, r in rows.items() if r["name"] == name and not k.endswith("final")]
-        best = min(tuned, key=lambda r: (len(r["losses"]) < tuning, r["losses"][-1]))
+        best = min(tuned, key=lambda r: (len(r["losses"]) < tuning or math.isnan(r["losses"][-1]), r["losses"][-1]))
         key = f"{name} final"
         if key not in rows:
             rows[key] = {**best, **train(name, best["lr"], best["second"], final, 1, batch)}
@@ -208,8 +210,14 @@ def training(names: list[str], tuning: int, final: int, quick: bool, batch: int 
         each = row["seconds"][-1] / len(row["seconds"])
         lines.append(f"| {name} | {setting} | {row['losses'][-1]:.2f} | {each:.2f} | {epochs} | {spent} |")
     budget = (
-        f"batch {batch}, periods {periods}, 12 settings of {tuning} epochs each, then {final} epochs with another seed"
+        f"Batch {batch}, periods {periods} (K-BFGS learns from every step); 12 settings of {tuning} epochs each, then "
+        f"{final} epochs with another seed. Natural-gradient steps are bounded in KL (`kl_clip` "
+        f"{KL_CLIP['KFAC']} with momentum before, {KL_CLIP['EKFAC']} with momentum after preconditioning)"
     )
+    if not quick:
+        figure = path.parent.parent / "optimizer_training.svg"
+        training_figure(finals, figure)
+        lines += ["", f"![Training losses against epochs and seconds]({figure.name})"]
     table("Optimizers: training", path, lines, quick, budget)
 
 
@@ -252,7 +260,7 @@ def main() -> None:
     parser.add_argument("what", choices=["steps", "training"])
     parser.add_argument("--optimizers", nargs="+", choices=list(GRIDS), default=["SGD momentum", "Adam", "TNT", "KFAC"])
     parser.add_argument("--tuning-epochs", type=int, default=10)
-    parser.add_argument("--final-epochs", type=int, default=30)
+    parser.add_argument("--final-epochs", type=int, default=50)
     parser.add_argument("--batch", type=int, default=BATCH, help="examples in a step of the training")
     parser.add_argument("--periods", type=int, nargs=2, default=(2, 20), help="of the training: observe, refresh")
     parser.add_argument("--quick", action="store_true", help="a trial of a few steps that saves nothing")

@@ -147,7 +147,8 @@ def steps(quick: bool) -> None:
         path,
         lines,
         quick,
-        f"batch {BATCH}, periods {OBSERVE}/{REFRESH}, peers' period {REFRESH}",
+        f"batch {BATCH}, periods {OBSERVE}/{REFRESH}, peers' period {REFRESH}; products: those (and "
+        "factorisations) that a method cannot do without, see analysis/benchmarks/floors.py",
     )
 
 

@@ -13,6 +13,8 @@ from fisher_lab.matrices.base import FisherMatrix
 from fisher_lab.memory import available_bytes, readable
 from fisher_lab.stats import LayerStats
 
+ROWWISE = 20  # size from which blocks are multiplied from the left
+
 
 @dataclass(frozen=True, eq=False)
 class BlockDiagonal(FisherMatrix):
@@ -35,8 +37,10 @@ class BlockDiagonal(FisherMatrix):
 
     def _apply(self, X: Tensor) -> Tensor:
         Y = X if self.groups is None else X.unflatten(-2, (self.groups, -1)).transpose(-1, -2)
-        Z = Y.reshape(*X.shape[:-2], self.blocks.shape[0], self.blocks.shape[1], 1)
-        Z = (self.blocks @ Z).view(Y.shape)
+        B, b, _ = self.blocks.shape
+        Z = Y.reshape(*X.shape[:-2], B, 1, b)
+        # z^T M is M z by symmetry and half of the time, but for tiny blocks
+        Z = (Z @ self.blocks if b >= ROWWISE else self.blocks @ Z.mT).view(Y.shape)
         return Z if self.groups is None else Z.transpose(-1, -2).reshape(X.shape)
 
     def trace(self) -> Tensor:

@@ -131,7 +131,7 @@ class ShiftedLowRank(FisherMatrix):
     def _apply(self, X: Tensor) -> Tensor:
         s = self.stats.project(X)
         s = (s.flatten(-2) @ self.core).view(s.shape)
-        return self.shift * X + self.stats.combine(s) / self.stats.N
+        return torch.addcmul(self.stats.combine(s / self.stats.N), X, self.shift)
 
     def trace(self) -> Tensor:
         """From the Gram matrix."""

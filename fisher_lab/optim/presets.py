@@ -133,7 +133,8 @@ class MBF(NaturalGradient):
         model: as NaturalGradient's.
         likelihood: as NaturalGradient's.
         lr: as NaturalGradient's.
-        max_block_bytes: most bytes for the row blocks of one layer.
+        max_block_bytes: most bytes for the row blocks of one layer, which every step reads: 64 MiB take as long as a
+            product of 700 x 700 matrices; those of the MNIST autoencoder's two small layers take 0.3% of its step.
         **options: further arguments of NaturalGradient.
     """
 

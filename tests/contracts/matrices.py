@@ -74,6 +74,8 @@ MATRICES: dict[str, Callable[[], FisherMatrix]] = {
     "LowRank, explicit gradients": lambda: LowRank(type(random_stats(0)).of_gradients(normal(2, 3, 1, 3, 4))),
     "Dense": lambda: Dense(psd(12, 12), (3, 4)),
     "Dense, singular": lambda: Dense(psd(12, 12, rank=5), (3, 4)),
+    "BlockDiagonal, large blocks": lambda: BlockDiagonal(psd(2, 20, 20), (2, 20)),
+    "BlockDiagonal, large columns": lambda: BlockDiagonal(psd(2, 20, 20), (20, 2), 1),
     "BlockDiagonal, singular": lambda: BlockDiagonal(psd(3, 4, 4, rank=2), (3, 4)),
     "DiagonalMatrix, singular": lambda: DiagonalMatrix(positive(3, 4) * (torch.arange(12).reshape(3, 4) % 3 > 0)),
     "DirectSum": lambda: DirectSum((Kronecker((psd(1, 3, 3), psd(1, 2, 2), psd(1, 2, 2))), Dense(psd(3, 3), (3, 1)))),

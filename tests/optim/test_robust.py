@@ -8,6 +8,7 @@ from torch import nn
 
 import fisher_lab as fl
 from fisher_lab import linalg, optim
+from fisher_lab.approximations import corrected
 from fisher_lab.matrices import BlockDiagonal
 from fisher_lab.optim import curvature
 from tests.helpers import assert_same
@@ -184,6 +185,17 @@ def test_bases_hold_no_entries_below_their_rounding_error():
     for c in opt.curvature.values():
         for B in (*c.matrix.basis, *c.inverse.basis):
             assert float(B[B != 0].abs().min()) > 1e-10
+
+
+def test_carried_eigenvalues_are_not_made_of_noise():
+    """Squares of what is left of a product of bases would be denormal."""
+    before, after = torch.eye(3), torch.eye(3)
+    before[1, 0] = after[1, 2] = 2e-10
+    s = torch.zeros(1, 3, 3)
+    s[0, 0, 0] = 1
+    found = corrected.carried(s, (before[None], None), (after[None], None))
+    assert found[0, 0, 0] == 1
+    assert found[0, 2, 0] == 0
 
 
 def test_if_nothing_helps_the_last_good_inverse_stays(monkeypatch):

@@ -91,7 +91,8 @@ class LayerOptimizer(torch.optim.Optimizer):
             self.param_groups.append(self.fallback.param_groups[0])
             self.fallback.state = self.state
         # dynamo does not guard an optimizer's attributes: a compiled step would keep using those of its first call
-        self._run = torch.compiler.disable(self._step)
+        # (the plain function, as a bound method would be a cycle that keeps the memory after the last reference)
+        self._run = torch.compiler.disable(type(self)._step)
         self._complete = True
 
     # -- layers and groups -----------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         Returns:
             What the closure returned.
         """
-        return self._run(closure)
+        return self._run(self, closure)
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None

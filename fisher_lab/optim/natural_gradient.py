@@ -107,7 +107,7 @@ class NaturalGradient(LayerOptimizer):
         }  # fmt: skip
         super().__init__(model, settings, layers, groups, fallback_lr, seed)
         check_arguments(self)
-        self._enter = torch.compiler.disable(self._observe)  # see LayerOptimizer
+        self._enter = torch.compiler.disable(type(self)._observe)  # see LayerOptimizer
         self.curvature = {
             name: LayerCurvature(layer, self.approximations[name], decay) for name, layer in self.layers.items()
         }
@@ -138,7 +138,7 @@ class NaturalGradient(LayerOptimizer):
         Raises:
             ValueError: no forward pass of the model, or one without gradients.
         """
-        return self._enter(y)
+        return self._enter(self, y)
 
     def _observe(self, y: Tensor | None) -> AbstractContextManager[Any]:
         due = self._open or self.observed_at is None or self.steps - self.observed_at >= self.observe_every

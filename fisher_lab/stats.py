@@ -330,9 +330,11 @@ class LayerStats:
                 assert part.a is not None
                 yield mine, slice(0, other.N), contractions.position_gram(part.a, part.g, other.a, other.g)
             return
-        for mine in self._parts():
+        # larger pieces make faster products, and of gradients that are held they cost no memory
+        size = CHUNK_BYTES if self._held is None or other._held is None else KEPT_BYTES
+        for mine in self._parts(size):
             U, begin = contractions.rows_of(self.examples(mine).gradients()), mine.start if other is self else 0
-            for theirs in other._parts(start=begin):
+            for theirs in other._parts(size, begin):
                 V = U if other is self and theirs == mine else contractions.rows_of(other.examples(theirs).gradients())
                 block = (U @ V.T).view(-1, self.R, len(V) // other.R, other.R)
                 yield mine, theirs, block.permute(1, 0, 3, 2)

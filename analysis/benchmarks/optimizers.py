@@ -29,9 +29,10 @@ from fisher_lab.training import train_step
 RESULTS = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks" / "results"
 BATCH, OBSERVE, REFRESH = 1000, 10, 100
 LOSS = fl.Bernoulli()  # binary cross-entropy summed over pixels, averaged over the batch
-PERIODS = {"observe_every": OBSERVE, "refresh_every": REFRESH}
 METHODS = ("TNT", "KFAC", "MBF", "EKFAC", "TKFAC", "TEKFAC", "TENGraD", "Shampoo", "KBFGS")
 
+TIMED = {"observe_every": OBSERVE, "refresh_every": REFRESH}
+TRAINED = {"observe_every": 2, "refresh_every": 20}
 # In training, natural-gradient steps are bounded in KL, and momentum comes before preconditioning: early on F changes
 # quickly, and momentum after it keeps steps of an earlier, smaller F going.
 TRUST = {"kl_clip": 0.1, "momentum_order": "before"}
@@ -61,8 +62,10 @@ def make(name: str, model: nn.Module, lr: float, second: float | None = None) ->
     if name == "KBFGS":  # learns from every step
         return fl.optim.KBFGS(model, LOSS, lr, damping=0.3 if second is None else second)
     if name in METHODS:
-        trust = {} if second is None or name == "Shampoo" else TRUST
-        return getattr(fl.optim, name)(model, LOSS, lr=lr, damping=second or 1.0, **trust, **PERIODS)
+        method = getattr(fl.optim, name)
+        if second is None:
+            return method(model, LOSS, lr=lr, damping=1.0, **TIMED)
+        return method(model, LOSS, lr=lr, damping=second, **TRAINED, **({} if name == "Shampoo" else TRUST))
     module, _, cls = name.partition(".")
     if module == "heavyball":  # its default tries every kernel for minutes and then takes the same ones
         importlib.import_module(module).utils.compile_mode = "default"
@@ -149,7 +152,7 @@ def steps(quick: bool) -> None:
 
 
 # -- training to a loss -----------------------------------------------------------------------------------------------
-def train(name: str, lr: float, second: float, epochs: int, seed: int = 0, batch: int = BATCH) -> dict[str, Any]:
+def train(name: str, lr: float, second: float, epochs: int, seed: int = 0) -> dict[str, Any]:
     """Training loss over all images and seconds of training after every epoch."""
     torch.manual_seed(seed)
     model, images = network()
@@ -158,7 +161,7 @@ def train(name: str, lr: float, second: float, epochs: int, seed: int = 0, batch
     losses, clock, spent = [], [], 0.0
     for _ in range(epochs):
         started = time.perf_counter()
-        for index in torch.randperm(len(images), generator=order).split(batch):
+        for index in torch.randperm(len(images), generator=order).split(BATCH):
             step(model, optimizer, images[index])
         spent += time.perf_counter() - started
         with torch.no_grad():
@@ -169,10 +172,9 @@ def train(name: str, lr: float, second: float, epochs: int, seed: int = 0, batch
     return {"losses": losses, "seconds": clock}
 
 
-def training(names: list[str], tuning: int, final: int, quick: bool, batch: int = BATCH) -> None:
+def training(names: list[str], tuning: int, final: int, quick: bool) -> None:
     """Tune every optimizer with the same budget, then train with its best setting, and write the table."""
-    periods = f"{PERIODS['observe_every']}-{PERIODS['refresh_every']}"
-    path = RESULTS / f"optimizer_training_batch{batch}_periods{periods}.json"
+    path = RESULTS / "optimizer_training.json"
     rows = load(path, quick)
     for name in names:
         lrs, option, seconds = GRIDS[name]
@@ -184,7 +186,7 @@ def training(names: list[str], tuning: int, final: int, quick: bool, batch: int 
                         "name": name,
                         "lr": lr,
                         "second": second,
-                        **train(name, lr, second, tuning, batch=batch),
+                        **train(name, lr, second, tuning),
                     }
                     print(f"{key:44s} {rows[key]['losses'][-1]:9.2f}  {rows[key]['seconds'][-1]:6.1f} s", flush=True)
                     save(path, rows, quick)
@@ -192,7 +194,7 @@ def training(names: list[str], tuning: int, final: int, quick: bool, batch: int 
         best = min(tuned, key=lambda r: (len(r["losses"]) < tuning or math.isnan(r["losses"][-1]), r["losses"][-1]))
         key = f"{name} final"
         if key not in rows:
-            rows[key] = {**best, **train(name, best["lr"], best["second"], final, 1, batch)}
+            rows[key] = {**best, **train(name, best["lr"], best["second"], final, 1)}
             print(f"{key:44s} {rows[key]['losses'][-1]:9.2f}  {rows[key]['seconds'][-1]:6.1f} s", flush=True)
             save(path, rows, quick)
     finals = {r["name"]: r for k, r in rows.items() if k.endswith("final")}
@@ -207,8 +209,8 @@ def training(names: list[str], tuning: int, final: int, quick: bool, batch: int 
         each = row["seconds"][-1] / len(row["seconds"])
         lines.append(f"| {name} | {setting} | {row['losses'][-1]:.2f} | {each:.2f} | {epochs} | {spent} |")
     budget = (
-        f"Batch {batch}, periods {periods} (K-BFGS learns from every step); 12 settings of {tuning} epochs each, then "
-        f"{final} epochs with another seed. TNT, KFAC, MBF, EKFAC, TKFAC, TEKFAC and TENGraD "
+        f"Batch {BATCH}, periods {'/'.join(map(str, TRAINED.values()))} (K-BFGS learns from every step); 12 settings of "
+        f"{tuning} epochs each, then {final} epochs with another seed. TNT, KFAC, MBF, EKFAC, TKFAC, TEKFAC and TENGraD "
         f"have `kl_clip={TRUST['kl_clip']}` and momentum before preconditioning, the others their defaults"
     )
     if not quick:
@@ -258,15 +260,12 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", choices=list(GRIDS), default=["SGD momentum", "Adam", "TNT", "KFAC"])
     parser.add_argument("--tuning-epochs", type=int, default=10)
     parser.add_argument("--final-epochs", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=BATCH, help="examples in a step of the training")
-    parser.add_argument("--periods", type=int, nargs=2, default=(2, 20), help="of the training: observe, refresh")
     parser.add_argument("--quick", action="store_true", help="a trial of a few steps that saves nothing")
     chosen = parser.parse_args()
     if chosen.what == "steps":
         steps(chosen.quick)
     else:
-        PERIODS.update(zip(PERIODS, chosen.periods, strict=True))
-        training(chosen.optimizers, chosen.tuning_epochs, chosen.final_epochs, chosen.quick, chosen.batch)
+        training(chosen.optimizers, chosen.tuning_epochs, chosen.final_epochs, chosen.quick)
 
 
 if __name__ == "__main__":

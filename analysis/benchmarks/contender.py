@@ -1,7 +1,7 @@
 """One measurement in a process of its own: `python -m analysis.benchmarks.contender '{"library": ..., "case": ...}'`.
 
 Prints one line of JSON: seconds of the work (imports apart), seconds and peak memory of the whole process, the errors
-found, and the machine's float64 matrix-product rate measured before the work.
+found, and the machine's float64 matrix-product rate measured after the work.
 """
 
 import json
@@ -161,12 +161,11 @@ def main() -> None:
     """Measure what the first argument asks for."""
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(asked.get("threads", 2))
-    rate = product_rate()
     case = build(asked["case"], asked.get("sizes", {}))
     options = {"approximations": asked.get("approximations"), "layers": asked.get("layers")} | asked.get("options", {})
     found = LIBRARIES[asked["library"]](case, **options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    used = {"peak_bytes": peak, "product_rate": rate, "whole": time.perf_counter() - STARTED}
+    used = {"peak_bytes": peak, "whole": time.perf_counter() - STARTED, "product_rate": product_rate()}
     print(json.dumps(found | used))
 
 

@@ -208,10 +208,11 @@ def training(names: list[str], tuning: int, final: int, quick: bool) -> None:
         setting = f"lr {row['lr']:g}, {GRIDS[name][1]} {row['second']:g}"
         each = row["seconds"][-1] / len(row["seconds"])
         lines.append(f"| {name} | {setting} | {row['losses'][-1]:.2f} | {each:.2f} | {epochs} | {spent} |")
+    periods = "/".join(map(str, TRAINED.values()))
     budget = (
-        f"Batch {BATCH}, periods {'/'.join(map(str, TRAINED.values()))} (K-BFGS learns from every step); 12 settings of "
-        f"{tuning} epochs each, then {final} epochs with another seed. TNT, KFAC, MBF, EKFAC, TKFAC, TEKFAC and TENGraD "
-        f"have `kl_clip={TRUST['kl_clip']}` and momentum before preconditioning, the others their defaults"
+        f"Batch {BATCH}, periods {periods} (K-BFGS learns from every step); 12 settings of {tuning} epochs each, then "
+        f"{final} epochs with another seed. TNT, KFAC, MBF, EKFAC, TKFAC, TEKFAC and TENGraD have "
+        f"`kl_clip={TRUST['kl_clip']}` and momentum before preconditioning, the others their defaults"
     )
     if not quick:
         figure = path.parent.parent / "optimizer_training.svg"

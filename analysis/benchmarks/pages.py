@@ -11,7 +11,7 @@ from fisher_lab.plots.style import EXACT, Style, new_figure, styled, styles
 HEAD = """# Benchmarks
 
 Every row is a process of its own; time is that of the work, memory the peak of the whole process, the rate that of a
-2000 x 2000 float64 matrix product measured in the same process just before. `make benchmarks` writes this page anew.
+2000 x 2000 float64 matrix product measured in the same process just after. `make benchmarks` writes this page anew.
 """
 
 

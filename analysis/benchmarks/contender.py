@@ -154,7 +154,38 @@ def curvlinops(case: Any, **_: Any) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "values": values}
 
 
-LIBRARIES = {"fisher_lab": ours, "nngeometry": nngeometry, "curvlinops": curvlinops}
+def phases(case: Any, **_: Any) -> dict[str, Any]:
+    """Floating-point operations per second of what large layers spend their time on, for layer "2" of the MLP."""
+    import fisher_lab as fl
+    from fisher_lab.approximations.base import build as approximate
+    from fisher_lab.contractions import outer_gram
+    from fisher_lab.matrices import LowRank
+    from fisher_lab.source import Source
+
+    model, loss, data = case
+    started = time.perf_counter()
+    stats = next(iter(Source(model, loss, data, layers=["2"]).sweep()))["2"]
+    (o, i), N, R = stats.shape, stats.N, stats.R
+    F, K, E = LowRank(stats), approximate(fl.KFAC(), stats), approximate(fl.EKFAC(), stats)
+    X = torch.rand(o, i, dtype=torch.float64)
+    work = {
+        "product with F": (lambda: F @ X, 4 * N * o * i + 4 * R * N * o),
+        "product with a Kronecker product": (lambda: K @ X, 2 * o * i * (o + i)),
+        "product with EKFAC": (lambda: E @ X, 4 * o * i * (o + i)),
+        "Gram of the examples' blocks": (lambda: outer_gram(stats.g[:, :, 0, 0]), R * (R + 1) * N * N * o),
+    }
+    values = {}
+    for name, (run, flops) in work.items():
+        best = float("inf")
+        for _ in range(6):
+            begun = time.perf_counter()
+            run()
+            best = min(best, time.perf_counter() - begun)
+        values[name] = flops / best
+    return {"seconds": time.perf_counter() - started, "values": values}
+
+
+LIBRARIES = {"fisher_lab": ours, "nngeometry": nngeometry, "curvlinops": curvlinops, "phases": phases}
 
 
 def main() -> None:

@@ -59,6 +59,14 @@ def write(results: dict[str, Any], folder: Path) -> None:
         found = {k: v for k, v in results["large"].items() if isinstance(v, dict)}
         rows = [_row(name, row) for name, row in found.items()]
         parts += ["## Large layers: all approximations, three errors\n", _table(rows) + "\n"]
+    if "rates" in results:
+        found = results["rates"]["phases"]
+        rows = [
+            f"| {name} | {rate / 1e9:.0f} Gflop/s | {rate / found['product_rate']:.2f} |"
+            for name, rate in found["values"].items()
+        ]
+        head = ["| phase, layer 1000 x 1001, N = 1000 | rate | of the machine's matrix product |", "|---|---|---|"]
+        parts += ["## Rates of the dominant phases\n", "\n".join([*head, *rows]) + "\n"]
     if "growth" in results:
         parts += ["## Growth: 784-width-width-C, all approximations, three errors\n"]
         for name in ("width", "N", "C"):

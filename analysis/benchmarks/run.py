@@ -1,4 +1,4 @@
-"""All benchmarks, or those named: `python -m analysis.benchmarks.run [beside growth large]`; `make benchmarks`.
+"""All benchmarks, or those named: `python -m analysis.benchmarks.run [beside growth large rates]`; `make benchmarks`.
 
 Every measurement is a process of its own. Results, table and figure go to docs/benchmarks.
 """
@@ -80,7 +80,12 @@ def large() -> dict[str, Any]:
     }
 
 
-PARTS = {"beside": beside, "growth": growth, "large": large}
+def rates() -> dict[str, Any]:
+    """How near the dominant phases of a layer with a million parameters come to the machine's matrix products."""
+    return {"phases": measure(library="phases", case="mlp")}
+
+
+PARTS = {"beside": beside, "growth": growth, "large": large, "rates": rates}
 
 
 def main() -> None:

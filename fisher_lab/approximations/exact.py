@@ -22,6 +22,7 @@ class Exact(Approximation):
     See also: TENGraD, the block of a sub-sample.
     """
 
+    keeps_columns = True
     listed = False
 
     def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:

@@ -39,6 +39,8 @@ class KPSVD(Approximation):
     State: d_out^2 + d_in^2. See also: TKFAC (one step of the iteration), KFAC.
     """
 
+    keeps_columns = True
+
     def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
         """The columns, or `S` and `T` one half-step from `matrix`."""
         if not isinstance(matrix, Kronecker):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,14 +26,17 @@ from fisher_lab.diagnose.standard_errors import Found, StandardErrors
 from fisher_lab.errors import DampedPair, Measure, Measured, Total, absolute_damping
 from fisher_lab.exact import exact_fisher
 from fisher_lab.functional import directional_derivative, label_seed
-from fisher_lab.matrices import FisherMatrix, LowRank
-from fisher_lab.memory import peak_bytes, readable
+from fisher_lab.matrices import FisherMatrix, LowRank, Streamed
+from fisher_lab.memory import peak_bytes
 from fisher_lab.progress import Progress
 from fisher_lab.running import Running, sweep_all
 from fisher_lab.source import Source
 from fisher_lab.stats import LayerStats
 
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative deviation of the captured block from torch.func
+
+
+STREAMED = "columns, read anew for every product"  # the route of layers whose columns do not fit into the memory
 
 
 class DifferentRunError(ValueError):
@@ -69,6 +74,7 @@ class Run:
         self.directions: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         self.blocks: dict[str, FisherMatrix] = {}
+        self.streamed: set[str] = set()  # layers whose columns do not fit into the memory
         self.fingerprint = ""
 
     # -- the independent check -------------------------------------------------------------------------------------
@@ -121,16 +127,17 @@ class Run:
     def groups(self) -> list[list[str]]:
         """Layers to measure together: one by one if the columns are kept, else as many as fit a third of the budget.
 
-        Raises:
-            ValueError: if the columns of one layer alone are more than the budget.
+        A layer whose columns alone are more than the budget is measured alone, and its columns are read anew for every
+        product.
         """
         groups: list[list[str]] = []
         room = 0.0
         for name in (name for name in self.source.layers if name not in self.done):
             rows, columns = self.source.layers[name].shape
             kept = min(float(rows * columns) ** 2, self.source.N * self.source.column_numbers(name))
-            self._check_columns(name, kept)
-            if self.source.kept() or self.source.kept([name]):
+            if 2 * kept * torch.finfo(self.source.dtype).bits // 8 > self.source.budget and self.exact == "captured":
+                self.streamed.add(name)
+            if name in self.streamed or self.source.kept() or self.source.kept([name]):
                 groups.append([name])
                 room = 0.0
                 continue
@@ -142,15 +149,6 @@ class Run:
             room -= need
         return groups
 
-    def _check_columns(self, name: str, numbers: float) -> None:
-        need, budget = 2 * numbers * torch.finfo(self.source.dtype).bits // 8, self.source.budget
-        if need > budget and self.exact == "captured":
-            cure = "use fewer examples" if self.source.R == 1 else 'use fisher="mc" or fewer examples'
-            raise ValueError(
-                f"The exact block of layer {name!r} over {self.source.N} examples with {self.source.R} directions each "
-                f"needs {readable(need)}, expected at most {readable(budget)}; {cure}, or raise memory=."
-            )
-
     def measure(self, names: list[str], bar: Progress) -> None:
         """Build the exact block and every approximation of some layers and measure them."""
         source = self.source
@@ -161,9 +159,9 @@ class Run:
         running: dict[Any, Running] = {}
         for name in names:
             bar.say(f"building {name}")
-            if name not in kept or is_dense(kept[name]):
+            if name not in self.streamed and (name not in kept or is_dense(kept[name])):
                 running[name, "exact"] = Running(Exact())
-            for label, candidate in self.candidates.items():
+            for label, candidate in self._measurable(name).items():
                 if isinstance(candidate, Approximation):
                     running[name, label] = Running(candidate)
         sweep_all(running, source)
@@ -193,7 +191,17 @@ class Run:
                 "rescale the inputs or the loss, or use float64."
             )
 
+    def _measurable(self, name: str) -> dict[str, Approximation | Matrices]:
+        """The candidates, but for those that would hold the columns of a layer that do not fit into the memory."""
+        if name not in self.streamed:
+            return self.candidates
+        return {k: c for k, c in self.candidates.items() if not (isinstance(c, Approximation) and c.keeps_columns)}
+
     def _captured(self, name: str, kept: dict[str, LayerStats], running: dict[Any, Running]) -> FisherMatrix:
+        if name in self.streamed:
+            source = self.source
+            one = torch.ones((), dtype=source.dtype, device=next(source.model.parameters()).device)
+            return Streamed(partial(_pieces, source, name), source.N, source.layers[name].shape, one)
         if (name, "exact") not in running:
             return LowRank(kept[name])  # with all that was computed on the way
         block = running[name, "exact"].matrix
@@ -216,9 +224,15 @@ class Run:
             exact.stats.hold(self.source.budget / 3)
         route = exact.stats.route if isinstance(exact, LowRank) else type(exact).__name__.lower()
         about = {"route": route, "bytes": exact.nbytes, "seconds": seconds, "checked": checked}
+        measurable = self._measurable(name)
+        if name in self.streamed:
+            missing = [label for label in self.candidates if label not in measurable]
+            about |= {"route": STREAMED, "left_out": missing}
+            reason = "needs the columns of all examples, which do not fit into the memory"
+            self.settings["left_out"] |= {f"{label} of layer {name!r}": reason for label in missing}
         self.settings["layers"][name].update(about)
         matrices: dict[str, FisherMatrix] = {}
-        for label, candidate in self.candidates.items():
+        for label, candidate in measurable.items():
             if isinstance(candidate, Approximation):
                 state = running.pop((name, label))
                 _check_matrix(name, label, state.matrix, exact.shape)
@@ -245,6 +259,9 @@ class Run:
         damped = [m for m in self.wanted if m.damped]
         if damped and float(exact.trace()) <= 0:
             self.settings["layers"][name]["damped"] = "left out: F = 0, no damping is relative to it"
+        elif damped and name in self.streamed:
+            self.settings["layers"][name]["damped"] = "left out: the columns do not fit into the memory"
+            self.settings["left_out"][f"damped errors of layer {name!r}"] = "the columns do not fit into the memory"
         elif damped:
             for damping in self.dampings:
                 bar.say(f"{name}: damping {damping:g}")
@@ -322,6 +339,7 @@ class Run:
         self.costs = [cost for cost in earlier.costs if cost.layer in self.done]
         self.quantities = [q for q in earlier.quantities if q["layer"] in self.done]
         self.covariances = [c for c in earlier.covariances if c["layer"] in self.done]
+        self.settings["left_out"] |= earlier.settings["left_out"]
         for name in self.done:
             self.settings["layers"][name] = earlier.settings["layers"][name]
 
@@ -344,11 +362,16 @@ class Run:
     def _over_layers(self) -> list[Row]:
         """Rows of the block-diagonal matrix of all layers."""
         rows, checked = [], self._worst_check()
+        layers = self.settings["layers"].values()
+        left_out = {label for about in layers for label in about.get("left_out", ())}
+        streamed = any(about["route"] == STREAMED for about in layers)
         for damping in dict.fromkeys(row.damping for row in self.rows):
+            if damping is not None and streamed:
+                continue  # some layers have no damped errors
             totals: dict[str, Total] = {}
             for label in self.candidates:
                 found = [q for q in self.quantities if q["approximation"] == label and q["damping"] == damping]
-                if found:
+                if found and label not in left_out:
                     totals[label] = Total([SimpleNamespace(**_thawed(q)) for q in found])
             stderr = {}
             if self.standard_errors is not None and damping is None:
@@ -363,6 +386,12 @@ class Run:
     def _worst_check(self) -> float | None:
         found = [row.checked for row in self.rows if row.checked is not None]
         return max(found) if found else None
+
+
+def _pieces(source: Source, name: str) -> Iterator[LayerStats]:
+    """One pass over the columns of a layer."""
+    for stats in source.sweep([name]):
+        yield stats[name]
 
 
 def _check_matrix(layer: str, label: str, matrix: Any, shape: tuple[int, int]) -> None:

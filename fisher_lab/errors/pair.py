@@ -12,7 +12,7 @@ from fisher_lab.errors.centred import centring_flops, kronecker_difference
 from fisher_lab.errors.quantities import Measured
 from fisher_lab.errors.spectral import advance_together, difference_extremes, shared_columns
 from fisher_lab.linalg import Extremes
-from fisher_lab.matrices import FisherMatrix, Kronecker, LowRank
+from fisher_lab.matrices import FisherMatrix, Kronecker, LowRank, Streamed
 
 DENSE_DIM = 600  # dense differences up to this d, expansions and Lanczos above
 DIRECT_FLOPS = 4e12  # most work spent on evaluating a tiny difference entry by entry
@@ -81,6 +81,8 @@ class Pair:
             return float(self._shared[0])
         if isinstance(self.exact, LowRank):
             return float(self.approx.quadratic(self.exact.stats))
+        if isinstance(self.exact, Streamed):
+            return float(self.exact.inner(self.approx))
         if isinstance(self.approx, LowRank):
             return float(self.exact.quadratic(self.approx.stats))
         return sum(float(((self.exact @ E) * (self.approx @ E)).sum()) for E in self.exact.identity_chunks())
@@ -161,7 +163,7 @@ def advance(several: Iterable[Pair], memory: float) -> None:
     """
     todo = list({id(pair): pair for pair in several if not pair.small}.values())
     exact = todo[0].exact if todo else None
-    if not isinstance(exact, LowRank) or exact.stats.rank_one:
+    if not isinstance(exact, LowRank | Streamed) or (isinstance(exact, LowRank) and exact.stats.rank_one):
         return
     for pair, found in zip(todo, advance_together(exact, [pair.approx for pair in todo], memory), strict=True):
         pair.extremes = found

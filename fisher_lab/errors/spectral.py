@@ -79,7 +79,8 @@ def _without_row_blocks(stats: LayerStats, w: Tensor) -> Operator:
 def advance_together(exact: FisherMatrix, approximations: Sequence[FisherMatrix], memory: float) -> list[Any]:
     """Extremes of F - F^ for several F^, sharing every pass over the columns of F.
 
-    Pays where products with F are dear because positions are shared: P is then formed (or read) once for all.
+    Pays where products with F are dear: positions are shared, so that P is formed (or read) once for all, or the
+    columns are read anew for every product.
 
     Args:
         exact: the block F.
@@ -94,15 +95,20 @@ def advance_together(exact: FisherMatrix, approximations: Sequence[FisherMatrix]
 
 
 def _together(exact: FisherMatrix, approximations: Sequence[FisherMatrix]) -> list[Any]:
-    assert isinstance(exact, LowRank)
-    stats = exact.stats
-    equal = stats.g.new_full((stats.N,), 1 / stats.N)
-    weights = [shared_columns(stats, approx) for approx in approximations]
     runs = [Lanczos(start_vector(exact), TOLERANCE) for _ in approximations]
+    weights = [shared_columns(exact.stats, approx) if isinstance(exact, LowRank) else None for approx in approximations]
     while active := [i for i, run in enumerate(runs) if run.found is None]:
         V = torch.stack([runs[i].vector for i in active]).view(-1, *exact.shape)
-        rows = [weights[i] for i in active]
-        Y = stats.apply(V, torch.stack([equal if w is None else w for w in rows]))
+        Y = _weighted(exact, V, [weights[i] for i in active])
         for i, v, y in zip(active, V, Y, strict=True):
             runs[i].feed((y if weights[i] is not None else y - approximations[i] @ v).flatten())
     return [run.found for run in runs]
+
+
+def _weighted(exact: FisherMatrix, V: Tensor, weights: list[Tensor | None]) -> Tensor:
+    """F times every V, its columns weighted with the examples' weights where there are any."""
+    if not isinstance(exact, LowRank):
+        return exact @ V
+    stats = exact.stats
+    equal = stats.g.new_full((stats.N,), 1 / stats.N)
+    return stats.apply(V, torch.stack([equal if w is None else w for w in weights]))

@@ -11,3 +11,4 @@ from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal as EigenbasisDiago
 from fisher_lab.matrices.kronecker import Kronecker as Kronecker
 from fisher_lab.matrices.low_rank import LowRank as LowRank
 from fisher_lab.matrices.low_rank import ShiftedLowRank as ShiftedLowRank
+from fisher_lab.matrices.streamed import Streamed as Streamed

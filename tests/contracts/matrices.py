@@ -5,7 +5,8 @@ A new structure joins by one line in `MATRICES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from fisher_lab.matrices import (
     FisherMatrix,
     Kronecker,
     LowRank,
+    Streamed,
 )
+from fisher_lab.stats import LayerStats
 from tests.helpers import random_orthogonal, random_stats
 
 POWERS = (-1.0, -0.5, 0.5, 1.0)
@@ -42,6 +45,15 @@ def positive(*shape: int, seed: int = 0) -> Tensor:
 
 def bases(Q: int, n: int) -> Tensor:
     return torch.stack([random_orthogonal(n, 7 * q + n) for q in range(Q)])
+
+
+def pieces_of(stats: LayerStats, size: int) -> Iterator[LayerStats]:
+    return (stats.examples(slice(i, i + size)) for i in range(0, stats.N, size))
+
+
+def streamed(stats: LayerStats, size: int) -> Streamed:
+    """The block of `stats` in pieces of `size` examples."""
+    return Streamed(partial(pieces_of, stats, size), stats.N, stats.shape, stats.g.new_ones(()))
 
 
 MATRICES: dict[str, Callable[[], FisherMatrix]] = {
@@ -72,6 +84,8 @@ MATRICES: dict[str, Callable[[], FisherMatrix]] = {
     "LowRank, many columns": lambda: LowRank(random_stats(0, N=9, R=2, d_out=3, d_in=4)),
     "LowRank, positions and groups": lambda: LowRank(random_stats(0, N=3, T=3, Q=2, R=2, d_out=3, d_in=4)),
     "LowRank, explicit gradients": lambda: LowRank(type(random_stats(0)).of_gradients(normal(2, 3, 1, 3, 4))),
+    "Streamed": lambda: streamed(random_stats(0, N=7, R=2, d_out=3, d_in=4), 3),
+    "Streamed, positions and groups": lambda: streamed(random_stats(0, N=5, T=3, Q=2, R=2, d_out=3, d_in=4), 2),
     "Dense": lambda: Dense(psd(12, 12), (3, 4)),
     "Dense, singular": lambda: Dense(psd(12, 12, rank=5), (3, 4)),
     "BlockDiagonal, large blocks": lambda: BlockDiagonal(psd(2, 20, 20), (2, 20)),

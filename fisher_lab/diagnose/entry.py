@@ -103,8 +103,8 @@ def compare(
     run = Run(source, candidates, wanted, dampings, exact, standard_errors)
     steps = len(source.layers) * (len(candidates) + 2)
     with Progress(progress, steps) as bar, untouched_randomness():
-        run.check(bar)
-        run.settings = all_settings(source, candidates, wanted, dampings, exact, problem, run.fingerprint)
+        run.check.run(bar)
+        run.settings = all_settings(source, candidates, wanted, dampings, exact, problem, run.check.fingerprint)
         run.settings["standard_errors"] = standard_errors
         run.settings["errors"] += [OFF_BLOCK] * across
         if path is not None and path.exists():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,22 +18,19 @@ from fisher_lab.approximations import Approximation, Exact
 from fisher_lab.approximations.exact import is_dense
 from fisher_lab.capture import capture
 from fisher_lab.comparison import ALL, Comparison, Cost, Row
-from fisher_lab.data import checksum
 from fisher_lab.diagnose.across import OFF_BLOCK, off_block
 from fisher_lab.diagnose.asked import Matrices
+from fisher_lab.diagnose.checking import Check
 from fisher_lab.diagnose.standard_errors import Found, StandardErrors
 from fisher_lab.errors import DampedPair, Measure, Measured, Total, absolute_damping
 from fisher_lab.exact import exact_fisher
-from fisher_lab.functional import directional_derivative, label_seed
+from fisher_lab.functional import label_seed
 from fisher_lab.matrices import FisherMatrix, LowRank, Streamed
 from fisher_lab.memory import peak_bytes
 from fisher_lab.progress import Progress
 from fisher_lab.running import Running, sweep_all
 from fisher_lab.source import Source
 from fisher_lab.stats import LayerStats
-
-AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative deviation of the captured block from torch.func
-
 
 STREAMED = "columns, read anew for every product"  # the route of layers whose columns do not fit into the memory
 
@@ -70,58 +66,10 @@ class Run:
         self.covariances: list[dict[str, Any]] = []  # of layers taken over from an earlier run
         self.settings: dict[str, Any] = {}
         self.done: set[str] = set()
-        self.expected: dict[str, float] = {}  # per layer: v^T F v by torch.func
-        self.directions: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         self.blocks: dict[str, FisherMatrix] = {}
         self.streamed: set[str] = set()  # layers whose columns do not fit into the memory
-        self.fingerprint = ""
-
-    # -- the independent check -------------------------------------------------------------------------------------
-    def check(self, bar: Progress) -> None:
-        """v^T F v of one random direction per layer by forward-mode products; also the fingerprint of the inputs."""
-        source, generator = self.source, torch.Generator().manual_seed(self.source.seed)
-        crc = 0
-        for tensor in (*source.model.parameters(), *source.model.buffers()):
-            crc = checksum(tensor, crc)
-        for name, layer in source.layers.items():
-            V = torch.randn(layer.shape, generator=generator, dtype=torch.float64)
-            self.directions[name] = V.to(next(source.model.parameters()))
-        sums = dict.fromkeys(source.layers, 0.0)
-        for x, y, label in source.parts():
-            crc = checksum(x, crc if y is None else checksum(y, crc))
-            S = None
-            for name, layer in source.layers.items():
-                bar.say(f"checking {name}")
-                tangent = {layer.full_name(k): v for k, v in layer.unpack(self.directions[name]).items()}
-                z, Jv = directional_derivative(source.model, tangent, x)
-                S = source.likelihood.columns(z, source.fisher, label) if S is None else S
-                sums[name] += float((S * Jv).flatten(2).sum(2).square().sum())
-        bar.advance(len(source.layers))
-        self.expected = {name: total / source.N for name, total in sums.items()}
-        # v^T F v tells what no tensor does: the forward function, the likelihood and its settings
-        seen = ",".join(f"{value:.6e}" for value in self.expected.values())
-        self.fingerprint = f"{zlib.crc32(seen.encode(), crc):08x}"
-
-    def _deviation(self, name: str, exact: FisherMatrix) -> float:
-        """Relative deviation of the captured block from the check; refused where it is not rounding.
-
-        Also with exact="func": the approximations are built from what was captured.
-        """
-        V, most = self.directions[name], AGREEMENT.get(self.source.dtype, 1e-2)
-        found, expected = float((V * (exact @ V)).sum()), self.expected[name]
-        # Directional derivatives have rounding errors on the scale of the largest one: where gradients cancel (the bias
-        # of a key in attention, a normalised scalar) they are all there is. Hence roots, and a floor relative to it.
-        floor = 1e4 * torch.finfo(self.source.dtype).eps / most * math.sqrt(max(self.expected.values()))
-        difference = abs(math.sqrt(max(found, 0.0)) - math.sqrt(expected))
-        deviation = 0.0 if found == expected else 2 * difference / max(math.sqrt(expected), floor)
-        if not deviation <= most:
-            raise ValueError(
-                f"The captured block of layer {name!r} deviates from torch.func by {deviation:.1e}, expected at most "
-                f"{most:g}: examples interact, the model is random, or its weight is used in a way hooks do not see; "
-                "make the model act per example, or leave the layer out."
-            )
-        return deviation
+        self.check = Check(source)
 
     # -- measuring -------------------------------------------------------------------------------------------------
     def groups(self) -> list[list[str]]:
@@ -172,7 +120,7 @@ class Run:
             )  # fmt: skip
         for name in names:
             captured = self._captured(name, kept, running)
-            checked = self._deviation(name, captured)
+            checked = self.check.deviation(name, captured)
             block = self.blocks[name].scaled(1 / source.scale) if self.exact == "func" else captured
             self._check_scale(name, block)
             bar.advance()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of the same size as a floating-point number
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size
 
 
 def symmetrize(M: Tensor) -> Tensor:
@@ -53,12 +53,13 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
     The divide-and-conquer routines can fail on ill-conditioned single-precision matrices: then in float64. Matrices
     with values that are not finite have NaN for both. Entries of eigenvectors far below their rounding error are 0.
     """
-    M = symmetrize(M)
-    # in single precision they fail on many a factor with dead units, and a failure costs as much as a success: a shift
-    # at the size of the rounding error lifts the zeros that they stumble over
-    eps = torch.finfo(M.dtype).eps if M.dtype == torch.float32 else 0.0
-    shift = eps * torch.linalg.norm(M.detach(), dim=(-2, -1)).unsqueeze(-1)
-    M = M + torch.diag_embed(shift.expand(M.shape[:-1])) if eps else M
+    M, shift = symmetrize(M), torch.zeros((), dtype=M.dtype, device=M.device)
+    if M.dtype == torch.float32:
+        # in single precision they fail on many a factor with dead units, and a failure costs as much as a success: a
+        # shift at the size of the rounding error lifts the zeros that they stumble over; none where it overflows
+        shift = torch.finfo(M.dtype).eps * torch.linalg.norm(M.detach(), dim=(-2, -1)).unsqueeze(-1)
+        shift = torch.nan_to_num(shift, nan=0.0, posinf=0.0)
+        M = M + torch.diag_embed(shift.expand(M.shape[:-1]))
     try:
         values, vectors = _Eigh.apply(M) if M.requires_grad else torch.linalg.eigh(M)
     except torch.linalg.LinAlgError:
@@ -71,11 +72,11 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_noise(Q: Tensor) -> Tensor:
-    """Entries of orthogonal matrices far below their rounding error become 0.
+    """Entries of orthogonal matrices far below their rounding error become 0; the derivative is that of Q.
 
     Products of such numbers are denormal, and processors take many times longer for these.
     """
-    return torch.where(Q.abs() < 1e-3 * torch.finfo(Q.dtype).eps, 0.0, Q)
+    return Q - torch.where(Q.abs() < 1e-3 * torch.finfo(Q.dtype).eps, Q.detach(), 0.0)
 
 
 def kept(ok: Tensor, x: Tensor) -> Tensor:
@@ -109,16 +110,17 @@ class _Eigh(torch.autograd.Function):
 def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0) -> Tensor:
     """(values + damping)^p of the eigenvalues of one matrix, in any shape.
 
-    Without damping, a negative power of what is zero up to rounding is 0 (the pseudo-inverse).
+    Without damping, a negative power of what is zero up to rounding is 0 (the pseudo-inverse). The derivative of a root
+    at 0 is taken as 0. NaN stays NaN.
     """
     shifted = values + damping
-    if p >= 0:
+    if p == 0 or p >= 1:
         return shifted**p
     info = torch.finfo(shifted.dtype)
     floor: float | Tensor = info.tiny
-    if not isinstance(damping, Tensor) and damping == 0 and values.numel():
+    if p < 0 and not isinstance(damping, Tensor) and damping == 0 and values.numel():
         floor = (values.amax() * values.numel() * info.eps).clamp(min=info.tiny)
-    return torch.where(shifted > floor, shifted.clamp(min=info.tiny) ** p, torch.zeros_like(shifted))
+    return torch.where(shifted <= floor, torch.zeros_like(shifted), shifted.clamp(min=info.tiny) ** p)
 
 
 def spd_inverse(M: Tensor) -> Tensor:

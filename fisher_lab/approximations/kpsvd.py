@@ -67,22 +67,22 @@ class KPSVD(Approximation):
 
 
 def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
-    """Power iteration on S `[Q, d_out, d_out]` and T `[Q, d_in, d_in]`, sped up by the Lanczos method for one group.
+    """S `[Q, d_out, d_out]` and T `[Q, d_in, d_in]` by power iteration, sped up by the Lanczos method for one group.
 
     The first steps run in single precision where that saves time: the iteration forgets where it came from.
     """
     T = torch.eye(stats.d_in, dtype=stats.g.dtype, device=stats.g.device).repeat(stats.Q, 1, 1)
-    S = torch.eye(stats.d_out, dtype=stats.g.dtype, device=stats.g.device).repeat(stats.Q, 1, 1)
     if stats.a is not None and stats.T > 1 and stats.g.dtype == torch.float64:
         rough = stats.like(*(_single(x) for x in (stats.a, stats.g)))
-        S, T, _ = (x.double() for x in _iterate(rough, S.float(), T.float(), ROUGH_TOLERANCE, ROUGH_ITERATIONS))
+        _, found, _ = _iterate(rough, T.float(), ROUGH_TOLERANCE, ROUGH_ITERATIONS)
+        T = torch.where(_norm(found) > 0, found.double(), T)  # zero where squares vanish in single precision
     if stats.Q == 1 and not stats.g.requires_grad:  # which goes by steps that can be derived
         start = stats.left(T)
         if float(_norm(start)) > 0:
             S, T = _leading(stats, start)
             sigma = _norm(S) / _norm(T)
             return _unit(S) * sigma.sqrt(), _unit(T) * sigma.sqrt()
-    S, T, sigma = _iterate(stats, S, T, TOLERANCE, MAX_ITERATIONS)
+    S, T, sigma = _iterate(stats, T, TOLERANCE, MAX_ITERATIONS)
     return S * sigma.sqrt(), T * sigma.sqrt()
 
 
@@ -91,20 +91,27 @@ def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
     stats.hold(KEPT_BYTES)
     tolerance = max(TOLERANCE, 64 * torch.finfo(S.dtype).eps)
     run = Lanczos(S.flatten(), tolerance, MAX_ITERATIONS, check_every=1)
-    rights: list[Tensor] = []
-    lefts: list[Tensor] = []
+    images: list[tuple[Tensor, Tensor]] = []  # Z^T v and Z Z^T v of every v, as long as they are small enough to keep
+    size = S.numel() + stats.d_in**2
     while run.found is None:
-        rights.append(stats.right(run.vector.view(S.shape)))
-        lefts.append(stats.left(rights[-1]))
-        run.feed(lefts[-1].flatten())
-    T, S = (
-        torch.stack([w * M for w, M in zip(run.ritz_weights, images, strict=True)]).sum(0) for images in (rights, lefts)
-    )
+        T = stats.right(run.vector.view(S.shape))
+        images.append((T, stats.left(T)))
+        run.feed(images[-1][1].flatten())
+        if len(images) * size * S.element_size() > KEPT_BYTES:
+            images.clear()
+    assert run.ritz_vector is not None
+    if len(images) == len(run.ritz_weights):
+        S, T = torch.zeros_like(S), torch.zeros_like(images[0][0])
+        for weight, (right, left) in zip(run.ritz_weights, images, strict=True):
+            S, T = S.add_(left, alpha=weight), T.add_(right, alpha=weight)
+    else:
+        T = stats.right(run.ritz_vector.view(S.shape))
+        S = stats.left(T)
     sign = torch.sign(T.diagonal(dim1=-2, dim2=-1).sum())  # that of PSD matrices
     return S * sign, T * sign
 
 
-def _iterate(stats: LayerStats, S: Tensor, T: Tensor, tolerance: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+def _iterate(stats: LayerStats, T: Tensor, tolerance: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """S, T of norm 1 and sigma, by half-steps from T until both change by less than the tolerance."""
     stats.hold(KEPT_BYTES)
     S, T = _unit(stats.left(_unit(T))), _unit(T)

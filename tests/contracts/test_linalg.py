@@ -51,3 +51,35 @@ def test_kept_is_where_without_its_cost(dtype: torch.dtype) -> None:
     torch.testing.assert_close(linalg.kept(yes, x), x, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(linalg.kept(no, x), torch.zeros_like(x))
     assert linalg.kept(yes, x).data_ptr() != x.data_ptr()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e20), (torch.float64, 1e160)])
+def test_eigh_of_entries_whose_squares_overflow(dtype: torch.dtype, size: float) -> None:
+    M = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=dtype) * size
+    values, vectors = linalg.eigh(M)
+    torch.testing.assert_close(values / size, torch.tensor([1.0, 3.0], dtype=dtype))
+    torch.testing.assert_close(vectors * (values / size) @ vectors.T, M / size)
+
+
+def test_roots_of_a_matrix_with_zeros_have_the_right_derivative() -> None:
+    """Eigenvectors whose entries are 0 turn all the same; what is null has derivative 0, not NaN."""
+    M = torch.diag(torch.tensor([1.0, 4.0, 0.0], dtype=torch.float64))
+    E = torch.zeros_like(M)
+    E[0, 1] = E[1, 0] = 1.0
+
+    def root(M: torch.Tensor) -> torch.Tensor:
+        values, vectors = linalg.eigh(M)
+        return (vectors * linalg.shifted_power(values, 0.5)) @ vectors.T
+
+    for i, j, expected in ((0, 0, 1 / 2), (1, 1, 1 / 4), (0, 1, 1 / 3), (2, 2, 0.0)):
+        leaf = M.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(root(leaf)[i, j], leaf)
+        assert float((gradient + gradient.T)[i, j] / 2) * (1 if i == j else 2) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("p", [-1.0, -0.5, 0.5, 2.0])
+def test_a_power_of_nan_is_nan(p: float) -> None:
+    """An inverse that failed must not look like one of zeros."""
+    values = torch.tensor([torch.nan, 1.0])
+    for damping in (0.0, 0.1, torch.tensor(0.1)):
+        assert bool(linalg.shifted_power(values, p, damping)[0].isnan())

@@ -55,6 +55,16 @@ def test_influences_are_derivatives_in_the_weights(approximation: approximations
             assert abs(float(found[name][n]) - slope) < tolerance, (name, float(found[name][n]), slope)
 
 
+@pytest.mark.parametrize("approximation", CANDIDATES[:-1], ids=lambda a: a.label)  # without the mean over rows
+def test_dead_units_change_no_influence(approximation: approximations.Approximation) -> None:
+    """Inputs and outputs that are always zero; the roots of zero eigenvalues have no derivative."""
+    stats = random_stats(3, N=7, R=2, d_out=3, d_in=4)
+    dead = LayerStats(torch.nn.functional.pad(stats.a, (1, 1)), torch.nn.functional.pad(stats.g, (1, 0)))
+    expected, found = influences(stats, approximation), influences(dead, approximation)
+    for name in ERRORS:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-8)
+
+
 def test_the_fixed_matrix_of_a_user_moves_only_with_the_exact_block() -> None:
     stats = random_stats(5, N=6, R=2, d_out=2, d_in=3)
     exact, matrix = LowRank(stats), build(fl.KFAC(), stats)

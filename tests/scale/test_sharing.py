@@ -67,3 +67,29 @@ def test_one_batch_captured_in_pieces_is_kept_as_one() -> None:
     torch.testing.assert_close(found["0"].g, expected["0"].g)
     torch.testing.assert_close(found["0"].a, expected["0"].a)
     assert next(iter(pieces.sweep()))["0"] is found["0"]
+
+
+@pytest.mark.parametrize("kept", [0, 1500])
+def test_kpsvd_without_room_for_what_the_lanczos_method_saw(kept: int, monkeypatch) -> None:
+    """What is not kept is computed once more, and nothing else changes."""
+    stats = shared()
+    expected = build(fl.KPSVD(), stats).dense()
+    monkeypatch.setattr("fisher_lab.approximations.kpsvd.KEPT_BYTES", kept)
+    calls, right = [], LayerStats.right
+    monkeypatch.setattr(LayerStats, "right", lambda self, G=None: (calls.append(self.g.dtype), right(self, G))[1])
+    found = build(fl.KPSVD(), stats).dense()
+    few = len(calls)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    calls.clear()
+    monkeypatch.setattr("fisher_lab.approximations.kpsvd.KEPT_BYTES", KEPT_BYTES)
+    build(fl.KPSVD(), stats)
+    assert few == len(calls) + 1
+
+
+def test_kpsvd_of_gradients_whose_squares_vanish_in_single_precision() -> None:
+    """Large inputs meet tiny output gradients and the other way round."""
+    stats = shared(N=2, T=2)
+    scale = torch.tensor([1.0, 1e-30], dtype=torch.float64)
+    tiny = LayerStats(stats.a * scale.view(2, 1, 1, 1), stats.g * scale.flip(0).view(1, 2, 1, 1, 1))
+    found, expected = (build(fl.KPSVD(), s).dense() for s in (tiny, stats))
+    torch.testing.assert_close(found * 1e60, expected, rtol=1e-9, atol=1e-12)

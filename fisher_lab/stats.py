@@ -330,8 +330,9 @@ class LayerStats:
                 assert part.a is not None
                 yield mine, slice(0, other.N), contractions.position_gram(part.a, part.g, other.a, other.g)
             return
-        # larger pieces make faster products, and of gradients that are held they cost no memory
+        # larger pieces make faster products, and of gradients that are held they cost no memory; their products do
         size = CHUNK_BYTES if self._held is None or other._held is None else KEPT_BYTES
+        size = min(size, int(self.dim * math.sqrt(CHUNK_BYTES * self.g.element_size())))
         for mine in self._parts(size):
             U, begin = contractions.rows_of(self.examples(mine).gradients()), mine.start if other is self else 0
             for theirs in other._parts(size, begin):

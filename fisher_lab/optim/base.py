@@ -169,7 +169,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         """Gradients of the layers' parameters in working precision, unscaled."""
         scale = getattr(self, "grad_scale", None)
         params = [p for group in self.method_groups for p in group["params"] if p.grad is not None]
-        grads = {p: p.grad.to(self.working_dtype(p)) for p in params if p.grad is not None}
+        grads = {p: p.grad.to_dense().to(self.working_dtype(p)) for p in params if p.grad is not None}
         return grads if scale is None else {p: g / scale for p, g in grads.items()}
 
     def healthy(self, grads: dict[Tensor, Tensor], loss: Any) -> Tensor:

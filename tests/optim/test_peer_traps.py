@@ -209,3 +209,21 @@ def test_the_kl_clip_of_zero_gradients_is_no_division_by_zero():
     before = weights(model)
     opt.step()
     assert all(torch.equal(before[layer], W) for layer, W in weights(model).items())
+
+
+def test_sparse_gradients_of_an_embedding_are_those_of_a_dense_one():
+    x, y, loss = torch.arange(12).view(4, 3) % 7, torch.arange(4) % 2, nn.CrossEntropyLoss()
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(9, 3, sparse=sparse), nn.Flatten(), nn.Linear(9, 2))
+        opt = fl.optim.KFAC(model, loss, lr=0.1)
+        for _ in range(3):
+            with opt.observing():
+                z = model(x)
+            opt.zero_grad()
+            loss(z, y).backward()
+            assert model[0].weight.grad.is_sparse == sparse
+            opt.step()
+        found.append(model[0].weight)
+    assert torch.equal(*found)

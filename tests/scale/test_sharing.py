@@ -93,3 +93,18 @@ def test_kpsvd_of_gradients_whose_squares_vanish_in_single_precision() -> None:
     tiny = LayerStats(stats.a * scale.view(2, 1, 1, 1), stats.g * scale.flip(0).view(1, 2, 1, 1, 1))
     found, expected = (build(fl.KPSVD(), s).dense() for s in (tiny, stats))
     torch.testing.assert_close(found * 1e60, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_pieces_of_gram_matrices_are_small(held: bool, monkeypatch) -> None:
+    """Of many columns of a small weight, too, whose gradients fit into one piece."""
+    stats = shared(N=60)
+    assert stats.hold(2**30 if held else 0) == held
+    expected = float(stats.overlap())
+    monkeypatch.setattr("fisher_lab.stats.CHUNK_BYTES", 2**13)
+    monkeypatch.setattr("fisher_lab.stats.KEPT_BYTES", 2**16)
+    blocks = [block.nbytes for _, _, block in stats._gram_blocks(stats)]
+    assert 2**12 < max(blocks) <= 2**13
+    assert len(blocks) == 4 * 5 / 2
+    stats._memo.clear()
+    assert float(stats.overlap()) == pytest.approx(expected, rel=1e-12)

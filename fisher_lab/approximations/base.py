@@ -25,7 +25,7 @@ class Approximation(ABC):
     sweeps: int = 1  # passes over the data; from the second on, `moments` sees the matrix assembled before
     exponent: float = -1.0  # power of the damped matrix that a trainer applies to the gradient
     needs_factors: bool = False  # whether inputs and output gradients are needed apart (refuses batch-mean statistics)
-    keeps_columns: bool = False  # whether its moments hold the columns of all examples of the data
+    keeps_examples: float = 0  # of how many examples of the data its moments hold the columns; math.inf for all
     listed: bool = True  # whether `compare` includes it by default when it can be built without arguments
 
     _registry: ClassVar[dict[str, type[Approximation]]] = {}

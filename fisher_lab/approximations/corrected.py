@@ -31,6 +31,11 @@ class EigenvalueCorrected(Approximation, register=False):
         """As the base."""
         return self.base.needs_factors
 
+    @property
+    def keeps_examples(self) -> float:  # type: ignore[override]
+        """As the base."""
+        return self.base.keeps_examples
+
     def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
         """The base's moments, and the squares `s` `[Q, d_out, d_in]` in the basis of `matrix`."""
         moments = self.base.moments(stats)

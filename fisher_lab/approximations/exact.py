@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,7 +23,7 @@ class Exact(Approximation):
     See also: TENGraD, the block of a sub-sample.
     """
 
-    keeps_columns = True
+    keeps_examples = math.inf
     listed = False
 
     def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:

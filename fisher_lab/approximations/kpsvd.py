@@ -11,6 +11,7 @@ rank-one columns S = sum_n alpha_n G_n with G_n = sum_r g g^T, and alpha is the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ class KPSVD(Approximation):
     State: d_out^2 + d_in^2. See also: TKFAC (one step of the iteration), KFAC.
     """
 
-    keeps_columns = True
+    keeps_examples = math.inf
 
     def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
         """The columns, or `S` and `T` one half-step from `matrix`."""

@@ -43,6 +43,11 @@ class TENGraD(Approximation):
         if not is_whole(self.batch, 1):
             raise ValueError(f"TENGraD got batch={self.batch!r}, expected a whole number of examples, 1 or more.")
 
+    @property
+    def keeps_examples(self) -> float:  # type: ignore[override]
+        """The first ones; their sums or means over positions are small."""
+        return self.batch if self.spatial == "exact" else 0
+
     def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
         """The columns of the first examples."""
         stats = stats.examples(slice(0, self.batch))

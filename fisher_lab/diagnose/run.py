@@ -143,7 +143,11 @@ class Run:
         """The candidates, but for those that would hold the columns of a layer that do not fit into the memory."""
         if name not in self.streamed:
             return self.candidates
-        return {k: c for k, c in self.candidates.items() if not (isinstance(c, Approximation) and c.keeps_columns)}
+        room = self.source.budget / (2 * self.source.column_numbers(name) * torch.finfo(self.source.dtype).bits // 8)
+        return {
+            k: c for k, c in self.candidates.items()
+            if not isinstance(c, Approximation) or min(c.keeps_examples, self.source.N) <= room
+        }  # fmt: skip
 
     def _captured(self, name: str, kept: dict[str, LayerStats], running: dict[Any, Running]) -> FisherMatrix:
         if name in self.streamed:
@@ -176,7 +180,7 @@ class Run:
         if name in self.streamed:
             missing = [label for label in self.candidates if label not in measurable]
             about |= {"route": STREAMED, "left_out": missing}
-            reason = "needs the columns of all examples, which do not fit into the memory"
+            reason = "needs more columns than fit into the memory"
             self.settings["left_out"] |= {f"{label} of layer {name!r}": reason for label in missing}
         self.settings["layers"][name].update(about)
         matrices: dict[str, FisherMatrix] = {}

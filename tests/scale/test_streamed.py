@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import fisher_lab as fl
+from fisher_lab.approximations import default_approximations
+from fisher_lab.approximations.corrected import Corrected
 
 SMALL = 0.0015  # GiB: less than the columns of the second convolution
 
@@ -28,8 +30,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def test_errors_are_those_of_columns_in_memory(loss: nn.Module, cuts: list[int]) -> None:
     x, y = batch()
     data = (x, y) if len(cuts) == 1 else list(zip(x.split(cuts), y.split(cuts), strict=True))
-    whole = fl.compare(network(), loss, (x, y), layers=["2"])
-    pieces = fl.compare(network(), loss, data, layers=["2"], memory=SMALL)
+    candidates = [fl.TENGraD(batch=4), *(a for a in default_approximations() if a.label != "TENGraD")]
+    whole = fl.compare(network(), loss, (x, y), candidates, layers=["2"])
+    pieces = fl.compare(network(), loss, data, candidates, layers=["2"], memory=SMALL)
     assert whole.settings["layers"]["2"]["route"].startswith("columns, gradients")
     assert pieces.settings["layers"]["2"]["route"] == "columns, read anew for every product"
     found = {(row.approximation, row.error): row for row in pieces.rows}
@@ -42,10 +45,11 @@ def test_errors_are_those_of_columns_in_memory(loss: nn.Module, cuts: list[int])
 
 def test_what_is_left_out_is_said_and_in_no_total(tmp_path: Path) -> None:
     small = fl.compare(
-        network(), nn.CrossEntropyLoss(), batch(), [fl.KFAC(), fl.KPSVD()], errors=["frobenius", "damped_cosine"],
-        dampings=[0.1], memory=SMALL,
+        network(), nn.CrossEntropyLoss(), batch(), [fl.KFAC(), fl.KPSVD(), fl.TENGraD(), Corrected(fl.KPSVD())],
+        errors=["frobenius", "damped_cosine"], dampings=[0.1], memory=SMALL,
     )  # fmt: skip
-    assert "Left out: KPSVD of layer '2': needs the columns of all examples" in str(small)
+    assert "Left out: KPSVD of layer '2': needs more columns than fit" in str(small)
+    assert {"TENGraD of layer '2'", "Corrected(base=KPSVD()) of layer '2'"} < set(small.settings["left_out"])
     assert "Left out: damped errors of layer '2'" in str(small)
     rows = {(row.layer, row.approximation, row.error) for row in small.rows}
     assert ("0", "KPSVD", "damped_cosine") in rows

@@ -100,18 +100,18 @@ def trace_ratio(q: Quantities) -> Measured:
     return Measured(ratio, 16 * q.eps * abs(ratio))
 
 
-def _root(square: Measured, scale: float) -> Measured:
-    """sqrt(square) / sqrt(scale) with the noise floor that goes with it."""
+def _root(square: Measured, scale: float, eps: float) -> Measured:
+    """sqrt(square) / sqrt(scale) with the noise floor that goes with it, never below that of one rounding."""
     if square.value <= square.noise:
         return Measured(0.0, math.sqrt(_relative(square.noise, scale)))
     value = math.sqrt(_relative(square.value, scale))
-    return Measured(value, value * square.noise / (2 * square.value))
+    return Measured(value, max(value * square.noise / (2 * square.value), min(16 * eps, value)))
 
 
 @measure(default=True)
 def frobenius(q: Quantities) -> Measured:
     """|F^ - F|_F / |F|_F."""
-    return _root(q.square_difference, q.square_exact)
+    return _root(q.square_difference, q.square_exact, q.eps)
 
 
 @measure(default=True)
@@ -123,7 +123,7 @@ def frobenius_rescaled(q: Quantities) -> Measured:
     if q.square_approx <= 0:
         return Measured(0.0 if q.square_exact <= 0 else 1.0, 0.0)
     square = difference.value - gap * gap / q.square_approx
-    return _root(Measured(max(square, 0.0), difference.noise + 8 * q.eps * abs(gap)), q.square_exact)
+    return _root(Measured(max(square, 0.0), difference.noise + 8 * q.eps * abs(gap)), q.square_exact, q.eps)
 
 
 @measure(default=True)
@@ -146,7 +146,9 @@ def spectral(q: Quantities) -> Measured:
 def spectrum(q: Quantities) -> Measured:
     """l2 distance of the sorted eigenvalues, relative to |F|_F; layer by layer only."""
     return _root(
-        Measured(q.spectrum_difference, (64 * q.eps) ** 2 * (q.square_exact + q.square_approx)), q.square_exact
+        Measured(q.spectrum_difference, (64 * q.eps) ** 2 * (q.square_exact + q.square_approx)),
+        q.square_exact,
+        q.eps,
     )
 
 

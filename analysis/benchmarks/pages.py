@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot
-
 from fisher_lab.plots.output import save
 from fisher_lab.plots.style import EXACT, Style, new_figure, styled, styles
 
@@ -80,20 +78,22 @@ def write(results: dict[str, Any], folder: Path) -> None:
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
 
-def _figure(growth: dict[str, Any], path: Path) -> None:
-    figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
-    for axis, name in zip(axes, ("width", "N", "C"), strict=True):
+@styled
+def _figure(growth: dict[str, Any], path: Path) -> Any:
+    figure = new_figure(10, 3.2)
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, name in zip(panels, ("width", "N", "C"), strict=True):
         rows = [row for row in growth[name] if "seconds" in row]
         sizes = [row["asked"]["sizes"][name] for row in rows]
-        axis.loglog(sizes, [row["seconds"] for row in rows], "o-", label="seconds")
-        axis.loglog(sizes, [row["peak_bytes"] / 1e9 for row in rows], "s--", label="peak memory, GB")
-        axis.set_xlabel(name)
-        axis.set_xticks(sizes, [str(size) for size in sizes])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+        axes.loglog(sizes, [row["seconds"] for row in rows], "o-", color="#0072B2", label="seconds")
+        axes.loglog(sizes, [row["peak_bytes"] / 1e9 for row in rows], "s--", color="#D55E00", label="peak memory, GB")
+        axes.set_xlabel(name)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.set_yticks(ticks := [0.5, 1, 2, 5, 10, 20, 50], [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+    panels[0].legend()
+    save(figure, path)
+    return figure
 
 
 @styled

@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
 from analysis.benchmarks.pages import write
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
@@ -90,7 +88,6 @@ PARTS = {"beside": beside, "growth": growth, "large": large, "rates": rates}
 
 def main() -> None:
     """Measure the named parts, keep the others' last results, and write the pages."""
-    matplotlib.use("Agg")
     DOCS.mkdir(parents=True, exist_ok=True)
     path = DOCS / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -40,7 +40,7 @@ TRUST = {"kl_clip": 0.1, "momentum_order": "before"}
 # the same budget for all: four learning rates times three values of the second setting
 GRIDS: dict[str, tuple[tuple[float, ...], str, tuple[float, ...]]] = {
     "SGD momentum": ((1e-3, 3e-3, 1e-2, 3e-2), "momentum", (0.9, 0.95, 0.99)),
-    "Adam": ((3e-4, 1e-3, 3e-3, 1e-2), "eps", (1e-8, 1e-4, 1e-2)),
+    "Adam": ((1e-3, 3e-3, 1e-2, 3e-2), "eps", (1e-8, 1e-4, 1e-2)),
     **dict.fromkeys(METHODS, ((0.01, 0.03, 0.1, 0.3), "damping", (0.01, 0.1, 1.0))),
     "KBFGS": ((0.03, 0.1, 0.3, 1.0), "damping", (0.03, 0.3, 3.0)),
 }
@@ -205,7 +205,8 @@ def training(names: list[str], tuning: int, final: int, quick: bool) -> None:
     for name, row in finals.items():
         epochs = first_below(row, finals.get("SGD momentum"), range(1, final + 1))
         spent = first_below(row, finals.get("Adam"), row["seconds"])
-        setting = f"lr {row['lr']:g}, {GRIDS[name][1]} {row['second']:g}"
+        lrs, option, seconds = GRIDS[name]
+        setting = f"lr {at(row['lr'], lrs)}, {option} {at(row['second'], seconds)}"
         each = row["seconds"][-1] / len(row["seconds"])
         lines.append(f"| {name} | {setting} | {row['losses'][-1]:.2f} | {each:.2f} | {epochs} | {spent} |")
     periods = "/".join(map(str, TRAINED.values()))
@@ -219,6 +220,11 @@ def training(names: list[str], tuning: int, final: int, quick: bool) -> None:
         training_figure(finals, figure)
         lines += ["", f"![Training losses against epochs and seconds]({figure.name})"]
     table("Optimizers: training", path, lines, quick, budget)
+
+
+def at(value: float, grid: tuple[float, ...]) -> str:
+    """A value, and whether it lies at the end of its grid."""
+    return f"{value:g}" + (" (end of its grid)" if value in (grid[0], grid[-1]) else "")
 
 
 def first_below(row: dict[str, Any], target: dict[str, Any] | None, axis: Any) -> str:

@@ -86,6 +86,8 @@ class Approximation(ABC):
 
 
 def _mixed(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:
+    if not old.is_floating_point():  # which lerp, of half as many passes, does not take
+        return old + weight * (new - old)
     return torch.lerp(old, new, weight.to(old.dtype) if isinstance(weight, Tensor) else weight)
 
 

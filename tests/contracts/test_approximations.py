@@ -396,3 +396,14 @@ def test_single_precision(approximation, sizes: dict) -> None:
     matrix = build(approximation, stats.like(stats.a.float(), stats.g.float()))
     assert matrix.dtype == torch.float32
     assert_same(matrix.dense().double(), build(approximation, stats).dense(), 1e-3)
+
+
+def test_moments_of_any_type_are_averaged() -> None:
+    """Also counts; the weight may be a tensor, of another precision."""
+    mixed = fl.Diagonal().average(
+        {"n": torch.tensor(2), "x": torch.ones(3)}, {"n": torch.tensor(4), "x": torch.zeros(3)}, 0.25
+    )
+    assert float(mixed["n"]) == 2.5
+    assert torch.equal(mixed["x"], torch.full((3,), 0.75))
+    weight = torch.tensor(0.25, dtype=torch.float64)
+    assert torch.equal(fl.Diagonal().average({"x": torch.ones(3)}, {"x": torch.zeros(3)}, weight)["x"], mixed["x"])

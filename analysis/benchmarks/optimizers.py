@@ -42,6 +42,7 @@ GRIDS: dict[str, tuple[tuple[float, ...], str, tuple[float, ...]]] = {
     "SGD momentum": ((1e-3, 3e-3, 1e-2, 3e-2), "momentum", (0.9, 0.95, 0.99)),
     "Adam": ((1e-3, 3e-3, 1e-2, 3e-2), "eps", (1e-8, 1e-4, 1e-2)),
     **dict.fromkeys(METHODS, ((0.01, 0.03, 0.1, 0.3), "damping", (0.01, 0.1, 1.0))),
+    "Shampoo": ((0.03, 0.1, 0.3, 1.0), "damping", (10.0, 100.0, 1000.0)),  # under the root: large steps else diverge
     "KBFGS": ((0.03, 0.1, 0.3, 1.0), "damping", (0.03, 0.3, 3.0)),
 }
 

@@ -372,7 +372,7 @@ class LayerStats:
         """(a_n . a_m)^2 and sum_{r,s} (g_rn . g_sm)^2 `[N, N]` of a group, for rank-one columns."""
         assert self.a is not None
         a, g = self.a[:, 0, q], self.g[:, :, 0, q]
-        return self.shared(f"example grams {q}", lambda: ((a @ a.T).square(), contractions.outer_gram(g)))
+        return (a @ a.T).square(), contractions.outer_gram(g)
 
     def _squared_blocks(self, other: LayerStats) -> Iterator[tuple[slice, slice, Tensor]]:
         """Pieces `[n, m]` of <F_n, F'_m> with their examples; half of them where `other` is self."""

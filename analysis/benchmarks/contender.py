@@ -22,12 +22,17 @@ ERRORS = ("trace", "frobenius", "spectral")
 def product_rate(n: int = 2000, repeats: int = 3) -> float:
     """Floating-point operations per second of a float64 matrix product, the best of some."""
     A = torch.rand(n, n, dtype=torch.float64)
+    return 2 * n**3 / fastest(lambda: A @ A, repeats + 1)
+
+
+def fastest(work: Callable[[], Any], repeats: int) -> float:
+    """Seconds of the fastest of some calls."""
     best = float("inf")
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         started = time.perf_counter()
-        A @ A
+        work()
         best = min(best, time.perf_counter() - started)
-    return 2 * n**3 / best
+    return best
 
 
 def ours(case: Any, approximations: list[str] | None, layers: list[str] | None, **options: Any) -> dict[str, Any]:
@@ -174,14 +179,7 @@ def phases(case: Any, **_: Any) -> dict[str, Any]:
         "product with EKFAC": (lambda: E @ X, 4 * o * i * (o + i)),
         "Gram of the examples' blocks": (lambda: outer_gram(stats.g[:, :, 0, 0]), R * (R + 1) * N * N * o),
     }
-    values = {}
-    for name, (run, flops) in work.items():
-        best = float("inf")
-        for _ in range(6):
-            begun = time.perf_counter()
-            run()
-            best = min(best, time.perf_counter() - begun)
-        values[name] = flops / best
+    values = {name: flops / fastest(run, 6) for name, (run, flops) in work.items()}
     return {"seconds": time.perf_counter() - started, "values": values}
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from fisher_lab.arguments import names_of
 from fisher_lab.contractions import slices
 from fisher_lab.errors import Measured
@@ -55,7 +57,7 @@ def off_block(source: Source) -> Measured:
                 rows = {name: stats.examples(part) for name, stats in mine.items()}
                 off, total = _products(rows, pieces[j])
                 outside, whole = outside + (2 - (i == j)) * off, whole + (2 - (i == j)) * total
-    eps = 2.0**-52 if source.dtype.itemsize == 8 else 2.0**-23
+    eps = torch.finfo(source.dtype).eps
     value = math.sqrt(max(outside, 0.0) / whole) if whole > 0 else 0.0
     return Measured(value, 16 * eps * value)
 

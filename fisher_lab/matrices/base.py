@@ -6,6 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -144,7 +145,11 @@ class FisherMatrix(ABC):
         return torch.linalg.eigvalsh(self.dense())
 
     def spectral_norm(self) -> Tensor:
-        """Largest eigenvalue, a scalar (by the Lanczos method where the structure gives no shortcut)."""
+        """Largest eigenvalue, a scalar (by the Lanczos method, once, where the structure gives no shortcut)."""
+        return self._top
+
+    @cached_property
+    def _top(self) -> Tensor:
         found = lanczos(lambda v: self._apply(v.view(self.shape)).flatten(), start_vector(self), tolerance=1e-6)
         return torch.tensor(found.high, dtype=self.dtype, device=self.device)
 

@@ -44,14 +44,11 @@ class LowRank(FisherMatrix):
     def _norm(self) -> Tensor:
         return self.stats.overlap().sqrt()
 
-    def spectral_norm(self) -> Tensor:
-        """Largest eigenvalue, by the Lanczos method, once; that of the Gram matrix where products with it cost less."""
-        return self._top
-
     @cached_property
     def _top(self) -> Tensor:
+        """Of the Gram matrix, where products with it cost less."""
         if not self.stats.gram_pays:
-            return super().spectral_norm()
+            return super()._top
         found = lanczos(lambda v: self.gram @ v, start_vector(self, self.columns), tolerance=1e-6)
         return torch.tensor(found.high, dtype=self.dtype, device=self.device)
 

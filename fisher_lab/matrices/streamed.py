@@ -70,14 +70,6 @@ class Streamed(FisherMatrix):
                     total = total + 2 * weight * other * mine.overlap(theirs)
         return total.sqrt()
 
-    def spectral_norm(self) -> Tensor:
-        """Largest eigenvalue, by the Lanczos method, once."""
-        return self._top
-
-    @cached_property
-    def _top(self) -> Tensor:
-        return super().spectral_norm()
-
     def quadratic(self, stats: LayerStats) -> Tensor:
         """<F, self>, in one pass."""
         return torch.stack([weight * piece.overlap(stats) for piece, weight in self.parts()]).sum()

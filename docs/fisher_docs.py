@@ -10,8 +10,8 @@ import torch
 
 import fisher_lab as fl
 from fisher_lab import approximations, errors, layers, likelihoods, optim, plots, problems, report, training
+from fisher_lab._ground.memory import readable
 from fisher_lab.likelihoods import TorchLoss
-from fisher_lab.memory import readable
 
 API = {
     "Quantify": [

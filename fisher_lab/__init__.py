@@ -25,15 +25,15 @@ from fisher_lab.approximations import default_approximations as default_approxim
 from fisher_lab.diagnose import Comparison as Comparison
 from fisher_lab.diagnose import compare as compare
 from fisher_lab.diagnose import load_comparison as load_comparison
-from fisher_lab.exact import exact_fisher as exact_fisher
+from fisher_lab.estimation import estimate as estimate
+from fisher_lab.estimation import exact_fisher as exact_fisher
 from fisher_lab.likelihoods import Bernoulli as Bernoulli
 from fisher_lab.likelihoods import Categorical as Categorical
 from fisher_lab.likelihoods import Gaussian as Gaussian
 from fisher_lab.likelihoods import Likelihood as Likelihood
 from fisher_lab.matrices import FisherMatrix as FisherMatrix
 from fisher_lab.optim import NaturalGradient as NaturalGradient
-from fisher_lab.running import estimate as estimate
-from fisher_lab.stats import LayerStats as LayerStats
+from fisher_lab.statistics import LayerStats as LayerStats
 
 if TYPE_CHECKING:
     from fisher_lab import plots as plots

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab import approximations
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 KINDS = ("independent", "norm-dependent", "relu")
 REL = 1e-9  # equalities

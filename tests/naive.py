@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 from tests.helpers import dense_fisher, fisher_of, gradients, outer
 
 

@@ -98,11 +98,6 @@ def test_continuous_integration_runs_the_command_of_the_readme():
     assert re.fullmatch(r"make (VENV=\S+ )?test", commands[-1])
 
 
-def test_no_file_is_too_long_to_read():
-    files = [path for path in (ROOT / "fisher_lab").rglob("*.py") if len(path.read_text("utf-8").splitlines()) >= 400]
-    assert not files
-
-
 def test_no_test_steps_aside_silently():
     # A missing peer must fail in continuous integration: ask for it by the fixture or the marker `peers`.
     word = "import" + "orskip"

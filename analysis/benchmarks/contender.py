@@ -162,10 +162,10 @@ def curvlinops(case: Any, **_: Any) -> dict[str, Any]:
 def phases(case: Any, **_: Any) -> dict[str, Any]:
     """Floating-point operations per second of what large layers spend their time on, for layer "2" of the MLP."""
     import fisher_lab as fl
+    from fisher_lab._passes.source import Source
     from fisher_lab.approximations.base import build as approximate
-    from fisher_lab.contractions import outer_gram
     from fisher_lab.matrices import LowRank
-    from fisher_lab.source import Source
+    from fisher_lab.statistics.contractions import outer_gram
 
     model, loss, data = case
     started = time.perf_counter()

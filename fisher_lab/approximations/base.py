@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 Moments = dict[str, Tensor]
 

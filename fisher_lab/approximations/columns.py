@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fisher_lab.approximations.base import Moments
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 def keep(stats: LayerStats) -> Moments:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fisher_lab._ground.linalg import without_noise
 from fisher_lab.approximations.base import Approximation, Moments, check_approximation
-from fisher_lab.linalg import without_noise
 from fisher_lab.matrices import EigenbasisDiagonal, FisherMatrix, Kronecker
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 class EigenvalueCorrected(Approximation, register=False):

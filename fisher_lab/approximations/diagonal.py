@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fisher_lab.approximations.base import Approximation, Moments
 from fisher_lab.matrices import DiagonalMatrix, FisherMatrix
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fisher_lab.approximations import columns
 from fisher_lab.approximations.base import Approximation, Moments
 from fisher_lab.matrices import Dense, FisherMatrix, LowRank
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 DENSE_DIM = 600  # up to this d a dense block is cheaper than anything else
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.linalg import Lanczos
 from fisher_lab.approximations import columns
 from fisher_lab.approximations.base import Approximation, Moments
-from fisher_lab.contractions import KEPT_BYTES
-from fisher_lab.linalg import Lanczos
 from fisher_lab.matrices import FisherMatrix, Kronecker
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics.contractions import KEPT_BYTES
 
 TOLERANCE = 1e-10  # change of the unit-norm factors; stopping on sigma would leave its square root in the factors
 MAX_ITERATIONS = 1000

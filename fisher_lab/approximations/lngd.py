@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fisher_lab.approximations.base import Approximation, Moments
 from fisher_lab.approximations.tkfac import unit_trace
 from fisher_lab.matrices import FisherMatrix, Kronecker
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 @dataclass(frozen=True)

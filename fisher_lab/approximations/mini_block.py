@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.memory import available_bytes, readable
 from fisher_lab.approximations.base import Approximation, Moments, check_choice
 from fisher_lab.matrices import BlockDiagonal, DiagonalMatrix, DirectSum, FactoredRows, FisherMatrix, Kronecker
-from fisher_lab.memory import available_bytes, readable
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
+from fisher_lab._ground.linalg import eigh, shifted_power
 from fisher_lab.approximations.base import Approximation, Moments
 from fisher_lab.approximations.tn import covariances, mode_covariances, with_bias
-from fisher_lab.linalg import eigh, shifted_power
 from fisher_lab.matrices import FisherMatrix, Kronecker
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from fisher_lab._ground.arguments import is_whole
 from fisher_lab.approximations import columns
 from fisher_lab.approximations.base import Approximation, Moments, check_choice
-from fisher_lab.arguments import is_whole
 from fisher_lab.matrices import FisherMatrix, LowRank
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 
 from fisher_lab.approximations.base import Approximation, Moments, check_choice
-from fisher_lab.contractions import second_moment
 from fisher_lab.matrices import FisherMatrix, Kronecker
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics.contractions import second_moment
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.arguments import is_whole
 from fisher_lab.approximations.base import Approximation, Moments
 from fisher_lab.approximations.tkfac import unit_trace
-from fisher_lab.arguments import is_whole
-from fisher_lab.contractions import STREAM_BYTES
 from fisher_lab.matrices import Dense, DirectSum, FisherMatrix, Kronecker
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics.contractions import STREAM_BYTES
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import tyro
 
+from fisher_lab._ground.memory import readable
 from fisher_lab.cli.options import MeasureOptions, ProblemOptions
-from fisher_lab.comparison import Comparison, check_output, load_comparison
 from fisher_lab.diagnose import DifferentRunError
 from fisher_lab.diagnose import compare as run_compare
-from fisher_lab.memory import readable
+from fisher_lab.results.comparison import Comparison, check_output, load_comparison
 
 
 def compare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fisher_lab.cli.options import ProblemOptions, assignments, literal
-from fisher_lab.tables import number
+from fisher_lab.results.tables import number
 from fisher_lab.training import train_command, tune_command
 
 

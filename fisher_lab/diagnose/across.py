@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 import torch
 
-from fisher_lab.arguments import names_of
-from fisher_lab.contractions import slices
+from fisher_lab._ground.arguments import names_of
+from fisher_lab._ground.memory import readable
+from fisher_lab._passes.source import Source
 from fisher_lab.errors import Measured
-from fisher_lab.memory import readable
-from fisher_lab.source import Source
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics.contractions import slices
 
 OFF_BLOCK = "off_block"
 

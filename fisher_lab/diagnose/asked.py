@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from fisher_lab._ground.arguments import number
+from fisher_lab._passes.batches import checksum
+from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, check_approximation, default_approximations
-from fisher_lab.arguments import number
-from fisher_lab.data import checksum
 from fisher_lab.errors import Measure
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.source import Source
 
 Matrices = Mapping[str, FisherMatrix]
 READY = ", or {name: {layer: FisherMatrix}} for ready matrices"

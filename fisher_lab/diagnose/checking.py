@@ -8,11 +8,11 @@ import zlib
 import torch
 from torch import Tensor
 
-from fisher_lab.data import checksum
-from fisher_lab.functional import directional_derivative
+from fisher_lab._ground.progress import Progress
+from fisher_lab._passes.batches import checksum
+from fisher_lab._passes.model import directional_derivative
+from fisher_lab._passes.source import Source
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.progress import Progress
-from fisher_lab.source import Source
 
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative deviation of the captured block from torch.func
 

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from fisher_lab import errors as measures
+from fisher_lab._ground.progress import Progress
+from fisher_lab._passes.model import untouched_randomness
+from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation
-from fisher_lab.comparison import Comparison, check_output, load_comparison
 from fisher_lab.diagnose.across import OFF_BLOCK, split
 from fisher_lab.diagnose.asked import Matrices, all_settings, check_dampings, check_ready, named
 from fisher_lab.diagnose.run import Run
 from fisher_lab.errors import DAMPINGS
-from fisher_lab.functional import untouched_randomness
 from fisher_lab.likelihoods import FisherKind, Likelihood
-from fisher_lab.progress import Progress
-from fisher_lab.source import Source
+from fisher_lab.results.comparison import Comparison, check_output, load_comparison
 
 
 def compare(

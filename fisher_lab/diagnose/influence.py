@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.linalg import Lanczos, start_vector
 from fisher_lab.approximations import Approximation
 from fisher_lab.approximations.corrected import EigenvalueCorrected
 from fisher_lab.errors import DENSE_DIM, Measure, Measured, Pair
 from fisher_lab.errors.spectral import TOLERANCE
-from fisher_lab.linalg import Lanczos, start_vector
 from fisher_lab.matrices import FactoredRows, FisherMatrix
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 Influences = dict[str, Tensor]  # name of a quantity -> [N]
 FUNCTIONALS = ("trace_approx", "square_approx", "inner", "top")

@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 
 from fisher_lab import errors as measures
+from fisher_lab._ground.memory import peak_bytes
+from fisher_lab._ground.progress import Progress
+from fisher_lab._passes.capture import capture
+from fisher_lab._passes.model import label_seed
+from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, Exact
 from fisher_lab.approximations.exact import is_dense
-from fisher_lab.capture import capture
-from fisher_lab.comparison import ALL, Comparison, Cost, Row
 from fisher_lab.diagnose.across import OFF_BLOCK, off_block
 from fisher_lab.diagnose.asked import Matrices
 from fisher_lab.diagnose.checking import Check
 from fisher_lab.diagnose.standard_errors import Found, StandardErrors
 from fisher_lab.errors import DampedPair, Measure, Measured, Total, absolute_damping
-from fisher_lab.exact import exact_fisher
-from fisher_lab.functional import label_seed
+from fisher_lab.estimation.exact import exact_fisher
+from fisher_lab.estimation.running import Running, sweep_all
 from fisher_lab.matrices import FisherMatrix, LowRank, Streamed
-from fisher_lab.memory import peak_bytes
-from fisher_lab.progress import Progress
-from fisher_lab.running import Running, sweep_all
-from fisher_lab.source import Source
-from fisher_lab.stats import LayerStats
+from fisher_lab.results.comparison import ALL, Comparison, Cost, Row
+from fisher_lab.statistics import LayerStats
 
 STREAMED = "columns, read anew for every product"  # the route of layers whose columns do not fit into the memory
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisher_lab.comparison import ALL
 from fisher_lab.diagnose.influence import Influences, of_error, of_exact, of_pair
 from fisher_lab.errors import Measure, Pair, Total
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.stats import LayerStats
+from fisher_lab.results.comparison import ALL
+from fisher_lab.statistics import LayerStats
 
 Found = dict[tuple[str, str], float]  # (approximation, error) -> standard error
 

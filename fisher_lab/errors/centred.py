@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fisher_lab.contractions import slices
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics.contractions import slices
 
 
 @dataclass

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisher_lab.arguments import number
+from fisher_lab._ground.arguments import number
 from fisher_lab.errors.pair import DENSE_DIM
 from fisher_lab.errors.quantities import Measured
 from fisher_lab.errors.spectral import extremes

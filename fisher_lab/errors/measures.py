@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fisher_lab.arguments import names_of
+from fisher_lab._ground.arguments import names_of
 from fisher_lab.errors.damped import DampedPair
 from fisher_lab.errors.pair import Pair
 from fisher_lab.errors.quantities import Measured, Quantities

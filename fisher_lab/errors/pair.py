@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.linalg import Extremes
 from fisher_lab.errors.centred import centring_flops, kronecker_difference
 from fisher_lab.errors.quantities import Measured
 from fisher_lab.errors.spectral import advance_together, difference_extremes, shared_columns
-from fisher_lab.linalg import Extremes
 from fisher_lab.matrices import FisherMatrix, Kronecker, LowRank, Streamed
 
 DENSE_DIM = 600  # dense differences up to this d, expansions and Lanczos above

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisher_lab.linalg import Extremes, Lanczos, lanczos, start_vector
+from fisher_lab._ground.linalg import Extremes, Lanczos, lanczos, start_vector
 from fisher_lab.matrices import EigenbasisDiagonal, FactoredRows, FisherMatrix, LowRank
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 TOLERANCE = 1e-3  # relative residual at which Lanczos stops
 Operator = Callable[[Tensor], Tensor]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from fisher_lab.arguments import names_of
+from fisher_lab._ground.arguments import names_of
 from fisher_lab.layers.base import Layer, WeightBias, owned_parameters
 from fisher_lab.layers.gradient_form import GradientForm
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fisher_lab.arguments import number
+from fisher_lab._ground.arguments import number
 from fisher_lab.likelihoods.base import Likelihood, diagonal_columns
 
 

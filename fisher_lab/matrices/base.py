@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
-from fisher_lab.arguments import number
-from fisher_lab.contractions import CHUNK_BYTES, STREAM_BYTES
-from fisher_lab.linalg import lanczos, start_vector
-from fisher_lab.memory import available_bytes, readable
-from fisher_lab.stats import LayerStats
+from fisher_lab._ground.arguments import number
+from fisher_lab._ground.linalg import lanczos, start_vector
+from fisher_lab._ground.memory import available_bytes, readable
+from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics.contractions import CHUNK_BYTES, STREAM_BYTES
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator

@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisher_lab.linalg import eigh, shifted_power, spd_inverse, symmetrize
+from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse, symmetrize
+from fisher_lab._ground.memory import available_bytes, readable
 from fisher_lab.matrices.base import FisherMatrix
-from fisher_lab.memory import available_bytes, readable
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 ROWWISE = 20  # size from which blocks are multiplied from the left
 

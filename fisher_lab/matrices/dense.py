@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisher_lab.linalg import eigh, shifted_power, spd_inverse
+from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse
 from fisher_lab.matrices.base import FisherMatrix
 
 

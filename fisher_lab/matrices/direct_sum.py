@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab.matrices.base import FisherMatrix
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisher_lab.linalg import eigh, mode_product, shifted_power, spd_inverse, symmetrize
+from fisher_lab._ground.linalg import eigh, mode_product, shifted_power, spd_inverse, symmetrize
 from fisher_lab.matrices.base import FisherMatrix
 from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisher_lab.linalg import eigh, lanczos, shifted_power, start_vector
+from fisher_lab._ground.linalg import eigh, lanczos, shifted_power, start_vector
 from fisher_lab.matrices.base import FisherMatrix
 from fisher_lab.matrices.dense import Dense
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 @dataclass(frozen=True, eq=False)

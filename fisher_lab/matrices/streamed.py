@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisher_lab.matrices.base import FisherMatrix
 from fisher_lab.matrices.dense import Dense
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 @dataclass(frozen=True, eq=False)

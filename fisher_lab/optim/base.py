@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisher_lab._ground.arguments import number, seed_of
+from fisher_lab._ground.linalg import kept
+from fisher_lab._ground.memory import budget_bytes
+from fisher_lab._passes.batches import Batches
 from fisher_lab.approximations import Approximation, check_approximation
-from fisher_lab.arguments import number, seed_of
-from fisher_lab.data import Batches
 from fisher_lab.layers import Layer
-from fisher_lab.linalg import kept
-from fisher_lab.memory import budget_bytes
 from fisher_lab.optim.applying import make_fallback, step_fallback, where_ok
 from fisher_lab.optim.groups import choose_layers, make_groups
 from fisher_lab.optim.measuring import describe

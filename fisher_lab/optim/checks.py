@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
-from fisher_lab.arguments import is_whole, number
+from fisher_lab._ground.arguments import is_whole, number
 from fisher_lab.likelihoods import check_fisher
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.linalg import eigh, kept, shifted_power, spd_inverse, symmetrize
 from fisher_lab.approximations import Approximation, MiniBlock
+from fisher_lab.estimation.running import Running
 from fisher_lab.layers import Layer
-from fisher_lab.linalg import eigh, kept, shifted_power, spd_inverse, symmetrize
 from fisher_lab.matrices import BlockDiagonal, DirectSum, FisherMatrix, Kronecker
 from fisher_lab.optim.observation import Observed, all_finite
 from fisher_lab.optim.saving import decode, encode
 from fisher_lab.optim.stacking import part, signature, stacked
-from fisher_lab.running import Running
 
 JITTER = 1e-8  # first jitter after a failed factorisation, relative to the mean eigenvalue; then ten times as much
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fisher_lab.arguments import names_of, number
+from fisher_lab._ground.arguments import names_of, number
 from fisher_lab.layers import Layer, select
 
 LARGEST_FACTOR = 4096**2  # numbers in a factor (of a large embedding) above which a layer is left to the fallback

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisher_lab.arguments import number
+from fisher_lab._ground.arguments import number
+from fisher_lab._ground.linalg import kept, spd_inverse, symmetrize
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
-from fisher_lab.linalg import kept, spd_inverse, symmetrize
 from fisher_lab.matrices import Kronecker
 from fisher_lab.optim.applying import packed, where_ok
 from fisher_lab.optim.base import LayerOptimizer, Move

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from fisher_lab.comparison import Comparison
 from fisher_lab.diagnose import compare
+from fisher_lab.results.comparison import Comparison
 
 if TYPE_CHECKING:
     from fisher_lab.optim.natural_gradient import NaturalGradient

@@ -12,11 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fisher_lab._ground.linalg import kept
 from fisher_lab.approximations import Approximation, check_approximation
-from fisher_lab.comparison import Comparison
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood
-from fisher_lab.linalg import kept
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.applying import packed, precondition
 from fisher_lab.optim.base import LayerOptimizer
@@ -33,6 +32,7 @@ from fisher_lab.optim.observation import (
     watching,
 )
 from fisher_lab.optim.stacking import stacked
+from fisher_lab.results.comparison import Comparison
 
 
 class NaturalGradient(LayerOptimizer):

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from fisher_lab.capture import Use, recording
+from fisher_lab._ground.linalg import kept
+from fisher_lab._passes.capture import Use, recording
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood
-from fisher_lab.linalg import kept
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 class Forward(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from fisher_lab.arguments import names_of
+from fisher_lab._ground.arguments import names_of
 
 ALL = "(all)"
 SPREAD = 30  # a ratio of largest to smallest error above which a log axis reads better

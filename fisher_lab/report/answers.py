@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fisher_lab.comparison import ALL, Comparison, Row
-from fisher_lab.memory import readable
-from fisher_lab.tables import number
+from fisher_lab._ground.memory import readable
+from fisher_lab.results.comparison import ALL, Comparison, Row
+from fisher_lab.results.tables import number
 
 WITHIN = 1.1  # "cheapest within 10 %": errors up to this factor above the smallest
 TIE = 1e-6  # relative difference below which two errors are called equal

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fisher_lab import errors, plots
-from fisher_lab.comparison import ALL, Comparison, Cost, check_output, load_comparison, write_atomically
-from fisher_lab.memory import readable
+from fisher_lab._ground.memory import readable
 from fisher_lab.report.answers import answers
-from fisher_lab.tables import number
+from fisher_lab.results.comparison import ALL, Comparison, Cost, check_output, load_comparison, write_atomically
+from fisher_lab.results.tables import number
 
 FISHERS = {
     "true": "the true Fisher (label expectation in closed form)",

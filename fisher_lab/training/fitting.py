@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisher_lab.arguments import is_whole, seed_of
+from fisher_lab._ground.arguments import is_whole, seed_of
+from fisher_lab._ground.progress import Progress
 from fisher_lab.likelihoods import Likelihood, as_likelihood
 from fisher_lab.problems.training import mean_loss
-from fisher_lab.progress import Progress
 
 Record = dict[str, Any]
 Callback = Callable[[torch.optim.Optimizer, int], Record]

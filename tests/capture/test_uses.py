@@ -159,7 +159,7 @@ def test_user_hooks_do_not_mislead() -> None:
 
 def test_hooks_are_gone_after_an_exception() -> None:
     """An error in the model leaves no hook behind."""
-    from fisher_lab.capture import recording
+    from fisher_lab._passes.capture import recording
 
     model = nn.Sequential(nn.Linear(3, 4))
     with pytest.raises(RuntimeError), recording(select(model).layers):
@@ -284,7 +284,7 @@ def test_gradients_that_cancel_are_not_refused() -> None:
 
 def test_stats_are_those_of_the_oracle() -> None:
     """Captured statistics give the block by the naive sums too."""
-    from fisher_lab.capture import capture
+    from fisher_lab._passes.capture import capture
 
     model, x = randomised(Reused()), normal(3, 4, 3)
     found = capture(model, select(model).layers, fl.Gaussian(), x, "true")

@@ -23,7 +23,7 @@ from fisher_lab.matrices import (
     LowRank,
     Streamed,
 )
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 from tests.helpers import random_orthogonal, random_stats
 
 POWERS = (-1.0, -0.5, 0.5, 1.0)

@@ -27,7 +27,7 @@ from fisher_lab.approximations import (
 )
 from fisher_lab.approximations.base import Approximation
 from fisher_lab.matrices import DiagonalMatrix, FisherMatrix
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 from tests.helpers import assert_psd, assert_same, dense_fisher, gradients, random_stats
 
 

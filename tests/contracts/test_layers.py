@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fisher_lab as fl
-from fisher_lab.capture import capture
+from fisher_lab._passes.capture import capture
 from fisher_lab.layers import Layer, WeightBias, registry, select
 from tests.helpers import assert_same, gradients
 from tests.layers.cases import CASES, FACTOR_FORM

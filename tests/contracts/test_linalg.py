@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fisher_lab import linalg
+from fisher_lab._ground import linalg
 
 
 def test_eigh_falls_back_to_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisher_lab as fl
-from fisher_lab.comparison import ALL
+from fisher_lab.results.comparison import ALL
 from tests.diagnose.support import LOSSES, TORCH_LOSSES, batch, net
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fisher_lab as fl
-from fisher_lab.comparison import Comparison, Row
+from fisher_lab.results.comparison import Comparison, Row
 from tests.diagnose.support import batch, net
 
 

@@ -11,7 +11,7 @@ from fisher_lab import approximations, errors
 from fisher_lab.approximations import build
 from fisher_lab.diagnose import influence
 from fisher_lab.matrices import Dense, LowRank
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 from tests.helpers import random_stats
 
 ERRORS = ["trace", "frobenius", "frobenius_rescaled", "cosine", "spectral"]
@@ -96,7 +96,7 @@ def test_standard_errors_agree_with_a_bootstrap_on_the_digits() -> None:
     comparison = fl.compare(
         model, nn.CrossEntropyLoss(), (x, y), chosen, errors=names, layers=["2"], standard_errors=True
     )
-    from fisher_lab.source import Source
+    from fisher_lab._passes.source import Source
 
     stats = next(iter(Source(model, nn.CrossEntropyLoss(), (x, y), layers=["2"]).sweep()))["2"]
     generator, draws = torch.Generator().manual_seed(0), 120

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fisher_lab as fl
-from fisher_lab.capture import capture
+from fisher_lab._passes.capture import capture
 from fisher_lab.layers import select
 from tests.helpers import assert_same, dense
 from tests.layers.cases import CASES, FACTOR_FORM, GRADIENT_FORM, Case, N

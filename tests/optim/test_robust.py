@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import fisher_lab as fl
-from fisher_lab import linalg, optim
+from fisher_lab import optim
+from fisher_lab._ground import linalg
 from fisher_lab.approximations import corrected
 from fisher_lab.matrices import BlockDiagonal
 from fisher_lab.optim import curvature

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fisher_lab.comparison import ALL, Comparison, Cost, Row
 from fisher_lab.report import answers, write_report
+from fisher_lab.results.comparison import ALL, Comparison, Cost, Row
 
 
 def comparison(steps=None, name="toy", label="KFAC", **settings):

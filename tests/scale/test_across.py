@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fisher_lab as fl
-from fisher_lab.source import Source
+from fisher_lab._passes.source import Source
 
 
 def network() -> nn.Module:

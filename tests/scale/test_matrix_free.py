@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 import fisher_lab as fl
 from fisher_lab import errors
+from fisher_lab._ground.linalg import Lanczos, lanczos
 from fisher_lab.approximations import build, default_approximations
 from fisher_lab.errors import Pair, Total
 from fisher_lab.errors.centred import kronecker_difference
 from fisher_lab.errors.spectral import difference_operator
-from fisher_lab.linalg import Lanczos, lanczos
 from fisher_lab.matrices import Dense, Kronecker, LowRank
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 from tests.helpers import random_stats
 
 SHAPES = {
@@ -35,12 +35,12 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the routes of large layers on small ones, in many pieces."""
     monkeypatch.setattr("fisher_lab.errors.pair.DENSE_DIM", 0)
     monkeypatch.setattr("fisher_lab.matrices.base.CHUNK_BYTES", 1500)
-    monkeypatch.setattr("fisher_lab.stats.KEPT_BYTES", 6000)
+    monkeypatch.setattr("fisher_lab.statistics.layer_stats.KEPT_BYTES", 6000)
     for module in ("contractions", "stats", "matrices.base", "approximations.tn"):
         monkeypatch.setattr(f"fisher_lab.{module}.STREAM_BYTES", 700)
-    monkeypatch.setattr("fisher_lab.contractions.slices.__defaults__", (1500,))
-    monkeypatch.setattr("fisher_lab.stats.LayerStats.per_example.__defaults__", (1500,))
-    monkeypatch.setattr("fisher_lab.stats.LayerStats._parts.__defaults__", (1500, 0))
+    monkeypatch.setattr("fisher_lab.statistics.contractions.slices.__defaults__", (1500,))
+    monkeypatch.setattr("fisher_lab.statistics.layer_stats.LayerStats.per_example.__defaults__", (1500,))
+    monkeypatch.setattr("fisher_lab.statistics.layer_stats.LayerStats._parts.__defaults__", (1500, 0))
 
 
 def dense_errors(F: Tensor, A: Tensor) -> dict[str, float]:

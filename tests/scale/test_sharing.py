@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import fisher_lab as fl
+from fisher_lab._passes.source import Source
 from fisher_lab.approximations.base import build
-from fisher_lab.contractions import KEPT_BYTES
 from fisher_lab.matrices import Kronecker, LowRank
-from fisher_lab.source import Source
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics.contractions import KEPT_BYTES
 
 
 def shared(N: int = 8, T: int = 5, d_out: int = 4, d_in: int = 7, R: int = 2) -> LayerStats:
@@ -101,8 +101,8 @@ def test_pieces_of_gram_matrices_are_small(held: bool, monkeypatch) -> None:
     stats = shared(N=60)
     assert stats.hold(2**30 if held else 0) == held
     expected = float(stats.overlap())
-    monkeypatch.setattr("fisher_lab.stats.CHUNK_BYTES", 2**13)
-    monkeypatch.setattr("fisher_lab.stats.KEPT_BYTES", 2**16)
+    monkeypatch.setattr("fisher_lab.statistics.layer_stats.CHUNK_BYTES", 2**13)
+    monkeypatch.setattr("fisher_lab.statistics.layer_stats.KEPT_BYTES", 2**16)
     blocks = [block.nbytes for _, _, block in stats._gram_blocks(stats)]
     assert 2**12 < max(blocks) <= 2**13
     assert len(blocks) == 4 * 5 / 2

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from torch import Tensor
 
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 from tests import helpers, naive
 from tests.helpers import assert_psd, assert_same, dense, dense_fisher, explicit_stats, gradients, random_stats
 

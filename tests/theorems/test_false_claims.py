@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fisher_lab as fl
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 from tests.helpers import (
     assert_differs,
     assert_same,

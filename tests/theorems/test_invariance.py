@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 from tests.helpers import assert_differs, assert_same, dense, dense_fisher, frobenius, random_orthogonal, random_stats
 from tests.naive import kron
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisher_lab as fl
-from fisher_lab.source import Source
+from fisher_lab._passes.source import Source
 from tests.helpers import assert_differs, assert_same
 from tests.layers.oracle import normal, randomised
 from tests.traps.support import SCALES, Lambda, block, expected, labels_for, mlp
@@ -86,7 +86,7 @@ def test_06_and_07_kfc_normalisation() -> None:
 
 def test_08_stride_counts_in_the_positions() -> None:
     """The number of positions is that of the output."""
-    from fisher_lab.capture import capture
+    from fisher_lab._passes.capture import capture
     from fisher_lab.layers import select
 
     model = randomised(

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fisher_lab.functional import NOT_FINITE, per_example_gradients, plain_kernels
+from fisher_lab._passes.model import NOT_FINITE, per_example_gradients, plain_kernels
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 ALLOWED = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative deviations that are rounding
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisher_lab._passes.model import untouched_randomness
+from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, check_approximation
-from fisher_lab.functional import untouched_randomness
 from fisher_lab.likelihoods import FisherKind, Likelihood
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.source import Source
-from fisher_lab.stats import LayerStats
+from fisher_lab.statistics import LayerStats
 
 
 class Running:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisher_lab.arguments import seed_of
-from fisher_lab.capture import capture, check_examples, first_input
-from fisher_lab.data import Batches
-from fisher_lab.functional import (
+from fisher_lab._ground.arguments import seed_of
+from fisher_lab._ground.memory import budget_bytes, readable
+from fisher_lab._passes.batches import Batches
+from fisher_lab._passes.capture import capture, check_examples, first_input
+from fisher_lab._passes.model import (
     evaluation_copy,
     label_seed,
     plain_kernels,
@@ -22,8 +23,7 @@ from fisher_lab.functional import (
 )
 from fisher_lab.layers import Layer, select
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
-from fisher_lab.memory import budget_bytes, readable
-from fisher_lab.stats import LayerStats, joined
+from fisher_lab.statistics import LayerStats, joined
 
 
 class Source:
@@ -32,7 +32,7 @@ class Source:
     Args:
         model: the user's model; only a copy in evaluation precision is used.
         likelihood: a Likelihood or a torch loss module.
-        data: see `fisher_lab.data.Batches`.
+        data: see `fisher_lab._passes.batches.Batches`.
         layers: names of layers, None for all.
         fisher: "true", "mc" or "empirical".
         seed: of the sampled labels.

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 
-from fisher_lab.arguments import number
+from fisher_lab._ground.arguments import number
 
 try:
     import resource

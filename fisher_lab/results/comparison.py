@@ -181,7 +181,7 @@ class Comparison:
             errors: measures to show, None for all that were measured.
             width: characters per line.
         """
-        from fisher_lab.tables import render
+        from fisher_lab.results.tables import render
 
         return render(self, errors, width)
 

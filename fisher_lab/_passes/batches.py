@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisher_lab.memory import readable
+from fisher_lab._ground.memory import readable
 
 Batch = tuple[Tensor, Tensor | None]
 

@@ -18,8 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisher_lab import contractions
-from fisher_lab.contractions import CHUNK_BYTES, KEPT_BYTES, STREAM_BYTES, accumulated, moment_of, rotate, slices
+from fisher_lab.statistics import contractions
+from fisher_lab.statistics.contractions import (
+    CHUNK_BYTES,
+    KEPT_BYTES,
+    STREAM_BYTES,
+    accumulated,
+    moment_of,
+    rotate,
+    slices,
+)
 
 
 class LayerStats:

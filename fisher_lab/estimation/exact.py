@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisher_lab.arguments import seed_of
-from fisher_lab.data import Batches
-from fisher_lab.functional import (
+from fisher_lab._ground.arguments import seed_of
+from fisher_lab._ground.memory import budget_bytes, readable
+from fisher_lab._passes.batches import Batches
+from fisher_lab._passes.model import (
     NOT_FINITE,
     evaluation_copy,
     label_seed,
@@ -27,7 +28,6 @@ from fisher_lab.functional import (
 from fisher_lab.layers import select
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
 from fisher_lab.matrices import Dense, FisherMatrix
-from fisher_lab.memory import budget_bytes, readable
 
 
 def exact_fisher(

@@ -6,8 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from fisher_lab.arguments import names_of
-from fisher_lab.memory import readable
+from fisher_lab._ground.arguments import names_of
+from fisher_lab._ground.memory import readable
 
 
 def render(comparison: Any, errors: Sequence[str] | None = None, width: int = 110) -> str:

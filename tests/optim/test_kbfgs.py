@@ -53,7 +53,7 @@ def test_double_damping_keeps_h_positive_definite_and_the_secant_equation(seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_hessian_action_never_moves_away_from_the_inverse(seed):
-    """|A^1/2 H A^1/2 - I| never increases in either norm for s = H v, y = A s."""
+    """P24: |A^1/2 H A^1/2 - I| never increases in either norm for s = H v, y = A s."""
     generator = torch.Generator().manual_seed(seed)
     n = 2 + seed % 5
     A, H = spd(n, generator), spd(n, generator)

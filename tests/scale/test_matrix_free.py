@@ -36,7 +36,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fisher_lab.errors.pair.DENSE_DIM", 0)
     monkeypatch.setattr("fisher_lab.matrices.base.CHUNK_BYTES", 1500)
     monkeypatch.setattr("fisher_lab.statistics.layer_stats.KEPT_BYTES", 6000)
-    for module in ("contractions", "stats", "matrices.base", "approximations.tn"):
+    for module in ("statistics.contractions", "statistics.layer_stats", "matrices.base", "approximations.tn"):
         monkeypatch.setattr(f"fisher_lab.{module}.STREAM_BYTES", 700)
     monkeypatch.setattr("fisher_lab.statistics.contractions.slices.__defaults__", (1500,))
     monkeypatch.setattr("fisher_lab.statistics.layer_stats.LayerStats.per_example.__defaults__", (1500,))

@@ -1,7 +1,20 @@
-"""The Layer noun: the adapter of one module type, from its input and output gradient to `a` and `g` of LayerStats."""
+"""The Layer noun: the adapter of one module type, from its input and output gradient to `a` and `g` of LayerStats.
+
+Every layer becomes a weight matrix W `[Q * d_out, d_in]` that is used at T positions. Worked examples, for N examples:
+
+    Linear(8, 6) on [N, 8]                       a [N, 1, 1, 9]        g [R, N, 1, 1, 6]        W [6, 9]
+    Linear(8, 6) on [N, 20, 8], 20 tokens        a [N, 20, 1, 9]       g [R, N, 20, 1, 6]       W [6, 9]
+    Conv2d(3, 16, 5) on [N, 3, 12, 12]           a [N, 64, 1, 76]      g [R, N, 64, 1, 16]      W [16, 76]
+    Conv2d(4, 6, 3, groups=2) on [N, 4, 5, 5]    a [N, 9, 2, 19]       g [R, N, 9, 2, 3]        W [6, 19]
+    Embedding(50, 8) on [N, 20] indices          a [N, 20, 1, 50]      g [R, N, 20, 1, 8]       W [8, 50]
+    Linear(8, 6) used twice (a tied weight)      a [N, 2, 1, 9]        g [R, N, 2, 1, 6]        W [6, 9]
+
+The last entry of d_in is the bias: 9 = 8 + 1, 76 = 3 * 5 * 5 + 1, 19 = 4 / 2 * 3 * 3 + 1.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -22,10 +35,8 @@ class Layer(ABC):
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = ()
-    parameter_names: ClassVar[tuple[str, ...] | None] = (
-        "weight",
-        "bias",
-    )  # a module that owns others is not understood
+    # a module that owns others is not understood; None for any
+    parameter_names: ClassVar[tuple[str, ...] | None] = ("weight", "bias")
     gradient_form: ClassVar[bool] = False  # whether per-example gradients by torch.func stand in for inputs and hooks
 
     _registry: ClassVar[dict[type[nn.Module], type[Layer]]] = {}
@@ -36,7 +47,8 @@ class Layer(ABC):
             Layer._registry[module_type] = cls
 
     def __init__(self, name: str, module: nn.Module) -> None:
-        self.name, self.module = name, module
+        self.name = name
+        self.module = module
         own = owned_parameters(module)
         self.parameters = {key: p for key, p in own.items() if p.requires_grad}
         self.frozen = [key for key, p in own.items() if not p.requires_grad]
@@ -66,10 +78,6 @@ class Layer(ABC):
     @abstractmethod
     def unroll_gradient(self, g: Tensor) -> Tensor:
         """Gradients of the module's output `[R, N, *output]` as g `[R, N, T, Q, d_out]`."""
-
-    def unroll(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """a `[N, T, Q, d_in]` and g `[R, N, T, Q, d_out]`, so that P = sum over t of g a^T is the gradient of W."""
-        return self.unroll_input(x), self.unroll_gradient(g)
 
     @abstractmethod
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:
@@ -103,13 +111,14 @@ class Layer(ABC):
             found["tied"] = list(self.tied)
         return found
 
-    def _columns(self, a: Tensor) -> Tensor:
-        """Inputs `[N, T, Q, n]` with the columns of frozen weights dropped and the bias column of ones appended."""
+    def with_bias(self, a: Tensor) -> Tensor:
+        """Inputs `[N, T, Q, n]` with the columns of a frozen weight dropped and the bias column of ones appended."""
         if "weight" not in self.parameters:
             a = a[..., :0]
         if not self.bias:
             return a.clone()
-        return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1)
+        ones = a.new_ones(*a.shape[:-1], 1)
+        return torch.cat([a, ones], -1)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.shape[0]} x {self.shape[1]})"
@@ -131,13 +140,16 @@ class WeightBias(Layer):
     def kernel(self) -> tuple[int, ...]:
         """The weight's shape behind its first dimension; (0,) if it is frozen."""
         weight = self.parameters.get("weight")
-        return (0,) if weight is None else tuple(weight.shape[1:])
+        if weight is None:
+            return (0,)
+        return tuple(weight.shape[1:])
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows are outputs, columns the flattened kernel and the bias."""
         rows = next(iter(self.parameters.values())).shape[0]
-        return rows, int(torch.Size(self.kernel).numel()) + self.bias
+        columns = math.prod(self.kernel) + self.bias
+        return rows, columns
 
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:
         """[weight | bias]."""
@@ -153,8 +165,8 @@ class WeightBias(Layer):
         """Weight and bias apart."""
         tensors = {}
         if "weight" in self.parameters:
-            columns = W[..., : W.shape[-1] - self.bias]
-            tensors["weight"] = columns.unflatten(-1, self.kernel)
+            weight = W[..., : W.shape[-1] - self.bias]
+            tensors["weight"] = weight.unflatten(-1, self.kernel)
         if self.bias:
             tensors["bias"] = W[..., -1]
         return tensors

@@ -35,17 +35,22 @@ class ConvLayer(WeightBias):
                 "[N, C_in, *positions]; keep the examples as first dimension."
             )
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        x = pad(x, self._padding(), mode=mode)
-        for i, (size, stride, dilation) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
-            x = x.unfold(2 + i, dilation * (size - 1) + 1, stride)[..., ::dilation]
-        T = math.prod(x.shape[2 : 2 + n])  # x is [N, C_in, *positions, *kernel]
-        x = x.reshape(x.shape[0], conv.groups, -1, T, math.prod(conv.kernel_size))
-        return self._columns(x.permute(0, 3, 1, 2, 4).flatten(3))
+        patches = pad(x, self._padding(), mode=mode)
+        for i in range(n):
+            size, stride, dilation = conv.kernel_size[i], conv.stride[i], conv.dilation[i]
+            reach = dilation * (size - 1) + 1
+            patches = patches.unfold(2 + i, reach, stride)[..., ::dilation]
+        # patches are [N, C_in, *positions, *kernel]
+        N = patches.shape[0]
+        T = math.prod(patches.shape[2 : 2 + n])
+        grouped = patches.reshape(N, conv.groups, -1, T, math.prod(conv.kernel_size))
+        return self.with_bias(grouped.permute(0, 3, 1, 2, 4).flatten(3))
 
     def unroll_gradient(self, g: Tensor) -> Tensor:
         """`[R, N, T, Q, C_out / Q]` of g `[R, N, C_out, *positions]`."""
         R, N, C_out = g.shape[:3]
-        return g.reshape(R, N, self.groups, C_out // self.groups, -1).permute(0, 1, 4, 2, 3)
+        grouped = g.reshape(R, N, self.groups, C_out // self.groups, -1)
+        return grouped.permute(0, 1, 4, 2, 3)
 
     def _padding(self) -> list[int]:
         """Entries to add before and after, last dimension first, as torch's `pad` wants them."""
@@ -56,7 +61,8 @@ class ConvLayer(WeightBias):
                 amounts += [0, 0]
             elif conv.padding == "same":
                 total = conv.dilation[i] * (conv.kernel_size[i] - 1)
-                amounts += [total // 2, total - total // 2]
+                before = total // 2  # of an odd number torch puts one more behind
+                amounts += [before, total - before]
             else:
                 amounts += [conv.padding[i], conv.padding[i]]
         return amounts

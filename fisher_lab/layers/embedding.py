@@ -38,23 +38,26 @@ class EmbeddingLayer(Layer):
 
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__(name, module)
-        kept = torch.arange(self.module.num_embeddings)
-        self._kept = kept if self.module.padding_idx is None else kept[kept != self.module.padding_idx]
+        rows = torch.arange(self.module.num_embeddings)
+        if self.module.padding_idx is not None:
+            rows = rows[rows != self.module.padding_idx]
+        self._trained = rows
 
     @property
     def shape(self) -> tuple[int, int]:
         """`(embedding_dim, rows of the weight that are trained)`."""
-        return self.module.embedding_dim, len(self._kept)
+        return self.module.embedding_dim, len(self._trained)
 
     @property
     def kernel(self) -> tuple[int, ...]:
         """One input mode."""
-        return (len(self._kept),)
+        return (len(self._trained),)
 
     def unroll_input(self, x: Tensor) -> Tensor:
         """`[N, T, 1, rows]` of indices x `[N, *positions]`."""
-        ones = one_hot(x.reshape(x.shape[0], -1, 1), self.module.num_embeddings)
-        return ones.to(self.module.weight.dtype)[..., self._kept.to(x.device)]
+        indices = x.reshape(x.shape[0], -1, 1)
+        ones = one_hot(indices, self.module.num_embeddings)
+        return ones.to(self.module.weight.dtype)[..., self._trained.to(x.device)]
 
     def unroll_gradient(self, g: Tensor) -> Tensor:
         """`[R, N, T, 1, embedding_dim]` of g `[R, N, *positions, embedding_dim]`."""
@@ -63,21 +66,25 @@ class EmbeddingLayer(Layer):
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:
         """The transposed weight without its padding row."""
         weight = tensors["weight"].transpose(-1, -2)
-        return weight[..., self._kept.to(weight.device)]
+        return weight[..., self._trained.to(weight.device)]
 
     def unpack(self, W: Tensor) -> dict[str, Tensor]:
         """The weight, zero in its padding row."""
         row = self.module.padding_idx
         if row is None:
             return {"weight": W.transpose(-1, -2)}
-        before, after = W[..., :row], W[..., row:]
-        return {"weight": torch.cat([pad(before, (0, 1)), after], -1).transpose(-1, -2)}
+        before = pad(W[..., :row], (0, 1))  # with a column of zeros for the padding row
+        after = W[..., row:]
+        return {"weight": torch.cat([before, after], -1).transpose(-1, -2)}
 
     def factor_size(self) -> int:
         """The second moment of the one-hot inputs."""
-        return len(self._kept) ** 2
+        return len(self._trained) ** 2
 
     def notes(self) -> dict[str, Any]:
         """Also which row is left out."""
+        found = super().notes()
         row = self.module.padding_idx
-        return super().notes() | ({} if row is None else {"left_out_row": f"padding_idx={row}"})
+        if row is not None:
+            found["left_out_row"] = f"padding_idx={row}"
+        return found

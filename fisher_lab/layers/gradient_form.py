@@ -84,7 +84,8 @@ class GradientForm(Layer):
 
     def unroll_input(self, x: Tensor) -> Tensor:
         """Ones `[N, 1, 1, 1]`, whatever the module's input."""
-        return torch.ones(x.shape[0], 1, 1, 1, dtype=next(iter(self.parameters.values())).dtype, device=x.device)
+        dtype = next(iter(self.parameters.values())).dtype
+        return torch.ones(x.shape[0], 1, 1, 1, dtype=dtype, device=x.device)
 
     def unroll_gradient(self, g: Tensor) -> Tensor:
         """`[R, N, 1, 1, P]` of packed per-example gradients g `[R, N, P, 1]`."""
@@ -92,17 +93,23 @@ class GradientForm(Layer):
 
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:
         """All parameters, flattened one after the other."""
-        flat = [tensors[key].flatten(tensors[key].ndim - p.ndim) if p.ndim else tensors[key].unsqueeze(-1)
-                for key, p in self.parameters.items()]  # fmt: skip
-        return torch.cat(flat, -1).unsqueeze(-1)
+        pieces = []
+        for key, parameter in self.parameters.items():
+            tensor = tensors[key]
+            if parameter.ndim == 0:
+                pieces.append(tensor.unsqueeze(-1))
+            else:
+                pieces.append(tensor.flatten(tensor.ndim - parameter.ndim))
+        return torch.cat(pieces, -1).unsqueeze(-1)
 
     def unpack(self, W: Tensor) -> dict[str, Tensor]:
         """The parameters apart."""
-        parts = W.squeeze(-1).split([p.numel() for p in self.parameters.values()], -1)
-        return {
-            key: part.reshape((*part.shape[:-1], *p.shape))
-            for (key, p), part in zip(self.parameters.items(), parts, strict=True)
-        }
+        sizes = [parameter.numel() for parameter in self.parameters.values()]
+        pieces = W.squeeze(-1).split(sizes, -1)
+        tensors = {}
+        for (key, parameter), piece in zip(self.parameters.items(), pieces, strict=True):
+            tensors[key] = piece.reshape((*piece.shape[:-1], *parameter.shape))
+        return tensors
 
     def factor_size(self) -> int:
         """The full block."""

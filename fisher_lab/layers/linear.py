@@ -14,7 +14,7 @@ class LinearLayer(WeightBias):
 
     def unroll_input(self, x: Tensor) -> Tensor:
         """`[N, T, 1, in_features (+ 1)]`."""
-        return self._columns(x.reshape(x.shape[0], -1, 1, x.shape[-1]))
+        return self.with_bias(x.reshape(x.shape[0], -1, 1, x.shape[-1]))
 
     def unroll_gradient(self, g: Tensor) -> Tensor:
         """`[R, N, T, 1, out_features]`."""

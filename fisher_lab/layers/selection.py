@@ -48,16 +48,20 @@ def select(model: nn.Module, names: Sequence[str] | None = None, on_unknown: OnU
     layers: dict[str, Layer] = {}
     left_out: dict[str, str] = {}
     for name in _choose(model, owners, shared, names):
-        found = _block(model, [(other, owners[other]) for other in shared[name]], on_unknown == "flatten")
-        if isinstance(found, str):
-            if on_unknown != "skip":
-                raise ValueError(found)
+        members = [(other, owners[other]) for other in shared[name]]
+        found = _block(model, members, flatten=on_unknown == "flatten")
+        if isinstance(found, Layer):
+            layers[name] = found
+            for parameter in found.frozen:
+                left_out[found.full_name(parameter)] = FROZEN
+        elif on_unknown == "skip":
             left_out[name] = found
         else:
-            layers[name] = found
-            left_out.update({found.full_name(p): FROZEN for p in found.frozen})
+            raise ValueError(found)
     if names is None:  # modules without any trainable parameter too
-        left_out.update({name: FROZEN for name, p in model.named_parameters() if not p.requires_grad})
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                left_out[name] = FROZEN
     if not layers:
         raise ValueError("No layer is left to measure, expected at least one; choose other layers.")
     return Selection(layers, left_out)
@@ -76,7 +80,8 @@ def adapt(name: str, module: nn.Module, container: bool = False) -> Layer | str:
         module: the module.
         container: whether it is the whole model.
     """
-    kind, own = type_before_parametrizations(module), owned_parameters(module)
+    kind = type_before_parametrizations(module)
+    own = owned_parameters(module)
     if any(isinstance(p, UninitializedParameter) for p in own.values()):
         return (
             f"Layer {name!r} ({kind.__name__}) has uninitialised parameters, expected them to be initialised; "
@@ -107,12 +112,18 @@ def _known_type(kind: type) -> type[nn.Module] | None:
     if kind in Layer._registry:
         return kind
     for known in Layer._registry:
-        if issubclass(kind, known):
-            between = kind.__mro__[: kind.__mro__.index(known)]
-            changed = {key for cls in between for key, value in vars(cls).items() if hasattr(known, key)}
-            if changed <= HARMLESS:
-                return known
+        if issubclass(kind, known) and _overridden(kind, known) <= HARMLESS:
+            return known
     return None
+
+
+def _overridden(kind: type, known: type) -> set[str]:
+    """Names of a known type that a subclass, or a class between the two, defines anew."""
+    between = kind.__mro__[: kind.__mro__.index(known)]
+    names: set[str] = set()
+    for cls in between:
+        names |= {key for key in vars(cls) if hasattr(known, key)}
+    return names
 
 
 def _owners(model: nn.Module) -> dict[str, nn.Module]:
@@ -123,7 +134,8 @@ def _owners(model: nn.Module) -> dict[str, nn.Module]:
         if is_parametrized(module):
             inside.append(f"{name}.parametrizations" if name else "parametrizations")
         hidden = any(name == other or name.startswith(other + ".") for other in inside)
-        if not hidden and any(p.requires_grad for p in owned_parameters(module).values()):
+        trainable = any(p.requires_grad for p in owned_parameters(module).values())
+        if trainable and not hidden:
             owners[name] = module
     return owners
 
@@ -134,11 +146,15 @@ def _sharing(owners: dict[str, nn.Module]) -> dict[str, list[str]]:
     first: dict[int, str] = {}
     for name, module in owners.items():
         for parameter in owned_parameters(module).values():
-            other = first.setdefault(id(parameter), name) if parameter.requires_grad else name
-            if sharing[other] is not sharing[name]:
-                sharing[other] += sharing[name]
-                for member in sharing[name]:
-                    sharing[member] = sharing[other]
+            if not parameter.requires_grad:
+                continue
+            other = first.setdefault(id(parameter), name)
+            if sharing[other] is sharing[name]:
+                continue
+            # both lists become one, which all members point to
+            sharing[other] += sharing[name]
+            for member in sharing[name]:
+                sharing[member] = sharing[other]
     order = list(owners)
     return {name: sorted(members, key=order.index) for name, members in sharing.items()}
 
@@ -146,6 +162,7 @@ def _sharing(owners: dict[str, nn.Module]) -> dict[str, list[str]]:
 def _choose(
     model: nn.Module, owners: dict[str, nn.Module], shared: dict[str, list[str]], names: Sequence[str] | None
 ) -> list[str]:
+    """The names of the blocks that are asked for, each that of the first module in it."""
     known = [name for name in owners if shared[name][0] == name]
     if names is None:
         if not known:
@@ -153,31 +170,42 @@ def _choose(
         return known
     names = names_of("layers", names)
     modules = dict(model.named_modules(remove_duplicate=False))
-    listed = ", ".join(map(repr, known))
     for name in names:
         if not isinstance(name, str) or name not in modules:
-            raise ValueError(f"Got layer {name!r}, expected one of {listed}.")
+            raise ValueError(f"Got layer {name!r}, expected one of {_listed(known)}.")
         if names.count(name) > 1:
             raise ValueError(f"Got layer {name!r} twice, expected every layer once.")
-        first = next((other for other, owner in owners.items() if owner is modules[name]), None)
-        if first is not None and first != name:
-            raise ValueError(
-                f"Layer {name!r} is the module {first!r} used again, expected its first name, whose block covers all "
-                f"uses; write layers=[{first!r}]."
-            )
-        if first is None:
-            raise ValueError(
-                f"Layer {name!r} ({type(modules[name]).__name__}) has no trainable parameters of its own, expected one "
-                f"of {listed}."
-            )
-        if name not in known:
-            raise ValueError(
-                f"Layer {name!r} shares a parameter with {shared[name][0]!r}, expected the name of the first of them, "
-                f"whose block covers all uses; write layers=[{shared[name][0]!r}]."
-            )
+        _check_name(name, modules[name], owners, shared, known)
     if not names:
         raise ValueError("Got layers=[], expected at least one name, or None for all layers.")
     return names
+
+
+def _check_name(
+    name: str, module: nn.Module, owners: dict[str, nn.Module], shared: dict[str, list[str]], known: list[str]
+) -> None:
+    """Refuse a module without parameters of its own, and any but the first name of a block."""
+    first = next((other for other, owner in owners.items() if owner is module), None)
+    if first is None:
+        raise ValueError(
+            f"Layer {name!r} ({type(module).__name__}) has no trainable parameters of its own, expected one "
+            f"of {_listed(known)}."
+        )
+    if first != name:
+        raise ValueError(
+            f"Layer {name!r} is the module {first!r} used again, expected its first name, whose block covers all "
+            f"uses; write layers=[{first!r}]."
+        )
+    if name not in known:
+        block = shared[name][0]
+        raise ValueError(
+            f"Layer {name!r} shares a parameter with {block!r}, expected the name of the first of them, "
+            f"whose block covers all uses; write layers=[{block!r}]."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _block(model: nn.Module, members: list[tuple[str, nn.Module]], flatten: bool) -> Layer | str:
@@ -193,6 +221,7 @@ def _block(model: nn.Module, members: list[tuple[str, nn.Module]], flatten: bool
         found.append(layer)
     if len(found) == 1:
         return found[0]
+    # a row that one module trains and the other does not belongs to no common W
     padded = [layer.name for layer in found if getattr(layer.module, "padding_idx", None) is not None]
     if padded and not flatten:
         return (
@@ -200,15 +229,19 @@ def _block(model: nn.Module, members: list[tuple[str, nn.Module]], flatten: bool
             "because its row is trained by the one and not by the other; set padding_idx to None or untie the weight."
         )
     if all(_alike(found[0], other) for other in found[1:]):
-        found[0].uses, found[0].tied = tuple(found), tuple(layer.name for layer in found)
-        return found[0]
+        block = found[0]
+        block.uses = tuple(found)
+        block.tied = tuple(layer.name for layer in found)
+        return block
     return GradientForm.joined(found)
 
 
 def _alike(one: Layer, other: Layer) -> bool:
     """Whether two layers use the same parameters as the same W, so that uses of both are positions of one layer."""
-    same = one.parameters.keys() == other.parameters.keys() and all(
-        one.parameters[key] is other.parameters[key] for key in one.parameters
-    )
-    form = (isinstance(one, WeightBias), type(one), one.shape, one.kernel, one.groups)
-    return same and form == (True, type(other), other.shape, other.kernel, other.groups)
+    if not isinstance(one, WeightBias) or type(one) is not type(other):
+        return False
+    if one.parameters.keys() != other.parameters.keys():
+        return False
+    if any(one.parameters[key] is not other.parameters[key] for key in one.parameters):
+        return False
+    return (one.shape, one.kernel, one.groups) == (other.shape, other.kernel, other.groups)

@@ -37,7 +37,7 @@ class CosineLayer(WeightBias):
 
     def unroll_input(self, x: Tensor) -> Tensor:
         """`[N, 1, 1, inputs + 1]`."""
-        return self._columns(x.cos()[:, None, None])
+        return self.with_bias(x.cos()[:, None, None])
 
     def unroll_gradient(self, g: Tensor) -> Tensor:
         """`[R, N, 1, 1, outputs]`."""

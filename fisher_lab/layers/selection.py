@@ -59,9 +59,9 @@ def select(model: nn.Module, names: Sequence[str] | None = None, on_unknown: OnU
         else:
             raise ValueError(found)
     if names is None:  # modules without any trainable parameter too
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                left_out[name] = FROZEN
+        for full_name, own in model.named_parameters():
+            if not own.requires_grad:
+                left_out[full_name] = FROZEN
     if not layers:
         raise ValueError("No layer is left to measure, expected at least one; choose other layers.")
     return Selection(layers, left_out)

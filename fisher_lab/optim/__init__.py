@@ -1,12 +1,8 @@
 """Optimizers: natural gradient with any approximation, and the methods of the papers with their defaults."""
 
-from fisher_lab.optim.kbfgs import KBFGS as KBFGS
+from fisher_lab.optim.base import registry as registry
 from fisher_lab.optim.natural_gradient import NaturalGradient as NaturalGradient
-from fisher_lab.optim.presets import EKFAC as EKFAC
-from fisher_lab.optim.presets import KFAC as KFAC
-from fisher_lab.optim.presets import MBF as MBF
-from fisher_lab.optim.presets import TEKFAC as TEKFAC
-from fisher_lab.optim.presets import TKFAC as TKFAC
-from fisher_lab.optim.presets import TNT as TNT
-from fisher_lab.optim.presets import Shampoo as Shampoo
-from fisher_lab.optim.presets import TENGraD as TENGraD
+
+# the order here is the order in lists; every method of the file, so that a new one is written there alone
+from fisher_lab.optim.methods import *  # noqa: F403  # isort: skip
+from fisher_lab.optim.kbfgs import KBFGS as KBFGS  # isort: skip

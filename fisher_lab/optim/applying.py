@@ -77,8 +77,3 @@ def step_fallback(fallback: torch.optim.AdamW, ok: Tensor, scale: Tensor | None)
         for x in (p, *fallback.state[p].values()):
             if x.device == ok.device:
                 x.copy_(torch.where(ok, x, kept.get(id(x), 0.0)))
-
-
-def where_ok(ok: Tensor, value: float | Tensor, otherwise: float, dtype: torch.dtype) -> Tensor:
-    """One number or the other, as a 0-d tensor of the given precision (torch.where would round numbers to float32)."""
-    return ok.to(dtype) * (value - otherwise) + otherwise

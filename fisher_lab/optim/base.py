@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fisher_lab._ground.arguments import number, seed_of
 from fisher_lab._ground.linalg import kept
 from fisher_lab._ground.memory import budget_bytes
 from fisher_lab._passes.batches import Batches
-from fisher_lab.approximations import Approximation, check_approximation
-from fisher_lab.layers import Layer
-from fisher_lab.optim.applying import make_fallback, step_fallback, where_ok
+from fisher_lab.optim.applying import make_fallback, step_fallback
+from fisher_lab.optim.describing import (
+    describe_fallback,
+    describe_groups,
+    describe_troubles,
+    told,
+)
+from fisher_lab.optim.finite import all_finite, count_failure, where_ok
 from fisher_lab.optim.groups import choose_layers, make_groups
-from fisher_lab.optim.measuring import describe
-from fisher_lab.optim.observation import all_finite, statistics_dtype
+from fisher_lab.optim.observation import statistics_dtype
+from fisher_lab.optim.options import Option, Options, Settings
 
 Move = tuple[dict[str, Any], list[Tensor], list[Tensor]]  # group, parameters, directions
 
@@ -33,72 +36,75 @@ class LayerOptimizer(torch.optim.Optimizer):
 
     Args:
         model: the model.
+        options: what holds for all layers.
         settings: defaults of every group.
         layers: names of layers to treat, None for all.
         groups: `[{"layers": names, setting: value, ...}]`; all other layers are one group with the defaults.
-        fallback_lr: learning rate of AdamW.
-        seed: of the optimizer's own random numbers.
     """
 
     _step_supports_amp_scaling = True  # GradScaler hands over its scale and its found_inf instead of reading it
-    approximation: Approximation | None = None
-    dtype: torch.dtype | None = None
+    _registry: ClassVar[dict[str, type[LayerOptimizer]]] = {}
+
+    needs_closure: ClassVar[bool] = False  # whether `step` calls its closure more than once
+    group_extras: ClassVar[tuple[str, ...]] = ()  # what a group may name beside layers and settings
+
+    options: Options
+    decay = Option()
+    dtype = Option()
+    seed = Option()
+
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not register:
+            return
+        known = LayerOptimizer._registry.get(cls.__name__)
+        if known is not None and _is_ours(known) and known.__module__ != cls.__module__:
+            raise ValueError(
+                f"An optimizer named {cls.__name__} is part of fisher_lab ({known.__module__}), expected a new name; "
+                "rename the class."
+            )
+        LayerOptimizer._registry[cls.__name__] = cls
 
     def __init__(
         self,
         model: nn.Module,
-        settings: dict[str, Any],
+        options: Options,
+        settings: Settings,
         layers: Sequence[str] | None,
         groups: Sequence[dict[str, Any]] | None,
-        fallback_lr: float,
-        seed: int,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Got a {type(model).__name__} as model, expected a torch.nn.Module, not its parameters.")
-        if (
-            torch.distributed.is_available()
-            and torch.distributed.is_initialized()
-            and torch.distributed.get_world_size() > 1
-        ):
-            raise ValueError(
-                f"Got {torch.distributed.get_world_size()} processes, expected one: statistics are not exchanged "
-                "between processes yet; train in one process."
-            )
-        if self.dtype not in (None, torch.float64, torch.float32):
-            raise ValueError(f"Got dtype={self.dtype!r}, expected torch.float64, torch.float32 or None.")
-        if not 0 <= number(fallback_lr) < math.inf:
-            raise ValueError(f"Got fallback_lr={fallback_lr!r}, expected a finite number >= 0.")
+        _check_one_process()
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model's original
+        self.options = options
         self.layers = choose_layers(self.model, layers)
-        self.seed, self.steps = seed_of(seed), 0
+        self.steps = 0
         self.generator: torch.Generator | None = None
         self._generator_state: Tensor | None = None
-        self._skipped: Tensor | None = None
-        self.approximations: dict[str, Approximation] = {}
+        self._skipped: Tensor | None = None  # updates, a 0-d tensor
+        self._told = (0.0, 0.0)  # updates skipped and statistics lost, of which the user was warned
         self._complete = False
-        made = make_groups(self.layers, settings, groups)
-        for group in made:
-            approximation = group.pop("approximation", self.approximation)
-            if approximation is not None:
-                check_approximation(approximation)
-                self.approximations |= {name: self.choose(self.layers[name], approximation) for name in group["layers"]}
-        super().__init__(made, settings)
-        covered = {id(p) for layer in self.layers.values() for p in layer.parameters.values()}
-        rest = [p for p in self.model.parameters() if id(p) not in covered]
-        self.fallback: torch.optim.AdamW | None = None
-        if rest:
-            self.fallback = make_fallback(rest, fallback_lr)
-            self.param_groups.append(self.fallback.param_groups[0])
-            self.fallback.state = self.state
+        super().__init__(make_groups(self.layers, settings, groups, self.group_extras), settings.as_group())
+        self.fallback = self._fallback()
         # dynamo does not guard an optimizer's attributes: a compiled step would keep using those of its first call
         # (the plain function, as a bound method would be a cycle that keeps the memory after the last reference)
         self._run = torch.compiler.disable(type(self)._step)
         self._complete = True
 
     # -- layers and groups -----------------------------------------------------------------------------------------
-    def choose(self, layer: Layer, approximation: Approximation) -> Approximation:  # noqa: ARG002
-        """The approximation of one layer."""
-        return approximation
+    def _fallback(self) -> torch.optim.AdamW | None:
+        """AdamW for all parameters that no layer covers, its group the last of ours; None if there are none."""
+        covered: set[int] = set()
+        for layer in self.layers.values():
+            covered.update(id(p) for p in layer.parameters.values())
+        rest = [p for p in self.model.parameters() if id(p) not in covered]
+        if not rest:
+            return None
+        fallback = make_fallback(rest, self.options.fallback_lr)
+        self.param_groups.append(fallback.param_groups[0])
+        fallback.state = self.state
+        return fallback
 
     @property
     def method_groups(self) -> list[dict[str, Any]]:
@@ -114,7 +120,7 @@ class LayerOptimizer(torch.optim.Optimizer):
     # -- precision, randomness, data -------------------------------------------------------------------------------
     def working_dtype(self, p: Tensor) -> torch.dtype:
         """Precision of everything that belongs to a parameter."""
-        return statistics_dtype(p.dtype, self.dtype)
+        return statistics_dtype(p.dtype, self.options.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +130,9 @@ class LayerOptimizer(torch.optim.Optimizer):
     @staticmethod
     def plain_precision(device: torch.device) -> AbstractContextManager[Any]:
         """No autocast: statistics and steps are computed in the working precision."""
-        return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+        if device.type == "meta":
+            return nullcontext()
+        return torch.autocast(device.type, enabled=False)
 
     def _generator(self, device: torch.device) -> torch.Generator | None:
         """The source of sampled labels, on the device of the outputs; none where nothing is drawn (meta)."""
@@ -132,7 +140,7 @@ class LayerOptimizer(torch.optim.Optimizer):
             return None
         if self.generator is None:
             self.generator = torch.Generator(device)
-            self.generator.manual_seed(self.seed)
+            self.generator.manual_seed(self.options.seed)
             if self._generator_state is not None:
                 self.generator.set_state(self._generator_state)
         return self.generator
@@ -168,14 +176,20 @@ class LayerOptimizer(torch.optim.Optimizer):
     def gradients(self) -> dict[Tensor, Tensor]:
         """Gradients of the layers' parameters in working precision, unscaled."""
         scale = getattr(self, "grad_scale", None)
-        params = [p for group in self.method_groups for p in group["params"] if p.grad is not None]
-        grads = {p: p.grad.to_dense().to(self.working_dtype(p)) for p in params if p.grad is not None}
-        return grads if scale is None else {p: g / scale for p, g in grads.items()}
+        grads = {}
+        for group in self.method_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    grad = p.grad.to_dense().to(self.working_dtype(p))
+                    grads[p] = grad if scale is None else grad / scale
+        return grads
 
     def healthy(self, grads: dict[Tensor, Tensor], loss: Any) -> Tensor:
         """Whether loss and all gradients are finite, a 0-d tensor."""
-        rest = [] if self.fallback is None else self.fallback.param_groups[0]["params"]
-        ok = all_finite([*grads.values(), *(p.grad for p in rest if p.grad is not None)])
+        found = list(grads.values())
+        if self.fallback is not None:
+            found += [p.grad for p in self.fallback.param_groups[0]["params"] if p.grad is not None]
+        ok = all_finite(found)
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None:
             ok = ok & (found_inf == 0)
@@ -230,21 +244,16 @@ class LayerOptimizer(torch.optim.Optimizer):
             torch._foreach_add_(params, found, alpha=rate)
         if self.fallback is not None:
             step_fallback(self.fallback, ok, getattr(self, "grad_scale", None))
-        self._skipped = ~ok + (0 if self._skipped is None else self._skipped)
+        self._skipped = count_failure(self._skipped, ok)
 
+    # -- what is told ----------------------------------------------------------------------------------------------
     def tell(self, skipped: float, lost: float, notes: list[str]) -> None:
         """Warn of what went wrong since the last refresh."""
-        told = getattr(self, "_told", (0.0, 0.0))
-        if skipped > told[0]:
-            notes = [
-                *notes,
-                f"{skipped - told[0]:.0f} updates were skipped for non-finite losses, gradients or updates",
-            ]
-        if lost > told[1]:
-            notes = [*notes, f"{lost - told[1]:.0f} layer statistics were dropped as non-finite"]
+        before = self._told
         self._told = (skipped, lost)
-        if notes:
-            message = f"{type(self).__name__}, step {self.steps}: {'; '.join(notes)}."
+        sentences = told(skipped - before[0], lost - before[1], notes)
+        if sentences:
+            message = f"{type(self).__name__}, step {self.steps}: {'; '.join(sentences)}."
             warnings.warn(message, RuntimeWarning, stacklevel=8)  # the line that calls step
 
     def troubles(self) -> dict[str, int]:
@@ -252,7 +261,13 @@ class LayerOptimizer(torch.optim.Optimizer):
         return {"updates skipped as non-finite": 0 if self._skipped is None else int(self._skipped)}
 
     def __repr__(self) -> str:
-        return describe(self)
+        methods = {name: self.method_of(name) for name in self.layers}
+        lines = [f"{type(self).__name__}, step {self.steps}"]
+        lines += describe_groups(self.method_groups, self.layers, methods)
+        if self.fallback is not None:
+            lines += describe_fallback(self.fallback.param_groups[0], self.model)
+        lines += describe_troubles(self.troubles())
+        return "\n".join(lines)
 
     def method_of(self, name: str) -> str:
         """What is done to a layer, in words."""
@@ -276,12 +291,7 @@ class LayerOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to go on bit by bit; loads with `torch.load(weights_only=True)`."""
         generator = self._generator_state if self.generator is None else self.generator.get_state()
-        own = {
-            "steps": self.steps,
-            "generator": generator,
-            "skipped": self._skipped,
-            "told": getattr(self, "_told", None),
-        }
+        own = {"steps": self.steps, "generator": generator, "skipped": self._skipped, "told": self._told}
         return {**super().state_dict(), "fisher_lab": {**own, **self.own_state()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -311,3 +321,24 @@ class LayerOptimizer(torch.optim.Optimizer):
         self._skipped = None if own["skipped"] is None else own["skipped"].to(self.device, copy=True)
         self._told = own["told"] or (0.0, 0.0)
         self.load_own_state(own)
+
+
+def registry() -> dict[str, type[LayerOptimizer]]:
+    """Every optimizer known by name, in order of definition; each is built as `cls(model, likelihood, lr, ...)`."""
+    return dict(LayerOptimizer._registry)
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("fisher_lab.")
+
+
+def _check_one_process() -> None:
+    """Refuse to train in several processes, whose statistics would differ."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    processes = torch.distributed.get_world_size()
+    if processes > 1:
+        raise ValueError(
+            f"Got {processes} processes, expected one: statistics are not exchanged between processes yet; train in "
+            "one process."
+        )

@@ -16,7 +16,8 @@ from fisher_lab.approximations import Approximation, MiniBlock
 from fisher_lab.estimation.running import Running
 from fisher_lab.layers import Layer
 from fisher_lab.matrices import BlockDiagonal, DirectSum, FisherMatrix, Kronecker
-from fisher_lab.optim.observation import Observed, all_finite
+from fisher_lab.optim.finite import all_finite
+from fisher_lab.optim.observation import Observed
 from fisher_lab.optim.saving import decode, encode
 from fisher_lab.optim.stacking import part, signature, stacked
 

@@ -2,56 +2,65 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
-from fisher_lab._ground.arguments import names_of, number
+from fisher_lab._ground.arguments import names_of
+from fisher_lab.approximations import Approximation
 from fisher_lab.layers import Layer, select
+from fisher_lab.optim.options import Settings
 
 LARGEST_FACTOR = 4096**2  # numbers in a factor (of a large embedding) above which a layer is left to the fallback
 
 
 def choose_layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, Layer]:
-    """Layers with inputs and output gradients of their own; the rest is left to the fallback."""
-    kept = {
-        name: layer
-        for name, layer in select(model, names, "skip").layers.items()
-        if not layer.gradient_form and (names is not None or layer.factor_size() <= LARGEST_FACTOR)
-    }
-    if not kept:
+    """Layers with inputs and output gradients of their own; the rest is left to the fallback.
+
+    Args:
+        model: the model.
+        names: of layers; None for all that are not too large.
+
+    Raises:
+        ValueError: if none is left.
+    """
+    chosen = {}
+    for name, layer in select(model, names, "skip").layers.items():
+        too_large = names is None and layer.factor_size() > LARGEST_FACTOR
+        if not layer.gradient_form and not too_large:
+            chosen[name] = layer
+    if not chosen:
         raise ValueError("No layer has an adapter with inputs of its own, expected at least one; use torch's AdamW.")
-    return kept
+    return chosen
 
 
 def make_groups(
-    layers: dict[str, Layer], settings: dict[str, Any], groups: Sequence[dict[str, Any]] | None
+    layers: dict[str, Layer],
+    settings: Settings,
+    groups: Sequence[dict[str, Any]] | None,
+    more: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Parameter groups: those given, and one with the default settings for all other layers.
 
     Args:
         layers: adapters by name.
         settings: defaults.
-        groups: `[{"layers": names, setting: value, ...}]`; "approximation" is a setting too.
+        groups: `[{"layers": names, setting: value, ...}]`.
+        more: what a group may name beside its layers and settings; it is left to the caller.
 
     Raises:
-        ValueError: unknown settings or layers, a layer in two groups, settings out of range.
+        ValueError, TypeError: unknown settings or layers, a layer in two groups, settings out of range.
     """
+    if isinstance(groups, dict | str):
+        raise TypeError(f"Got groups={groups!r}, expected a list of dicts: [{{'layers': [...], 'lr': ...}}, ...].")
     rest = list(layers)
     made = []
     for group in groups or ():
-        if not isinstance(group, dict):
-            raise TypeError(f"Got groups={groups!r}, expected a list of dicts: [{{'layers': [...], 'lr': ...}}, ...].")
-        if set(group) - set(settings) - {"layers", "approximation"} or "layers" not in group:
-            raise ValueError(
-                f"Got a group with {', '.join(sorted(group))}, expected 'layers' and any of {', '.join(settings)}, "
-                "approximation."
-            )
-        names = names_of("layers", group["layers"])
-        if not names:
-            raise ValueError("Got a group with layers=[], expected at least one name; leave the group out.")
+        names = _names(group, [*settings.names(), *more])
         for name in names:
             if name not in rest:
                 raise ValueError(
@@ -59,23 +68,43 @@ def make_groups(
                     "group: weight and bias of a layer share their settings."
                 )
             rest.remove(name)
-        made.append({**settings, **group, "layers": names})
+        changed = {key: value for key, value in group.items() if key in settings.names()}
+        made.append(_torch_group(layers, names, dataclasses.replace(settings, **changed)))
     if rest:
-        made.append({**settings, "layers": rest})
-    for group in made:
-        check_settings(group)
-        group["params"] = [p for name in group["layers"] for p in layers[name].parameters.values()]
+        made.append(_torch_group(layers, rest, settings))
     return made
 
 
-def check_settings(group: dict[str, Any]) -> None:
-    """Refuse settings of a group that are out of range."""
-    for key in ("lr", "damping", "weight_decay"):
-        if key in group and not 0 <= number(group[key]) < math.inf:
-            raise ValueError(f"Got {key}={group[key]!r}, expected a finite number >= 0.")
-    if not 0 <= number(group["momentum"]) < 1:
-        raise ValueError(f"Got momentum={group['momentum']!r}, expected a number from 0 to below 1.")
-    choices = {"momentum_order": ("before", "after"), "damping_style": ("exact", "factored")}
-    for key, allowed in choices.items():
-        if key in group and group[key] not in allowed:
-            raise ValueError(f"Got {key}={group[key]!r}, expected one of {', '.join(map(repr, allowed))}.")
+def _names(group: Any, allowed: Sequence[str]) -> list[str]:
+    """The layers of a group as a user wrote it."""
+    if not isinstance(group, dict):
+        raise TypeError(f"Got {group!r} as a group, expected a dict: {{'layers': [...], 'lr': ...}}.")
+    unknown = set(group) - set(allowed) - {"layers"}
+    if unknown or "layers" not in group:
+        raise ValueError(
+            f"Got a group with {', '.join(sorted(group))}, expected 'layers' and any of {', '.join(allowed)}."
+        )
+    names = names_of("layers", group["layers"])
+    if not names:
+        raise ValueError("Got a group with layers=[], expected at least one name; leave the group out.")
+    return names
+
+
+def _torch_group(layers: dict[str, Layer], names: list[str], settings: Settings) -> dict[str, Any]:
+    params: list[nn.Parameter] = []
+    for name in names:
+        params.extend(layers[name].parameters.values())
+    return {**settings.as_group(), "layers": names, "params": params}
+
+
+class ByLayer(ABC):
+    """A rule that chooses the approximation of each layer, in place of one approximation for all."""
+
+    @abstractmethod
+    def choose(self, layer: Layer, dtype: torch.dtype) -> Approximation:
+        """The approximation of a layer.
+
+        Args:
+            layer: its adapter.
+            dtype: of the layer's moments and inverse.
+        """

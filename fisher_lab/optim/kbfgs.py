@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from fisher_lab._ground.linalg import kept, spd_inverse, symmetrize
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import Kronecker
-from fisher_lab.optim.applying import packed, where_ok
+from fisher_lab.optim.applying import packed
 from fisher_lab.optim.base import LayerOptimizer, Move
-from fisher_lab.optim.observation import all_finite
+from fisher_lab.optim.finite import all_finite, where_ok
+from fisher_lab.optim.options import Options, Settings
 from fisher_lab.optim.saving import decode
 
 MU1 = 0.2  # Powell's constant [official code]
@@ -50,6 +52,16 @@ class Pass:
     def means(self) -> tuple[Tensor, Tensor] | None:
         """Of pre-activations and of their gradients, `[d_out]` each; None if nothing was differentiated."""
         return None if self.h is None or self.g is None else (self.h / self.N, self.g)
+
+
+@dataclass(frozen=True)
+class KBFGSSettings(Settings):
+    """Settings of a group: as every optimizer's, but A may be singular without damping."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not number(self.damping) > 0:
+            raise ValueError(f"Got damping={self.damping!r}, expected a positive number: A may be singular.")
 
 
 class KBFGS(LayerOptimizer):
@@ -96,21 +108,13 @@ class KBFGS(LayerOptimizer):
         groups: Sequence[dict[str, Any]] | None = None,
         fallback_lr: float = 1e-3,
     ) -> None:
-        if not 0 <= number(decay) < 1:
-            raise ValueError(f"Got decay={decay!r}, expected a number from 0 to below 1.")
-        if not number(damping) > 0:
-            raise ValueError(f"Got damping={damping!r}, expected a positive number: A may be singular.")
-        self.decay, self.dtype = decay, dtype
-        settings = {
-            "lr": lr, "damping": damping, "momentum": momentum, "momentum_order": "before",
-            "weight_decay": weight_decay, "decoupled": decoupled,
-        }  # fmt: skip
         if layers is None:
-            linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-            layers = [n for n in linear if any(p.requires_grad for p in model.get_submodule(n).parameters())]
-            if not layers:
-                raise ValueError("The model has no trainable nn.Linear, expected one for KBFGS; use another optimizer.")
-        super().__init__(model, settings, layers, groups, fallback_lr, 0)
+            layers = _trainable_linear(model)
+        options = Options(decay=decay, dtype=dtype, fallback_lr=fallback_lr)
+        settings = KBFGSSettings(
+            lr=lr, damping=damping, momentum=momentum, weight_decay=weight_decay, decoupled=decoupled
+        )
+        super().__init__(model, options, settings, layers, groups)
         self.factors: dict[str, dict[str, Tensor]] = {}
 
     def observing(self, y: Tensor | None = None) -> AbstractContextManager[None]:  # noqa: ARG002
@@ -254,6 +258,18 @@ class KBFGS(LayerOptimizer):
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """The inverse of `own_state`."""
         self.factors = decode(saved["factors"], self.device)
+
+
+def _trainable_linear(model: nn.Module) -> list[str]:
+    """Names of the Linear layers with something to train."""
+    found = []
+    for name, module in model.named_modules():
+        trainable = any(p.requires_grad for p in module.parameters())
+        if type(module) is nn.Linear and trainable:
+            found.append(name)
+    if not found:
+        raise ValueError("The model has no trainable nn.Linear, expected one for KBFGS; use another optimizer.")
+    return found
 
 
 def double_damping(H: Tensor, s: Tensor, y: Tensor, mu1: float, mu2: float) -> tuple[Tensor, Tensor]:

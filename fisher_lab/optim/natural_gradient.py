@@ -5,9 +5,9 @@ Step k: g = gradient (+ weight decay);  m = momentum of g;  p = (F + lambda)^-1 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,9 @@ from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.applying import packed, precondition
 from fisher_lab.optim.base import LayerOptimizer
-from fisher_lab.optim.checks import Statistics, check_arguments, check_observed
+from fisher_lab.optim.comparing import compare_in_use
 from fisher_lab.optim.curvature import LayerCurvature, buckets, refresh
-from fisher_lab.optim.measuring import compare_in_use
+from fisher_lab.optim.groups import ByLayer
 from fisher_lab.optim.observation import (
     Observed,
     Uncompiled,
@@ -31,11 +31,20 @@ from fisher_lab.optim.observation import (
     statistics,
     watching,
 )
+from fisher_lab.optim.options import (
+    DampingStyle,
+    MomentumOrder,
+    NaturalOptions,
+    NaturalSettings,
+    Option,
+    Statistics,
+)
 from fisher_lab.optim.stacking import stacked
+from fisher_lab.optim.window import Window
 from fisher_lab.results.comparison import Comparison
 
 
-class NaturalGradient(LayerOptimizer):
+class NaturalGradient(LayerOptimizer, register=False):
     """Preconditions every layer's gradient with the damped inverse of an approximation of its Fisher block.
 
     Use it as any torch optimizer, with the forward pass inside `with opt.observing():`. Parameters that no layer
@@ -72,17 +81,26 @@ class NaturalGradient(LayerOptimizer):
         fisher_lab.optim: the methods of the papers with their defaults.
     """
 
+    group_extras = ("approximation",)
+
+    options: NaturalOptions
+    kl_clip = Option()
+    observe_every = Option()
+    refresh_every = Option()
+    fisher = Option()
+    statistics = Option()
+
     def __init__(
         self,
         model: nn.Module,
         likelihood: Likelihood | nn.Module,
-        approximation: Approximation,
+        approximation: Approximation | ByLayer,
         lr: float | Tensor,
         *,
         damping: float = 1.0,
-        damping_style: Literal["exact", "factored"] = "exact",
+        damping_style: DampingStyle = "exact",
         momentum: float = 0.9,
-        momentum_order: Literal["before", "after"] = "before",
+        momentum_order: MomentumOrder = "before",
         weight_decay: float = 0.0,
         decoupled: bool = False,
         kl_clip: float | None = None,
@@ -97,30 +115,57 @@ class NaturalGradient(LayerOptimizer):
         fallback_lr: float = 1e-3,
         seed: int = 0,
     ) -> None:
-        check_approximation(approximation)
-        self.approximation, self.likelihood = approximation, as_likelihood(likelihood)
-        self.kl_clip, self.decay, self.fisher, self.statistics = kl_clip, decay, fisher, statistics
-        self.observe_every, self.refresh_every, self.dtype = observe_every, refresh_every, dtype
-        settings = {
-            "lr": lr, "damping": damping, "damping_style": damping_style, "momentum": momentum,
-            "momentum_order": momentum_order, "weight_decay": weight_decay, "decoupled": decoupled,
-        }  # fmt: skip
-        super().__init__(model, settings, layers, groups, fallback_lr, seed)
-        check_arguments(self)
+        options = NaturalOptions(
+            decay=decay,
+            dtype=dtype,
+            fallback_lr=fallback_lr,
+            seed=seed,
+            kl_clip=kl_clip,
+            observe_every=observe_every,
+            refresh_every=refresh_every,
+            fisher=fisher,
+            statistics=statistics,
+        )
+        settings = NaturalSettings(
+            lr=lr,
+            damping=damping,
+            damping_style=damping_style,
+            momentum=momentum,
+            momentum_order=momentum_order,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
+        )
+        super().__init__(model, options, settings, layers, groups)
+        self.approximation = approximation
+        self.likelihood = as_likelihood(likelihood)
+        self.curvature = self._curvature(groups or ())
+        _check_factors(statistics, self.curvature)
         self._enter = torch.compiler.disable(type(self)._observe)  # see LayerOptimizer
-        self.curvature = {
-            name: LayerCurvature(layer, self.approximations[name], decay) for name, layer in self.layers.items()
-        }
         self._buckets: dict[int, list[tuple[list[Layer], FisherMatrix]]] = {}
-        self.observed_at: int | None = None  # step of the last observation
-        self._open = False  # whether this step has observed
-        self._fresh = False  # whether something was observed since the last refresh
-        self._examples = 0  # seen by observing() and not used yet (statistics="gradient")
-        self._lost: Tensor | None = None  # windows with non-finite statistics
+        self.window = Window()
 
-    def choose(self, layer: Layer, approximation: Approximation) -> Approximation:  # noqa: ARG002
+    def _curvature(self, groups: Sequence[dict[str, Any]]) -> dict[str, LayerCurvature]:
+        """Every layer with the approximation of its group, or else the optimizer's."""
+        given: dict[str, Approximation | ByLayer] = dict.fromkeys(self.layers, self.approximation)
+        for made, group in zip(self.method_groups, groups, strict=False):
+            given.update(dict.fromkeys(made["layers"], group.get("approximation", self.approximation)))
+        found = {}
+        for name, layer in self.layers.items():
+            if not isinstance(given[name], ByLayer):
+                check_approximation(given[name])
+            found[name] = LayerCurvature(layer, self.choose(layer, given[name]), self.options.decay)
+        return found
+
+    def choose(self, layer: Layer, approximation: Approximation | ByLayer) -> Approximation:
         """The approximation of one layer."""
+        if isinstance(approximation, ByLayer):
+            return approximation.choose(layer, self.working_dtype(next(iter(layer.parameters.values()))))
         return approximation
+
+    @property
+    def observed_at(self) -> int | None:
+        """Step of the last observation; None before the first."""
+        return self.window.observed_at
 
     # -- observing -------------------------------------------------------------------------------------------------
     def observing(self, y: Tensor | None = None) -> AbstractContextManager[Any]:
@@ -141,12 +186,13 @@ class NaturalGradient(LayerOptimizer):
         return self._enter(self, y)
 
     def _observe(self, y: Tensor | None) -> AbstractContextManager[Any]:
-        due = self._open or self.observed_at is None or self.steps - self.observed_at >= self.observe_every
-        return Uncompiled(self._window(y)) if due else nullcontext()
+        if not self.window.due(self.steps, self.options.observe_every):
+            return nullcontext()
+        return Uncompiled(self._watched(y))
 
     @contextmanager
-    def _window(self, y: Tensor | None) -> Iterator[None]:
-        gradient = self.statistics == "gradient"
+    def _watched(self, y: Tensor | None) -> Iterator[None]:
+        gradient = self.options.statistics == "gradient"
         with watching(self.model, {} if gradient else self.layers) as forwards:
             yield
         check_forwards(forwards, self.likelihood)
@@ -156,12 +202,14 @@ class NaturalGradient(LayerOptimizer):
             raise ValueError(
                 f"observing() got {len(y)} labels for {sum(len(z) for z, _ in forwards)} examples, expected as many."
             )
-        first = not self._open
+        first = not self.window.is_open
         if gradient:
-            self._examples = sum(len(z) for z, _ in forwards) + (0 if first else self._examples)
+            if first:
+                self.window.examples = 0
+            self.window.examples += sum(len(z) for z, _ in forwards)
         else:
             self._absorb(forwards, y, first)
-        self.observed_at, self._fresh, self._open = self.steps, True, True
+        self.window.open(self.steps)
 
     def _absorb(self, forwards: list[Any], y: Tensor | None, first: bool) -> None:
         kind: FisherKind = self.fisher if y is None else "empirical"
@@ -185,7 +233,7 @@ class NaturalGradient(LayerOptimizer):
                         if self.statistics == "mean":
                             observed = observed._replace(stats=of_batch_mean(observed.stats))
                         ok = self.curvature[name].add(observed, name not in fresh)
-                        self._lost = ~ok + (0 if self._lost is None else self._lost)
+                        self.window.lose(ok)
                         fresh.add(name)
 
     def warm_start(self, data: Any) -> None:
@@ -212,7 +260,8 @@ class NaturalGradient(LayerOptimizer):
             for c in self.curvature.values():
                 c.settle()
             self._refresh()
-        self.observed_at, self._fresh = self.steps, False
+        self.window.observed_at = self.steps
+        self.window.fresh = False
 
     # -- the step --------------------------------------------------------------------------------------------------
     def update(self, loss: Any) -> None:
@@ -221,12 +270,12 @@ class NaturalGradient(LayerOptimizer):
         if not grads:
             return
         ok = self.healthy(grads, loss)
-        check_observed(self, grads)
-        if self.statistics == "gradient" and self._open:
+        self._check_observed(grads)
+        if self.options.statistics == "gradient" and self.window.is_open:
             self._absorb_gradients(grads, ok)
-        if self._fresh and (self.steps <= self.refresh_every or self.steps % self.refresh_every == 0):
+        if self.window.fresh and self._refresh_is_due():
             self._refresh()
-        self._open = False
+        self.window.close()
         for c in self.curvature.values():
             c.close()
         moves: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]] = []
@@ -246,6 +295,24 @@ class NaturalGradient(LayerOptimizer):
                 power = power + group["lr"] ** 2 * sum(dots, torch.zeros_like(dots[0]) if dots else 0.0)
         self.apply(moves, ok, self._clip(power))
 
+    def _refresh_is_due(self) -> bool:
+        """Early on after every observation, later at multiples of the period."""
+        every = self.options.refresh_every
+        return self.steps <= every or self.steps % every == 0
+
+    def _check_observed(self, grads: dict[Tensor, Tensor]) -> None:
+        """Refuse to go on without statistics, or with statistics that nobody renews."""
+        self.window.check(type(self).__name__, self.steps, self.options.observe_every)
+        if self.options.statistics == "gradient":
+            return
+        for name, c in self.curvature.items():
+            used = any(p in grads for p in c.layer.parameters.values())
+            if c.moments is None and used:
+                raise ValueError(
+                    f"Layer {name!r} has a gradient but was never observed, expected it in an observed forward pass; "
+                    "leave it to the fallback with layers=[...]."
+                )
+
     def _clip(self, power: Any) -> Tensor | float:
         if self.kl_clip is None or not isinstance(power, Tensor):
             return 1.0
@@ -255,7 +322,7 @@ class NaturalGradient(LayerOptimizer):
         """The batch-mean gradient of this very step, times the number of examples it is the mean of."""
         for c in self.curvature.values():
             if any(p in grads for p in c.layer.parameters.values()):
-                W = kept(ok, packed(c.layer, grads)) * self._examples**0.5
+                W = kept(ok, packed(c.layer, grads)) * self.window.examples**0.5
                 stats = of_gradient(W, c.layer.groups, c.layer.kernel, c.layer.bias)
                 c.add(Observed(stats, ok), first=True)
 
@@ -266,9 +333,9 @@ class NaturalGradient(LayerOptimizer):
             return
         group_of = {name: group for group in self.method_groups for name in group["layers"]}
         zero = torch.zeros((), device=self.device)
-        extra = torch.stack([zero if x is None else x.to(zero.dtype) for x in (self._skipped, self._lost)])
+        extra = torch.stack([zero if x is None else x.to(zero.dtype) for x in (self._skipped, self.window.lost)])
         notes, (skipped, lost) = refresh(observed, [group_of[c.layer.name] for c in observed], extra)
-        self._fresh = False
+        self.window.fresh = False
         self._collect()
         self.tell(skipped, lost, notes)
 
@@ -286,17 +353,11 @@ class NaturalGradient(LayerOptimizer):
     # -- checkpoints --------------------------------------------------------------------------------------------------
     def own_state(self) -> dict[str, Any]:
         """Periods, pending windows, and every layer's moments, matrix and inverse."""
-        return {
-            "observed_at": self.observed_at, "fresh": self._fresh, "open": self._open, "examples": self._examples,
-            "lost": self._lost,
-            "layers": {name: c.state() for name, c in self.curvature.items()},
-        }  # fmt: skip
+        return {**self.window.state(), "layers": {name: c.state() for name, c in self.curvature.items()}}
 
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """The inverse of `own_state`."""
-        self.observed_at, self._fresh = saved["observed_at"], saved["fresh"]
-        self._open, self._examples = saved["open"], saved["examples"]
-        self._lost = None if saved["lost"] is None else saved["lost"].to(self.device, copy=True)
+        self.window = Window.of_state(saved, self.device)
         for name, c in self.curvature.items():
             c.load(saved["layers"][name], next(iter(c.layer.parameters.values())).device)
         self._collect()
@@ -308,7 +369,7 @@ class NaturalGradient(LayerOptimizer):
 
     def troubles(self) -> dict[str, int]:
         """Counters of what went wrong; reads them from the device."""
-        lost = 0 if self._lost is None else int(self._lost)
+        lost = 0 if self.window.lost is None else int(self.window.lost)
         return {**super().troubles(), "non-finite layer statistics dropped": lost}
 
     # -- what is used ----------------------------------------------------------------------------------------------
@@ -326,4 +387,24 @@ class NaturalGradient(LayerOptimizer):
             data: as in `fl.compare`.
             **options: further arguments of `fl.compare`.
         """
-        return compare_in_use(self, data, **options)
+        labels = [c.approximation.label for c in self.curvature.values()]
+        about = {
+            "optimizer": type(self).__name__,
+            "step": self.steps,
+            "statistics": self.options.statistics,
+            "labels": self.options.fisher,
+        }
+        label = " | ".join(dict.fromkeys(labels))
+        return compare_in_use(self.model, self.likelihood, data, label, self.matrices(), about, options)
+
+
+def _check_factors(statistics: Statistics, curvature: Mapping[str, LayerCurvature]) -> None:
+    """Refuse batch-mean statistics for an approximation that needs inputs and output gradients apart."""
+    if statistics == "per_example":
+        return
+    for c in curvature.values():
+        if c.approximation.needs_factors:
+            raise ValueError(
+                f"{c.approximation.label} needs layer inputs and output gradients apart, got "
+                f'statistics={statistics!r}, expected "per_example".'
+            )

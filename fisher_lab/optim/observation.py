@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from fisher_lab._ground.linalg import kept
 from fisher_lab._passes.capture import Use, recording
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood
+from fisher_lab.optim.finite import all_finite
 from fisher_lab.statistics import LayerStats
 
 
@@ -167,16 +168,6 @@ def _observed(
     if summed:  # the loss is N times its mean, and so is its Fisher
         g = g * math.sqrt(N)
     return Observed(LayerStats(kept(ok, a), g, layer.kernel, layer.bias), ok)
-
-
-def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Whether all tensors are finite, a 0-d tensor; one reduction each."""
-    found = list(tensors)
-    if found[0].device.type == "cpu":  # where norms are slow; a sum is finite if its terms are (short of overflow)
-        tops = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in found]
-    else:
-        tops = list(torch._foreach_norm(found, float("inf")))
-    return torch.stack([torch.isfinite(top) for top in tops]).all()
 
 
 def of_batch_mean(stats: LayerStats) -> LayerStats:

@@ -1,0 +1,70 @@
+"""What `print(optimizer)` says, from plain facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from fisher_lab.layers import Layer
+
+UNTOLD = ("params", "layers", "initial_lr")  # entries of a group that are no setting of the user's
+
+
+def describe_groups(
+    groups: Iterable[Mapping[str, Any]], layers: Mapping[str, Layer], methods: Mapping[str, str]
+) -> list[str]:
+    """Which layer is treated how: a line for every group and one for every layer of it.
+
+    Args:
+        groups: torch parameter groups with their layers.
+        layers: adapters by name.
+        methods: what is done to each layer, in words.
+    """
+    lines = []
+    for group in groups:
+        settings = [f"{key}={value}" for key, value in group.items() if key not in UNTOLD]
+        lines.append("group: " + ", ".join(settings))
+        for name in group["layers"]:
+            rows, columns = layers[name].shape
+            kind = type(layers[name].module).__name__
+            lines.append(f"  {name}: {kind} {rows} x {columns}, {methods[name]}")
+    return lines
+
+
+def describe_fallback(group: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """Which parameters are left to AdamW.
+
+    Args:
+        group: AdamW's parameter group.
+        model: whose parameters these are.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    fused = ", fused" if group.get("fused") else ""
+    lines = [f"fallback: AdamW, lr={group['lr']}{fused}"]
+    for p in group["params"]:
+        frozen = "" if p.requires_grad else " (frozen)"
+        lines.append(f"  {names[id(p)]}{frozen}")
+    return lines
+
+
+def describe_troubles(troubles: Mapping[str, int]) -> list[str]:
+    """What went wrong so far, if anything."""
+    return [f"{what}: {count}" for what, count in troubles.items() if count]
+
+
+def told(skipped: float, lost: float, notes: Sequence[str]) -> list[str]:
+    """The sentences of a warning.
+
+    Args:
+        skipped: updates skipped since the last warning.
+        lost: layer statistics dropped since the last warning.
+        notes: what else happened.
+    """
+    sentences = list(notes)
+    if skipped > 0:
+        sentences.append(f"{skipped:.0f} updates were skipped for non-finite losses, gradients or updates")
+    if lost > 0:
+        sentences.append(f"{lost:.0f} layer statistics were dropped as non-finite")
+    return sentences

@@ -1,0 +1,33 @@
+"""Whether numbers are finite, and what to do where they are not, without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether all tensors are finite, a 0-d tensor; one reduction each."""
+    found = list(tensors)
+    if found[0].device.type == "cpu":
+        # norms are slow there; a sum is finite if its terms are (short of overflow)
+        tops = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in found]
+    else:
+        tops = list(torch._foreach_norm(found, float("inf")))
+    return torch.stack([torch.isfinite(top) for top in tops]).all()
+
+
+def where_ok(ok: Tensor, value: float | Tensor, otherwise: float, dtype: torch.dtype) -> Tensor:
+    """One number or the other, as a 0-d tensor of the given precision.
+
+    Arithmetic, because torch.where would round numbers to float32.
+    """
+    return ok.to(dtype) * (value - otherwise) + otherwise
+
+
+def count_failure(so_far: Tensor | None, ok: Tensor) -> Tensor:
+    """The number of failures, one more where not ok; None stands for none so far."""
+    failed = (~ok).to(torch.int64)
+    return failed if so_far is None else so_far + failed

@@ -1,0 +1,99 @@
+"""The state machine of observing: which step was observed last, and whether the present one is.
+
+    closed --open--> open --open, the next micro-batch--> open --close, at the end of a step--> closed
+
+One observation is everything that is watched between two steps. `attach`ed hooks or a `with` block may drive it alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisher_lab.optim.finite import count_failure
+
+PATIENCE = 10  # observations that may be left out before a step is refused
+
+
+@dataclass
+class Window:
+    """What an optimizer knows about its observations as a whole; the layers' own part is their LayerState.
+
+    Attributes:
+        observed_at: step of the last observation; None before the first.
+        is_open: whether the present step has been observed; what else is seen before it belongs to the same
+            observation.
+        fresh: whether something was observed since the last refresh of the inverses.
+        examples: of the present observation, where the training gradient itself is the statistic.
+        lost: layer statistics dropped as non-finite, a 0-d tensor; None for none.
+    """
+
+    observed_at: int | None = None
+    is_open: bool = False
+    fresh: bool = False
+    examples: int = 0
+    lost: Tensor | None = None
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether the forward passes of a step are to be watched."""
+        if self.is_open or self.observed_at is None:
+            return True
+        return step - self.observed_at >= every
+
+    def open(self, step: int) -> None:
+        """Something of this step was absorbed."""
+        self.observed_at = step
+        self.is_open = True
+        self.fresh = True
+
+    def close(self) -> None:
+        """The step is made: what is watched from now on is another observation."""
+        self.is_open = False
+
+    def lose(self, ok: Tensor) -> None:
+        """Count the statistics of a layer as lost where not ok."""
+        self.lost = count_failure(self.lost, ok)
+
+    def check(self, optimizer: str, step: int, every: int) -> None:
+        """Refuse a step without statistics, or with statistics that nobody renews.
+
+        Args:
+            optimizer: its name.
+            step: the present step.
+            every: steps between observations.
+
+        Raises:
+            ValueError: if nothing was observed, or nothing for long.
+        """
+        if self.observed_at is None:
+            raise ValueError(
+                f"{optimizer} has observed nothing yet, expected the forward pass inside "
+                "`with opt.observing():`, or opt.warm_start(data) first."
+            )
+        age = step - self.observed_at
+        if age > (PATIENCE + 1) * every:
+            raise ValueError(
+                f"The last observation was {age} steps ago, expected one every {every}; put the forward pass inside "
+                "`with opt.observing():`."
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as plain containers."""
+        return {
+            "observed_at": self.observed_at,
+            "fresh": self.fresh,
+            "open": self.is_open,
+            "examples": self.examples,
+            "lost": self.lost,
+        }
+
+    @classmethod
+    def of_state(cls, saved: dict[str, Any], device: torch.device) -> Window:
+        """The inverse of `state`."""
+        lost = saved["lost"]
+        if lost is not None:
+            lost = lost.to(device, copy=True)
+        return cls(saved["observed_at"], saved["open"], saved["fresh"], saved["examples"], lost)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from fisher_lab.cli.options import ProblemOptions, assignments, literal
 from fisher_lab.results.tables import number
-from fisher_lab.training import train_command, tune_command
+from fisher_lab.training import optimizer_names, train_command, tune_command
+
+NAMES = ", ".join(optimizer_names())
+OptimizerName = Annotated[str, tyro.conf.arg(help=f"{NAMES}, or one that the file of --problem defines.")]
 
 
 def train(
-    optimizer: str = "KFAC",
+    optimizer: OptimizerName = "KFAC",
     problem: ProblemOptions = ProblemOptions(problem="mnist_autoencoder"),
     lr: float = 0.1,
     damping: float | None = None,
@@ -25,7 +31,7 @@ def train(
     """Train a problem from its start with a method of fisher_lab.optim, or with SGD or Adam.
 
     Args:
-        optimizer: TNT, KFAC, EKFAC, TKFAC, TEKFAC, MBF, TENGraD, Shampoo, KBFGS, SGD or Adam.
+        optimizer: its name.
         problem: the problem.
         lr: learning rate.
         damping: lambda on the scale of the Fisher; the optimizer's default if not given.
@@ -51,7 +57,7 @@ def train(
 
 
 def tune(
-    optimizer: str = "KFAC",
+    optimizer: OptimizerName = "KFAC",
     problem: ProblemOptions = ProblemOptions(problem="mnist_autoencoder"),
     lrs: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0),
     dampings: tuple[float, ...] = (0.1, 1.0, 10.0),
@@ -66,7 +72,7 @@ def tune(
     With an output file, trials that it holds already are not run again.
 
     Args:
-        optimizer: as `fisher-lab train --optimizer`.
+        optimizer: its name.
         problem: the problem.
         lrs: learning rates.
         dampings: dampings; an optimizer without damping gets as many more learning rates instead.

@@ -53,7 +53,7 @@ class NaturalGradient(LayerOptimizer, register=False):
     Args:
         model: the model that is trained; the forward passes observed are its own.
         likelihood: a Likelihood or a torch loss module: the loss that is minimised.
-        approximation: for instance `fl.KFAC()`.
+        approximation: for instance `fl.KFAC()`; or a `ByLayer`, which chooses one for each layer.
         lr: learning rate.
         damping: lambda, on the scale of F; with a larger learning rate it must be larger too.
         damping_style: "exact" (F + lambda I) or "factored" (Kronecker products: lambda^(1/k) on each of k balanced

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import os
@@ -17,14 +18,13 @@ from fisher_lab import optim, problems
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.training.fitting import Record, fit, record_errors
 
-METHODS = ("TNT", "KFAC", "EKFAC", "TKFAC", "TEKFAC", "MBF", "TENGraD", "Shampoo", "KBFGS")
 BASELINES = ("SGD", "Adam")  # torch's, SGD with momentum 0.9
 TUNED_EPOCHS = 10
 
 
 def optimizer_names() -> list[str]:
-    """Everything that `make_optimizer` knows."""
-    return [*METHODS, *BASELINES]
+    """Everything that `make_optimizer` knows: the library's optimizers, those that a user defined, and torch's."""
+    return [*optim.registry(), *BASELINES]
 
 
 def make_optimizer(
@@ -56,13 +56,22 @@ def make_optimizer(
         if name == "SGD":
             return torch.optim.SGD(model.parameters(), lr=lr, **{"momentum": 0.9, **options})
         return torch.optim.Adam(model.parameters(), lr=lr, **options)
-    if name not in METHODS:
+    known = optim.registry()
+    if name not in known:
         raise ValueError(f"Got optimizer {name!r}, expected one of {', '.join(optimizer_names())}.")
     if damping is not None:
         options["damping"] = damping
-    if name != "KBFGS":
+    if _takes_seed(known[name]):
         options["seed"] = seed
-    return getattr(optim, name)(model, likelihood, lr, **options)
+    build: Any = known[name]
+    return build(model, likelihood, lr, **options)
+
+
+def _takes_seed(optimizer: type) -> bool:
+    """Whether an optimizer has random numbers of its own (K-BFGS draws nothing)."""
+    parameters = inspect.signature(optimizer).parameters
+    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return any_name or "seed" in parameters
 
 
 def start(problem: str | problems.Problem, **settings: Any) -> problems.Problem:

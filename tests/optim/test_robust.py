@@ -46,12 +46,12 @@ def test_a_non_finite_gradient_changes_nothing_at_all(order, options):
             opt.zero_grad()
             LIKELIHOOD.loss(model(x), y).backward()
             list(model.parameters())[index].grad.view(-1)[0] = poison
-            opt.observed_at = opt.steps
+            opt.window.observed_at = opt.steps
             opt.step()
             assert all(torch.equal(a, b) for a, b in zip(before, snapshot(model, opt), strict=True))
     assert opt.troubles()["updates skipped as non-finite"] == 2 * 6
     assert "updates skipped as non-finite: 12" in repr(opt)
-    opt.observed_at = None
+    opt.window.observed_at = None
     with pytest.warns(RuntimeWarning, match="12 updates were skipped"):
         train(opt, model, LIKELIHOOD, x, y, 2)
     assert not torch.equal(snapshot(model, opt)[0], before[0])

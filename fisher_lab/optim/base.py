@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -14,19 +14,18 @@ from torch import Tensor, nn
 from fisher_lab._ground.linalg import kept
 from fisher_lab._ground.memory import budget_bytes
 from fisher_lab._passes.batches import Batches
-from fisher_lab.optim.applying import make_fallback, step_fallback
 from fisher_lab.optim.describing import (
     describe_fallback,
     describe_groups,
     describe_troubles,
     told,
 )
+from fisher_lab.optim.fallback import make_fallback, step_fallback
 from fisher_lab.optim.finite import all_finite, count_failure, where_ok
 from fisher_lab.optim.groups import choose_layers, make_groups
 from fisher_lab.optim.observation import statistics_dtype
 from fisher_lab.optim.options import Option, Options, Settings
-
-Move = tuple[dict[str, Any], list[Tensor], list[Tensor]]  # group, parameters, directions
+from fisher_lab.optim.vectors import Share
 
 
 class LayerOptimizer(torch.optim.Optimizer):
@@ -173,20 +172,22 @@ class LayerOptimizer(torch.optim.Optimizer):
     def update(self, loss: Any) -> None:
         """Change the parameters."""
 
-    def gradients(self) -> dict[Tensor, Tensor]:
-        """Gradients of the layers' parameters in working precision, unscaled."""
-        scale = getattr(self, "grad_scale", None)
-        grads = {}
-        for group in self.method_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    grad = p.grad.to_dense().to(self.working_dtype(p))
-                    grads[p] = grad if scale is None else grad / scale
-        return grads
+    def gather(self, names: Container[str] | None = None) -> list[Share]:
+        """The gradients of every group, in working precision and unscaled.
 
-    def healthy(self, grads: dict[Tensor, Tensor], loss: Any) -> Tensor:
+        Args:
+            names: layers that take part; None for all.
+        """
+        scale = getattr(self, "grad_scale", None)
+        shares = []
+        for group in self.method_groups:
+            layers = [self.layers[name] for name in group["layers"] if names is None or name in names]
+            shares.append(Share.gather(group, layers, self.working_dtype, scale))
+        return shares
+
+    def healthy(self, shares: Sequence[Share], loss: Any) -> Tensor:
         """Whether loss and all gradients are finite, a 0-d tensor."""
-        found = list(grads.values())
+        found = [gradient for share in shares for gradient in share.vectors]
         if self.fallback is not None:
             found += [p.grad for p in self.fallback.param_groups[0]["params"] if p.grad is not None]
         ok = all_finite(found)
@@ -198,20 +199,26 @@ class LayerOptimizer(torch.optim.Optimizer):
         return ok
 
     @staticmethod
-    def decayed(group: dict[str, Any], params: list[Tensor], grads: list[Tensor], ok: Tensor) -> list[Tensor]:
-        """Gradients with coupled weight decay; zero where not ok."""
-        decay = group["weight_decay"]
-        if decay and params and not group["decoupled"]:
-            grads = list(torch._foreach_add(grads, params, alpha=decay))
-        return [kept(ok, g) for g in grads]
+    def add_decay(share: Share, ok: Tensor) -> None:
+        """Coupled weight decay joins the gradients; they are zero where not ok."""
+        decay = share.group["weight_decay"]
+        if decay and share.params and not share.group["decoupled"]:
+            share.vectors = list(torch._foreach_add(share.vectors, share.params, alpha=decay))
+        share.vectors = [kept(ok, g) for g in share.vectors]
 
-    def momentum(self, group: dict[str, Any], params: list[Tensor], new: list[Tensor], ok: Tensor) -> list[Tensor]:
-        """m <- momentum m + new, in place; m stays as it is where not ok (then `new` is zero)."""
-        rate = group["momentum"]
-        if not rate or not params:
+    def momentum(self, share: Share, new: list[Tensor], ok: Tensor) -> list[Tensor]:
+        """m <- momentum m + new, in place; m stays as it is where not ok (then `new` is zero).
+
+        Args:
+            share: whose parameters these are.
+            new: one vector for each.
+            ok: whether the step is made.
+        """
+        rate = share.group["momentum"]
+        if not rate or not share.params:
             return new
         buffers = []
-        for p, x in zip(params, new, strict=True):
+        for p, x in zip(share.params, new, strict=True):
             state = self.state[p]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(x)
@@ -220,31 +227,38 @@ class LayerOptimizer(torch.optim.Optimizer):
         torch._foreach_add_(buffers, new)
         return buffers
 
-    def apply(self, moves: list[Move], ok: Tensor, clip: float | Tensor) -> None:
+    def apply(self, shares: Sequence[Share], ok: Tensor, clip: float | Tensor) -> None:
         """W <- W - lr clip p in all groups, and the fallback; nothing where not ok or a direction is not finite."""
-        directions = [d for _, _, found in moves for d in found]
+        directions = [d for share in shares for d in share.directions]
         if directions:
             ok = ok & all_finite(directions)
-        for group, params, found in moves:
-            if not params:
-                continue
-            rate, dtype = -group["lr"], found[0].dtype
-            found = [kept(ok, d) for d in found]
-            if group["momentum_order"] == "after" and group["momentum"]:
-                if isinstance(clip, Tensor):
-                    torch._foreach_mul_(found, clip)
-                buffers = self.momentum(group, params, found, ok)
-                found = list(torch._foreach_mul(buffers, where_ok(ok, rate, 0.0, dtype)))
-                rate = 1.0
-            elif isinstance(rate * clip, Tensor):
-                torch._foreach_mul_(found, rate * clip)
-                rate = 1.0
-            if group["weight_decay"] and group["decoupled"]:
-                torch._foreach_mul_(params, where_ok(ok, 1 - group["lr"] * group["weight_decay"], 1.0, dtype))
-            torch._foreach_add_(params, found, alpha=rate)
+        for share in shares:
+            if share.params:
+                self._move(share, ok, clip)
         if self.fallback is not None:
             step_fallback(self.fallback, ok, getattr(self, "grad_scale", None))
         self._skipped = count_failure(self._skipped, ok)
+
+    def _move(self, share: Share, ok: Tensor, clip: float | Tensor) -> None:
+        """The part of `apply` of one group; the directions are used up."""
+        group = share.group
+        rate = -group["lr"]
+        found = [kept(ok, d) for d in share.directions]
+        dtype = found[0].dtype
+        if group["momentum_order"] == "after" and group["momentum"]:
+            if isinstance(clip, Tensor):
+                torch._foreach_mul_(found, clip)
+            buffers = self.momentum(share, found, ok)
+            # the buffers hold earlier directions too: where not ok they must not move anything
+            found = list(torch._foreach_mul(buffers, where_ok(ok, rate, 0.0, dtype)))
+            rate = 1.0
+        elif isinstance(rate * clip, Tensor):
+            torch._foreach_mul_(found, rate * clip)
+            rate = 1.0
+        if group["weight_decay"] and group["decoupled"]:
+            shrink = 1 - group["lr"] * group["weight_decay"]
+            torch._foreach_mul_(share.params, where_ok(ok, shrink, 1.0, dtype))
+        torch._foreach_add_(share.params, found, alpha=rate)
 
     # -- what is told ----------------------------------------------------------------------------------------------
     def tell(self, skipped: float, lost: float, notes: list[str]) -> None:

@@ -20,8 +20,7 @@ from fisher_lab._ground.linalg import kept, spd_inverse, symmetrize
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import Kronecker
-from fisher_lab.optim.applying import packed
-from fisher_lab.optim.base import LayerOptimizer, Move
+from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.finite import all_finite, where_ok
 from fisher_lab.optim.options import Options, Settings
 from fisher_lab.optim.saving import decode
@@ -212,21 +211,17 @@ class KBFGS(LayerOptimizer):
 
     def update(self, loss: Any) -> None:
         """W <- W - lr H_g m H_a."""
-        grads = self.gradients()
-        ok = self.healthy(grads, loss)
-        moves: list[Move] = []
-        for group in self.method_groups:
-            names = [name for name in group["layers"] if name in self.factors]
-            params: list[Tensor] = [p for name in names for p in self.layers[name].parameters.values() if p in grads]
-            vectors = self.momentum(group, params, self.decayed(group, params, [grads[p] for p in params], ok), ok)
-            by_parameter = dict(zip(params, vectors, strict=True))
-            directions: dict[Tensor, Tensor] = {}
-            for name in names:
-                layer, factors = self.layers[name], self.factors[name]
-                D = factors["H_g"] @ packed(layer, by_parameter) @ factors["H_a"]
-                directions |= {layer.parameters[key]: tensor for key, tensor in layer.unpack(D).items()}
-            moves.append((group, params, [directions[p] for p in params]))
-        self.apply(moves, ok, 1.0)
+        shares = self.gather(self.factors)
+        ok = self.healthy(shares, loss)
+        for share in shares:
+            self.add_decay(share, ok)
+            share.vectors = self.momentum(share, share.vectors, ok)
+            share.directions = list(share.vectors)
+            for index, layer in enumerate(share.layers):
+                factors = self.factors[layer.name]
+                D = factors["H_g"] @ share.packed(index) @ factors["H_a"]
+                share.set_direction(index, D)
+        self.apply(shares, ok, 1.0)
 
     def _learn(self, name: str, a: Tensor, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> None:
         """Both quasi-Newton updates of a layer, in place; nothing where something is not finite."""

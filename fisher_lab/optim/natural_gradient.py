@@ -17,7 +17,6 @@ from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.optim.applying import packed, precondition
 from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.comparing import compare_in_use
 from fisher_lab.optim.curvature import LayerCurvature, buckets, refresh
@@ -40,6 +39,7 @@ from fisher_lab.optim.options import (
     Statistics,
 )
 from fisher_lab.optim.stacking import stacked
+from fisher_lab.optim.vectors import Bucket, Share, precondition
 from fisher_lab.optim.window import Window
 from fisher_lab.results.comparison import Comparison
 
@@ -141,7 +141,7 @@ class NaturalGradient(LayerOptimizer, register=False):
         self.curvature = self._curvature(groups or ())
         _check_factors(statistics, self.curvature)
         self._enter = torch.compiler.disable(type(self)._observe)  # see LayerOptimizer
-        self._buckets: dict[int, list[tuple[list[Layer], FisherMatrix]]] = {}
+        self._buckets: list[list[Bucket]] = [[] for _ in self.method_groups]  # of every group
         self.window = Window()
 
     def _curvature(self, groups: Sequence[dict[str, Any]]) -> dict[str, LayerCurvature]:
@@ -266,65 +266,66 @@ class NaturalGradient(LayerOptimizer, register=False):
     # -- the step --------------------------------------------------------------------------------------------------
     def update(self, loss: Any) -> None:
         """One step from the gradients in `p.grad`."""
-        grads = self.gradients()
-        if not grads:
+        shares = self.gather()
+        if not any(share.params for share in shares):
             return
-        ok = self.healthy(grads, loss)
-        self._check_observed(grads)
+        ok = self.healthy(shares, loss)
+        self._check_observed(shares)
         if self.options.statistics == "gradient" and self.window.is_open:
-            self._absorb_gradients(grads, ok)
+            self._absorb_gradients(shares, ok)
         if self.window.fresh and self._refresh_is_due():
             self._refresh()
         self.window.close()
         for c in self.curvature.values():
             c.close()
-        moves: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]] = []
-        power: float | Tensor = 0.0
-        for index, group in enumerate(self.method_groups):
-            params = [p for p in group["params"] if p in grads]
-            vectors = self.decayed(group, params, [grads[p] for p in params], ok)
-            if group["momentum_order"] == "before":
-                vectors = self.momentum(group, params, vectors, ok)
-            by_parameter = dict(zip(params, vectors, strict=True))
-            directions = precondition(self._buckets.get(index, []), by_parameter)
-            # a layer without finite statistics so far stays where it is
-            moving = [directions[p] if p in directions else torch.zeros_like(by_parameter[p]) for p in params]
-            moves.append((group, params, moving))
-            if self.kl_clip is not None:
-                dots = [(d * v).sum() for d, v in zip(moving, vectors, strict=True)]
-                power = power + group["lr"] ** 2 * sum(dots, torch.zeros_like(dots[0]) if dots else 0.0)
-        self.apply(moves, ok, self._clip(power))
+        for share, prepared in zip(shares, self._buckets, strict=True):
+            self.add_decay(share, ok)
+            if share.group["momentum_order"] == "before":
+                share.vectors = self.momentum(share, share.vectors, ok)
+            precondition(share, prepared)
+        self.apply(shares, ok, self._clip(shares))
 
     def _refresh_is_due(self) -> bool:
         """Early on after every observation, later at multiples of the period."""
         every = self.options.refresh_every
         return self.steps <= every or self.steps % every == 0
 
-    def _check_observed(self, grads: dict[Tensor, Tensor]) -> None:
+    def _check_observed(self, shares: Sequence[Share]) -> None:
         """Refuse to go on without statistics, or with statistics that nobody renews."""
         self.window.check(type(self).__name__, self.steps, self.options.observe_every)
         if self.options.statistics == "gradient":
             return
-        for name, c in self.curvature.items():
-            used = any(p in grads for p in c.layer.parameters.values())
-            if c.moments is None and used:
-                raise ValueError(
-                    f"Layer {name!r} has a gradient but was never observed, expected it in an observed forward pass; "
-                    "leave it to the fallback with layers=[...]."
-                )
+        for share in shares:
+            for layer, place in zip(share.layers, share.places, strict=True):
+                if place and self.curvature[layer.name].moments is None:
+                    raise ValueError(
+                        f"Layer {layer.name!r} has a gradient but was never observed, expected it in an observed "
+                        "forward pass; leave it to the fallback with layers=[...]."
+                    )
 
-    def _clip(self, power: Any) -> Tensor | float:
-        if self.kl_clip is None or not isinstance(power, Tensor):
+    def _clip(self, shares: Sequence[Share]) -> Tensor | float:
+        """nu, by which the step is shortened so that lr^2 <p, m> is at most `kl_clip`."""
+        if self.options.kl_clip is None:
             return 1.0
-        return (self.kl_clip / power.abs().clamp(min=torch.finfo(power.dtype).tiny)).sqrt().clamp(max=1.0)
+        power: float | Tensor = 0.0
+        for share in shares:
+            inner = share.inner()
+            if inner is not None:
+                power = power + share.group["lr"] ** 2 * inner
+        if not isinstance(power, Tensor):
+            return 1.0
+        # a zero step is not divided by
+        power = power.abs().clamp(min=torch.finfo(power.dtype).tiny)
+        return (self.options.kl_clip / power).sqrt().clamp(max=1.0)
 
-    def _absorb_gradients(self, grads: dict[Tensor, Tensor], ok: Tensor) -> None:
+    def _absorb_gradients(self, shares: Sequence[Share], ok: Tensor) -> None:
         """The batch-mean gradient of this very step, times the number of examples it is the mean of."""
-        for c in self.curvature.values():
-            if any(p in grads for p in c.layer.parameters.values()):
-                W = kept(ok, packed(c.layer, grads)) * self.window.examples**0.5
-                stats = of_gradient(W, c.layer.groups, c.layer.kernel, c.layer.bias)
-                c.add(Observed(stats, ok), first=True)
+        for share in shares:
+            for index, layer in enumerate(share.layers):
+                if share.places[index]:
+                    W = kept(ok, share.packed(index)) * self.window.examples**0.5
+                    stats = of_gradient(W, layer.groups, layer.kernel, layer.bias)
+                    self.curvature[layer.name].add(Observed(stats, ok), first=True)
 
     def _refresh(self) -> None:
         """Matrices and inverses from the moments; then counters are read and troubles told, in one host read."""
@@ -341,14 +342,21 @@ class NaturalGradient(LayerOptimizer, register=False):
 
     def _collect(self) -> None:
         """Buckets of layers of equal structure, whose inverses are applied in one product."""
-        self._buckets = {}
-        for index, group in enumerate(self.method_groups):
-            members = [self.curvature[name] for name in group["layers"] if self.curvature[name].inverse is not None]
-            inverses = [c.inverse for c in members if c.inverse is not None]
-            self._buckets[index] = [
-                ([members[i].layer for i in found], stacked([inverses[i] for i in found]))
-                for found in buckets(members, inverses, [group] * len(members))
-            ]
+        self._buckets = []
+        for group in self.method_groups:
+            prepared = []
+            inverses = []
+            for index, name in enumerate(group["layers"]):
+                inverse = self.curvature[name].inverse
+                if inverse is not None:
+                    prepared.append(index)
+                    inverses.append(inverse)
+            curvatures = [self.curvature[group["layers"][index]] for index in prepared]
+            found = []
+            for alike in buckets(curvatures, inverses, [group] * len(prepared)):
+                joined = stacked([inverses[i] for i in alike])
+                found.append(Bucket([prepared[i] for i in alike], joined))
+            self._buckets.append(found)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
     def own_state(self) -> dict[str, Any]:

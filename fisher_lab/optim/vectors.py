@@ -1,0 +1,145 @@
+"""The way of a gradient through a step: one list of vectors for each group, from `p.grad` to the update.
+
+    gradients --weight decay, momentum--> vectors --packed, times the inverse, unpacked--> directions --> parameters
+
+Where a layer's part of the lists stands is known by its place, so that nothing is looked up by parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fisher_lab.layers import Layer
+from fisher_lab.matrices import FisherMatrix
+
+
+class Bucket(NamedTuple):
+    """Layers of a group whose inverses are of equal structure, and these inverses as one matrix.
+
+    Attributes:
+        members: positions of the layers in their group.
+        inverse: over the rows of all members.
+    """
+
+    members: list[int]
+    inverse: FisherMatrix
+
+
+@dataclass
+class Share:
+    """One group's share of a step.
+
+    Attributes:
+        group: the group's settings.
+        layers: its layers, in order.
+        places: for every layer, where in the lists its parameters stand, by their names in the layer; empty for a
+            layer without a gradient in this step.
+        params: the parameters with a gradient, layer by layer.
+        vectors: one for each: its gradient, then what weight decay and momentum make of it.
+        directions: one for each: what is subtracted from it, times the learning rate.
+    """
+
+    group: dict[str, Any]
+    layers: list[Layer]
+    places: list[dict[str, int]] = field(default_factory=list)
+    params: list[Tensor] = field(default_factory=list)
+    vectors: list[Tensor] = field(default_factory=list)
+    directions: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def gather(
+        cls,
+        group: dict[str, Any],
+        layers: list[Layer],
+        dtype_of: Callable[[Tensor], torch.dtype],
+        scale: Tensor | None,
+    ) -> Share:
+        """The gradients of a group's layers.
+
+        Args:
+            group: the group.
+            layers: those of its layers that take part.
+            dtype_of: working precision of a parameter.
+            scale: by which a GradScaler multiplied the gradients; None if they are unscaled.
+        """
+        share = cls(group, layers)
+        for layer in layers:
+            place = {}
+            for key, p in layer.parameters.items():
+                if p.grad is None:
+                    continue
+                gradient = p.grad.to_dense().to(dtype_of(p))
+                if scale is not None:
+                    gradient = gradient / scale
+                place[key] = len(share.params)
+                share.params.append(p)
+                share.vectors.append(gradient)
+            share.places.append(place)
+        return share
+
+    def packed(self, index: int) -> Tensor:
+        """The vectors of a layer as one W `[Q * d_out, d_in]`; parameters without a gradient count as zero.
+
+        Args:
+            index: position of a layer that has a gradient.
+        """
+        layer, place = self.layers[index], self.places[index]
+        first = self.vectors[min(place.values())]
+        tensors = {}
+        for key, p in layer.parameters.items():
+            if key in place:
+                tensors[key] = self.vectors[place[key]]
+            else:
+                tensors[key] = torch.zeros_like(p, dtype=first.dtype)
+        return layer.pack(tensors)
+
+    def set_direction(self, index: int, D: Tensor) -> None:
+        """Hand a layer's direction D `[Q * d_out, d_in]` to its parameters."""
+        place = self.places[index]
+        for key, tensor in self.layers[index].unpack(D).items():
+            if key in place:
+                self.directions[place[key]] = tensor
+
+    def inner(self) -> Tensor | None:
+        """<directions, vectors>, a 0-d tensor; None for a group without gradients."""
+        total = None
+        for d, v in zip(self.directions, self.vectors, strict=True):
+            dot = (d * v).sum()
+            total = dot if total is None else total + dot
+        return total
+
+
+def precondition(share: Share, buckets: Sequence[Bucket]) -> None:
+    """The directions of a group: the prepared inverses times its vectors, equal layers in one product."""
+    share.directions = list(share.vectors)  # each of them is replaced
+    treated: set[int] = set()
+    for bucket in buckets:
+        treated.update(bucket.members)
+        _multiply(share, bucket)
+    for index, place in enumerate(share.places):
+        if index not in treated:
+            # a layer without finite statistics so far stays where it is
+            for position in place.values():
+                share.directions[position] = torch.zeros_like(share.vectors[position])
+
+
+def _multiply(share: Share, bucket: Bucket) -> None:
+    """The directions of the layers of one bucket."""
+    used = [index for index in bucket.members if share.places[index]]
+    if not used:
+        return
+    Ws = {index: share.packed(index) for index in used}
+    if len(bucket.members) == 1:
+        share.set_direction(used[0], bucket.inverse @ Ws[used[0]])
+        return
+    # a layer without a gradient keeps its place in the joined matrix
+    zero = torch.zeros_like(Ws[used[0]])
+    joined = torch.cat([Ws.get(index, zero) for index in bucket.members])
+    pieces = (bucket.inverse @ joined).chunk(len(bucket.members))
+    for index, D in zip(bucket.members, pieces, strict=True):
+        share.set_direction(index, D)

@@ -6,11 +6,12 @@ loss in the pre-activations by BFGS with the change of their batch means over th
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,16 @@ from fisher_lab.matrices import Kronecker
 from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.finite import all_finite, where_ok
 from fisher_lab.optim.options import Options, Settings
-from fisher_lab.optim.saving import decode
 
 MU1 = 0.2  # Powell's constant [official code]
 GUARD = 1e-4  # an update with s'y <= GUARD |s|^2 |g| is left out [official code]
+
+
+class Means(NamedTuple):
+    """Of one layer over the examples of a pass: pre-activations h `[d_out]` and the loss's gradient in them, g."""
+
+    h: Tensor
+    g: Tensor
 
 
 class Pass:
@@ -44,13 +51,94 @@ class Pass:
         self.h = total if self.h is None else self.h + total
         self.N += len(h)
 
+    def arrive(self, g: Tensor) -> None:
+        """Add the sum over examples of a gradient `[d_out]` (of a mean loss it is the mean)."""
+        self.g = g if self.g is None else self.g + g
+
     def inputs(self) -> Tensor:
         """Those of all forward passes `[N, d_in]`."""
         return self.a[0] if len(self.a) == 1 else torch.cat(self.a)
 
-    def means(self) -> tuple[Tensor, Tensor] | None:
-        """Of pre-activations and of their gradients, `[d_out]` each; None if nothing was differentiated."""
-        return None if self.h is None or self.g is None else (self.h / self.N, self.g)
+    def means(self, scale: Tensor | None) -> Means | None:
+        """The means; None if nothing was differentiated.
+
+        Args:
+            scale: by which a GradScaler multiplied the loss; None for an unscaled one.
+        """
+        if self.h is None or self.g is None:
+            return None
+        g = self.g
+        if scale is not None:
+            g = g / scale
+        return Means(self.h / self.N, g)
+
+
+@dataclass
+class Factors:
+    """What K-BFGS keeps of a layer, which is what a checkpoint holds of it; steps change it in place.
+
+    Attributes:
+        A: moving average of the inputs' second moment `[d_in, d_in]`.
+        H_a: approximate inverse of A + sqrt(lambda) I.
+        H_g: approximate inverse Hessian of the loss in the pre-activations `[d_out, d_out]`.
+        s: moving average of the change of the mean pre-activations in a step `[d_out]`.
+        y: the same of their gradients.
+    """
+
+    A: Tensor
+    H_a: Tensor
+    H_g: Tensor
+    s: Tensor
+    y: Tensor
+
+    @classmethod
+    def start(cls, A: Tensor, rows: int, root: float) -> Factors:
+        """H_a as the damped inverse, H_g as the identity.
+
+        Args:
+            A: second moment of the inputs `[d_in, d_in]`.
+            rows: d_out.
+            root: sqrt(lambda).
+        """
+        A = torch.where(torch.isfinite(A).all(), A, 0.0)
+        eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
+        H_a = spd_inverse(symmetrize(A) + root * eye)
+        H_g = torch.eye(rows, dtype=A.dtype, device=A.device)
+        return cls(A, H_a, H_g, s=A.new_zeros(rows), y=A.new_zeros(rows))
+
+    def learn(self, a: Tensor, before: Means, after: Means, decay: float, root: float) -> None:
+        """Both quasi-Newton updates, in place; nothing where something is not finite.
+
+        Args:
+            a: inputs at the old weights `[N, d_in]`.
+            before: means at the old weights.
+            after: means at the new weights.
+            decay: of the averages.
+            root: sqrt(lambda).
+        """
+        rest = 1 - decay
+        # a^T a is finite if the sum of squares is
+        ok = all_finite([a.flatten() @ a.flatten(), *before, *after])
+        a = kept(ok, a)
+        self.A.mul_(where_ok(ok, decay, 1.0, a.dtype)).addmm_(a.T, a, alpha=rest / len(a))
+        self.s = torch.where(ok, decay * self.s + rest * (after.h - before.h), self.s)
+        self.y = torch.where(ok, decay * self.y + rest * (after.g - before.g), self.y)
+        # the inverse of A + sqrt(lambda) I: a step along the mean input, whose product with it is known
+        s = self.H_a @ a.mean(0)
+        y = self.A @ s + root * s
+        bfgs_(self.H_a, s, y, ok)
+        # the inverse Hessian in the pre-activations
+        s, y = double_damping(self.H_g, self.s, self.y, MU1, root)
+        guard = GUARD * s.square().sum() * before.g.norm()
+        bfgs_(self.H_g, s, y, ok, guard)
+
+    def inverse(self) -> Kronecker:
+        """H_g (x) H_a, copied."""
+        return Kronecker((self.H_g[None].clone(), self.H_a[None].clone()))
+
+    def state(self) -> dict[str, Tensor]:
+        """All factors, copied."""
+        return {field.name: getattr(self, field.name).clone() for field in dataclasses.fields(self)}
 
 
 @dataclass(frozen=True)
@@ -114,7 +202,7 @@ class KBFGS(LayerOptimizer):
             lr=lr, damping=damping, momentum=momentum, weight_decay=weight_decay, decoupled=decoupled
         )
         super().__init__(model, options, settings, layers, groups)
-        self.factors: dict[str, dict[str, Tensor]] = {}
+        self.factors: dict[str, Factors] = {}
 
     def observing(self, y: Tensor | None = None) -> AbstractContextManager[None]:  # noqa: ARG002
         """Nothing: the closure's own passes are watched."""
@@ -122,6 +210,11 @@ class KBFGS(LayerOptimizer):
 
     @contextmanager
     def _watching(self, inputs: bool = True) -> Iterator[dict[str, Pass]]:
+        """Record what every layer sees while the `with` lasts.
+
+        Args:
+            inputs: whether to keep the layers' inputs.
+        """
         passes = {name: Pass() for name in self.layers}
         handles: list[Any] = []
 
@@ -129,8 +222,8 @@ class KBFGS(LayerOptimizer):
             dtype = self.working_dtype(next(iter(layer.parameters.values())))
 
             def arrived(g: Tensor) -> None:
-                total = layer.unroll_gradient(g[None])[0].flatten(1).sum(0).to(dtype)
-                seen.g = total if seen.g is None else seen.g + total
+                per_example = layer.unroll_gradient(g[None])[0].flatten(1)
+                seen.arrive(per_example.sum(0).to(dtype))
 
             def hook(module: nn.Module, x: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
                 positions = math.prod(output.shape[1:-1])
@@ -147,7 +240,8 @@ class KBFGS(LayerOptimizer):
 
             return hook
 
-        handles += [layer.module.register_forward_hook(hook_for(layer, passes[n])) for n, layer in self.layers.items()]
+        for name, layer in self.layers.items():
+            handles.append(layer.module.register_forward_hook(hook_for(layer, passes[name])))
         try:
             yield passes
         finally:
@@ -156,34 +250,25 @@ class KBFGS(LayerOptimizer):
 
     def warm_start(self, data: Any) -> None:
         """The mean of A over the data, and H_a as its damped inverse."""
-        sums: dict[str, tuple[Tensor | float, int]] = dict.fromkeys(self.layers, (0.0, 0))
+        totals: dict[str, Tensor] = {}
+        examples = dict.fromkeys(self.layers, 0)
         for x, _ in self.batches(data):
             with torch.no_grad(), self._watching() as passes:
                 self.model(x)
             for name, seen in passes.items():
                 if seen.a:
                     a = seen.inputs()
-                    total, N = sums[name]
-                    sums[name] = (total + a.T @ a, N + len(a))
-        for name, (total, N) in sums.items():
-            if isinstance(total, Tensor):
-                self.factors[name] = self._start(name, total / N)
+                    A = a.T @ a
+                    totals[name] = totals[name] + A if name in totals else A
+                    examples[name] += len(a)
+        for name, total in totals.items():
+            self._start(name, total / examples[name])
 
-    def _start(self, name: str, A: Tensor) -> dict[str, Tensor]:
-        A = torch.where(torch.isfinite(A).all(), A, 0.0)
-        rows = self.layers[name].shape[0]
-        eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
-        zero = A.new_zeros(rows)
-        H_a = spd_inverse(symmetrize(A) + self._root(name) * eye)
-        return {
-            "A": A,
-            "H_a": H_a,
-            "H_g": torch.eye(rows, dtype=A.dtype, device=A.device),
-            "s": zero,
-            "y": zero.clone(),
-        }
+    def _start(self, name: str, A: Tensor) -> None:
+        self.factors[name] = Factors.start(A, self.layers[name].shape[0], self._root(name))
 
     def _root(self, name: str) -> float:
+        """sqrt(lambda) of a layer."""
         group = next(group for group in self.method_groups if name in group["layers"])
         return float(group["damping"] ** 0.5)
 
@@ -191,23 +276,30 @@ class KBFGS(LayerOptimizer):
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:
             raise ValueError("KBFGS got no closure, expected one: it needs a second pass; write opt.step(closure).")
+        # the gradients that arrive are those of the scaled loss in both passes
+        scale = getattr(self, "grad_scale", None)
         with torch.enable_grad(), self._watching() as before:
             loss = closure()
         with torch.no_grad(), self.plain_precision(self.device):
-            found = {name: (seen.inputs(), means) for name, seen in before.items() if (means := seen.means())}
-            for name, (a, _) in found.items():
-                if name not in self.factors:
-                    self.factors[name] = self._start(name, a.T @ a / len(a))
+            self._start_new(before)
             self.update(loss)
         with torch.enable_grad(), self._watching(inputs=False) as after:
             closure()
         with torch.no_grad(), self.plain_precision(self.device):
-            for name, (a, means) in found.items():
-                second = after[name].means()
-                if second is not None:
-                    self._learn(name, a, means, second)
+            for name, seen in before.items():
+                first = seen.means(scale)
+                second = after[name].means(scale)
+                if first is not None and second is not None:
+                    self.factors[name].learn(seen.inputs(), first, second, self.options.decay, self._root(name))
         self.steps += 1
         return loss
+
+    def _start_new(self, passes: dict[str, Pass]) -> None:
+        """Factors of the layers that are differentiated for the first time."""
+        for name, seen in passes.items():
+            if seen.g is not None and name not in self.factors:
+                a = seen.inputs()
+                self._start(name, a.T @ a / len(a))
 
     def update(self, loss: Any) -> None:
         """W <- W - lr H_g m H_a."""
@@ -216,31 +308,18 @@ class KBFGS(LayerOptimizer):
         for share in shares:
             self.add_decay(share, ok)
             share.vectors = self.momentum(share, share.vectors, ok)
-            share.directions = list(share.vectors)
+            share.directions = list(share.vectors)  # each of them is replaced
             for index, layer in enumerate(share.layers):
-                factors = self.factors[layer.name]
-                D = factors["H_g"] @ share.packed(index) @ factors["H_a"]
-                share.set_direction(index, D)
+                if share.places[index]:
+                    factors = self.factors[layer.name]
+                    D = factors.H_g @ share.packed(index) @ factors.H_a
+                    share.set_direction(index, D)
         self.apply(shares, ok, 1.0)
-
-    def _learn(self, name: str, a: Tensor, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> None:
-        """Both quasi-Newton updates of a layer, in place; nothing where something is not finite."""
-        found, root, rest = self.factors[name], self._root(name), 1 - self.decay
-        # a^T a is finite if the sum of squares is
-        ok = all_finite([a.flatten() @ a.flatten(), *before, *after])
-        a = kept(ok, a)
-        found["A"].mul_(where_ok(ok, self.decay, 1.0, a.dtype)).addmm_(a.T, a, alpha=rest / len(a))
-        for key, x, y in zip("sy", before, after, strict=True):
-            found[key] = torch.where(ok, self.decay * found[key] + rest * (y - x), found[key])
-        s = found["H_a"] @ a.mean(0)
-        bfgs_(found["H_a"], s, found["A"] @ s + root * s, ok)
-        s, y = double_damping(found["H_g"], found["s"], found["y"], MU1, root)
-        bfgs_(found["H_g"], s, y, ok, GUARD * s.square().sum() * before[1].norm())
 
     # -- what is used ----------------------------------------------------------------------------------------------
     def inverses(self) -> dict[str, Kronecker]:
         """H_g (x) H_a of every layer: what multiplies its gradient (copies: steps change the factors in place)."""
-        return {name: Kronecker((f["H_g"][None].clone(), f["H_a"][None].clone())) for name, f in self.factors.items()}
+        return {name: factors.inverse() for name, factors in self.factors.items()}
 
     def method_of(self, name: str) -> str:  # noqa: ARG002
         """What is done to a layer, in words."""
@@ -248,11 +327,13 @@ class KBFGS(LayerOptimizer):
 
     def own_state(self) -> dict[str, Any]:
         """All factors, copied because steps change them in place."""
-        return {"factors": {name: {key: x.clone() for key, x in f.items()} for name, f in self.factors.items()}}
+        return {"factors": {name: factors.state() for name, factors in self.factors.items()}}
 
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """The inverse of `own_state`."""
-        self.factors = decode(saved["factors"], self.device)
+        self.factors = {}
+        for name, tensors in saved["factors"].items():
+            self.factors[name] = Factors(**{key: x.to(self.device, copy=True) for key, x in tensors.items()})
 
 
 def _trainable_linear(model: nn.Module) -> list[str]:
@@ -278,11 +359,9 @@ def double_damping(H: Tensor, s: Tensor, y: Tensor, mu1: float, mu2: float) -> t
         mu2: > 0.
     """
     Hy = H @ y
-    sy, yHy = s @ y, y @ Hy
-    theta = _theta(sy, yHy, mu1)
+    theta = _theta(s @ y, y @ Hy, mu1)
     s = theta * s + (1 - theta) * Hy
-    sy, ss = s @ y, s @ s
-    theta = _theta(sy, ss, mu2)
+    theta = _theta(s @ y, s @ s, mu2)
     return s, theta * y + (1 - theta) * s
 
 
@@ -312,5 +391,6 @@ def bfgs_(H: Tensor, s: Tensor, y: Tensor, ok: Tensor | bool = True, guard: Tens
     Hy = H @ y
     q = (rho * rho * (y @ Hy) + rho) / 2 * s - rho * Hy
     good = good & ok & torch.isfinite(s.norm() * q.norm())
-    s, q = torch.where(good, s, 0.0), torch.where(good, q, 0.0)
+    s = torch.where(good, s, 0.0)
+    q = torch.where(good, q, 0.0)
     return H.addmm_(torch.stack([s, q], 1), torch.stack([q, s]))

@@ -93,6 +93,10 @@ def closure_of(opt, model, x, y):
     return closure
 
 
+def same_factors(a, b):
+    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+
+
 def naive_means(model, x, y):
     """A, abar, hbar, gbar per layer, from inputs and gradients made by hand."""
     stats = layer_stats(model, LIKELIHOOD, x, "empirical", y)
@@ -163,7 +167,7 @@ def test_it_trains_with_a_warm_start_and_a_fallback_and_leaves_no_hooks():
     y = (x.sum(1) > 0) + (x[:, 0] > 0).to(torch.int64)
     opt = optim.KBFGS(model, LIKELIHOOD, 0.05)
     opt.warm_start((x, None))
-    assert_same(opt.factors["0.0"]["A"][-1:, :-1], x.mean(0, keepdim=True))
+    assert_same(opt.factors["0.0"].A[-1:, :-1], x.mean(0, keepdim=True))
     losses = [float(opt.step(closure_of(opt, model, x, y)).detach()) for _ in range(40)]
     assert losses[-1] < 0.7 * losses[0]
     assert "0.2: Linear 3 x 6, K-BFGS" in repr(opt)
@@ -180,7 +184,7 @@ def test_non_finite_batches_change_nothing(bad):
     opt.step(closure_of(opt, model, x * bad, y))
     assert all(torch.equal(before[name], W) for name, W in weights(model).items())
     for name, found in factors.items():
-        assert all(torch.equal(found[key], opt.factors[name][key]) for key in found)
+        assert same_factors(found, opt.factors[name])
     assert opt.troubles()["updates skipped as non-finite"] == 1
 
 
@@ -190,8 +194,8 @@ def test_inputs_whose_squares_overflow_change_no_factor_of_their_layer():
     opt.step(closure_of(opt, model, x, y))
     factors = copy.deepcopy(opt.factors)
     opt.step(closure_of(opt, model, x * 1e200, y))
-    assert all(torch.equal(factors["0"][key], opt.factors["0"][key]) for key in factors["0"])
-    assert all(bool(torch.isfinite(F).all()) for found in opt.factors.values() for F in found.values())
+    assert same_factors(factors["0"], opt.factors["0"])
+    assert all(bool(torch.isfinite(F).all()) for found in opt.factors.values() for F in vars(found).values())
 
 
 def test_a_second_pass_that_is_not_finite_leaves_all_factors():
@@ -203,9 +207,9 @@ def test_a_second_pass_that_is_not_finite_leaves_all_factors():
     calls = iter([first, second])
     opt.step(lambda: next(calls)())
     for name, found in factors.items():
-        assert all(torch.equal(found[key], opt.factors[name][key]) for key in found)
+        assert same_factors(found, opt.factors[name])
     opt.step(first)
-    assert not torch.equal(factors["0"]["H_a"], opt.factors["0"]["H_a"])
+    assert not torch.equal(factors["0"].H_a, opt.factors["0"].H_a)
 
 
 def test_a_saved_state_and_the_inverses_handed_out_stay_as_they_were():
@@ -248,3 +252,41 @@ def test_shared_positions_are_refused():
     opt = optim.KBFGS(model, fl.Gaussian(), 0.1)
     with pytest.raises(ValueError, match="is used at 4 positions, expected one"):
         opt.step(lambda: model(torch.randn(5, 4, 3)).sum())
+
+
+def test_a_layer_without_gradient_in_a_step_stays_and_the_others_move():
+    """An expert that no example chose, or a layer frozen later."""
+    model, (x, y) = net(widths=(4, 5, 5, 3)), batch()
+    opt = optim.KBFGS(model, LIKELIHOOD, 0.05)
+    opt.step(closure_of(opt, model, x, y))
+    before = weights(model)
+    model[2].requires_grad_(False)
+    opt.step(closure_of(opt, model, x, y))
+    after = weights(model)
+    assert torch.equal(before["2"], after["2"])
+    assert not torch.equal(before["0"], after["0"])
+    assert not torch.equal(before["4"], after["4"])
+
+
+@pytest.mark.parametrize("scale", [2.0**10, 2.0**-10])
+def test_a_gradient_scale_changes_nothing_but_rounding(scale):
+    """The change of the gradients is that of the loss, not of the scaled loss."""
+    found = []
+    for scaled in (False, True):
+        model, (x, y) = net(), batch()
+        opt = optim.KBFGS(model, LIKELIHOOD, 0.05)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scaled, growth_interval=10**6)
+
+        def closure(opt=opt, model=model, scaler=scaler, x=x, y=y):
+            opt.zero_grad()
+            loss = LIKELIHOOD.loss(model(x), y)
+            scaler.scale(loss).backward()
+            return loss
+
+        closure()  # the scaler looks at gradients before the step
+        for _ in range(6):
+            scaler.step(opt, closure)
+            scaler.update()
+        found.append(weights(model))
+    for name, W in found[0].items():
+        assert_same(found[1][name], W, 1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -185,6 +186,12 @@ class LayerOptimizer(torch.optim.Optimizer):
             shares.append(Share.gather(group, layers, self.working_dtype, scale))
         return shares
 
+    def has_gradients(self, shares: Sequence[Share]) -> bool:
+        """Whether any parameter has a gradient, of the layers or of the fallback."""
+        if any(share.params for share in shares):
+            return True
+        return self.fallback is not None and any(p.grad is not None for p in self.fallback.param_groups[0]["params"])
+
     def healthy(self, shares: Sequence[Share], loss: Any) -> Tensor:
         """Whether loss and all gradients are finite, a 0-d tensor."""
         found = [gradient for share in shares for gradient in share.vectors]
@@ -268,7 +275,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         sentences = told(skipped - before[0], lost - before[1], notes)
         if sentences:
             message = f"{type(self).__name__}, step {self.steps}: {'; '.join(sentences)}."
-            warnings.warn(message, RuntimeWarning, stacklevel=8)  # the line that calls step
+            warnings.warn(message, RuntimeWarning, stacklevel=_level_of_caller())
 
     def troubles(self) -> dict[str, int]:
         """Counters of what went wrong; reads them from the device."""
@@ -340,6 +347,19 @@ class LayerOptimizer(torch.optim.Optimizer):
 def registry() -> dict[str, type[LayerOptimizer]]:
     """Every optimizer known by name, in order of definition; each is built as `cls(model, likelihood, lr, ...)`."""
     return dict(LayerOptimizer._registry)
+
+
+def _level_of_caller() -> int:
+    """`stacklevel` of the first line outside of fisher_lab and torch (whose wrappers of `step` come and go)."""
+    frame = inspect.currentframe()
+    level = 0
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in ("fisher_lab", "torch"):
+            break
+        frame = frame.f_back
+        level += 1
+    return level
 
 
 def _is_ours(cls: type) -> bool:

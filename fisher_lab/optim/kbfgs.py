@@ -304,6 +304,8 @@ class KBFGS(LayerOptimizer):
     def update(self, loss: Any) -> None:
         """W <- W - lr H_g m H_a."""
         shares = self.gather(self.factors)
+        if not self.has_gradients(shares):
+            return
         ok = self.healthy(shares, loss)
         for share in shares:
             self.add_decay(share, ok)
@@ -312,7 +314,7 @@ class KBFGS(LayerOptimizer):
             for index, layer in enumerate(share.layers):
                 if share.places[index]:
                     factors = self.factors[layer.name]
-                    D = factors.H_g @ share.packed(index) @ factors.H_a
+                    D = factors.H_g @ share.packed(share.vectors, index) @ factors.H_a
                     share.set_direction(index, D)
         self.apply(shares, ok, 1.0)
 

@@ -43,6 +43,8 @@ from fisher_lab.optim.vectors import Bucket, Share, precondition
 from fisher_lab.optim.window import Window
 from fisher_lab.results.comparison import Comparison
 
+TELL_EVERY = 20  # steps after which what went wrong is read where no refresh does it: a host read in every 20th step
+
 
 class NaturalGradient(LayerOptimizer, register=False):
     """Preconditions every layer's gradient with the damped inverse of an approximation of its Fisher block.
@@ -62,7 +64,8 @@ class NaturalGradient(LayerOptimizer, register=False):
         momentum_order: momentum "before" preconditioning (the preconditioner acts on the momentum) or "after".
         weight_decay: added to the gradient, or W <- (1 - lr weight_decay) W if `decoupled`.
         decoupled: see `weight_decay`.
-        kl_clip: largest lr^2 p^T F p of a step, taken as lr^2 <p, m>; None for no limit.
+        kl_clip: largest lr^2 p^T F p of a step, taken as lr^2 <p, m> where p = (F + lambda)^-1 m, and with the
+            approximation's own F otherwise (Shampoo's root); None for no limit.
         decay: rho of the moving averages; the k-th observation weighs 1 - min(1 - 1/k, rho).
         observe_every: steps between observations.
         refresh_every: steps between refreshes of the inverses; until that step one follows every observation.
@@ -143,6 +146,7 @@ class NaturalGradient(LayerOptimizer, register=False):
         self._enter = torch.compiler.disable(type(self)._observe)  # see LayerOptimizer
         self._buckets: list[list[Bucket]] = [[] for _ in self.method_groups]  # of every group
         self.window = Window()
+        self._read_at = 0  # step at which the counters of what went wrong were read last
 
     def _curvature(self, groups: Sequence[dict[str, Any]]) -> dict[str, LayerCurvature]:
         """Every layer with the approximation of its group, or else the optimizer's."""
@@ -193,7 +197,7 @@ class NaturalGradient(LayerOptimizer, register=False):
     @contextmanager
     def _watched(self, y: Tensor | None) -> Iterator[None]:
         gradient = self.options.statistics == "gradient"
-        with watching(self.model, {} if gradient else self.layers) as forwards:
+        with self.window.inside(), watching(self.model, {} if gradient else self.layers) as forwards:
             yield
         check_forwards(forwards, self.likelihood)
         if y is not None and not isinstance(y, Tensor):
@@ -267,23 +271,32 @@ class NaturalGradient(LayerOptimizer, register=False):
     def update(self, loss: Any) -> None:
         """One step from the gradients in `p.grad`."""
         shares = self.gather()
-        if not any(share.params for share in shares):
+        if not self.has_gradients(shares):
             return
         ok = self.healthy(shares, loss)
+        clip: float | Tensor = 1.0
+        if any(share.params for share in shares):
+            self._renew(shares, ok)
+            for share, prepared in zip(shares, self._buckets, strict=True):
+                self.add_decay(share, ok)
+                if share.group["momentum_order"] == "before":
+                    share.vectors = self.momentum(share, share.vectors, ok)
+                precondition(share, prepared)
+            clip = self._clip(shares)
+        self.apply(shares, ok, clip)
+
+    def _renew(self, shares: Sequence[Share], ok: Tensor) -> None:
+        """The present observation is complete; new inverses where they are due."""
         self._check_observed(shares)
         if self.options.statistics == "gradient" and self.window.is_open:
             self._absorb_gradients(shares, ok)
         if self.window.fresh and self._refresh_is_due():
             self._refresh()
+        elif self.steps - self._read_at >= TELL_EVERY:
+            self._tell_counters()
         self.window.close()
         for c in self.curvature.values():
             c.close()
-        for share, prepared in zip(shares, self._buckets, strict=True):
-            self.add_decay(share, ok)
-            if share.group["momentum_order"] == "before":
-                share.vectors = self.momentum(share, share.vectors, ok)
-            precondition(share, prepared)
-        self.apply(shares, ok, self._clip(shares))
 
     def _refresh_is_due(self) -> bool:
         """Early on after every observation, later at multiples of the period."""
@@ -309,21 +322,35 @@ class NaturalGradient(LayerOptimizer, register=False):
             return 1.0
         power: float | Tensor = 0.0
         for share in shares:
-            inner = share.inner()
-            if inner is not None:
-                power = power + share.group["lr"] ** 2 * inner
+            if share.params:
+                power = power + share.group["lr"] ** 2 * self._power(share)
         if not isinstance(power, Tensor):
             return 1.0
         # a zero step is not divided by
         power = power.abs().clamp(min=torch.finfo(power.dtype).tiny)
         return (self.options.kl_clip / power).sqrt().clamp(max=1.0)
 
+    def _power(self, share: Share) -> Tensor:
+        """p^T F p of a group, a 0-d tensor."""
+        curvatures = [self.curvature[layer.name] for layer in share.layers]
+        if all(c.approximation.exponent == -1 for c in curvatures):
+            # p = (F + lambda)^-1 m, so that <p, m> is p^T (F + lambda) p
+            return share.inner()
+        total = torch.zeros_like(share.inner())
+        for index, c in enumerate(curvatures):
+            if share.places[index] and c.matrix is not None:
+                p = share.packed(share.directions, index)
+                inverted = c.approximation.exponent == -1
+                Fp = share.packed(share.vectors, index) if inverted else c.matrix @ p
+                total = total + (p * Fp).sum()
+        return total
+
     def _absorb_gradients(self, shares: Sequence[Share], ok: Tensor) -> None:
         """The batch-mean gradient of this very step, times the number of examples it is the mean of."""
         for share in shares:
             for index, layer in enumerate(share.layers):
                 if share.places[index]:
-                    W = kept(ok, share.packed(index)) * self.window.examples**0.5
+                    W = kept(ok, share.packed(share.vectors, index)) * self.window.examples**0.5
                     stats = of_gradient(W, layer.groups, layer.kernel, layer.bias)
                     self.curvature[layer.name].add(Observed(stats, ok), first=True)
 
@@ -333,12 +360,24 @@ class NaturalGradient(LayerOptimizer, register=False):
         if not observed:
             return
         group_of = {name: group for group in self.method_groups for name in group["layers"]}
-        zero = torch.zeros((), device=self.device)
-        extra = torch.stack([zero if x is None else x.to(zero.dtype) for x in (self._skipped, self.window.lost)])
-        notes, (skipped, lost) = refresh(observed, [group_of[c.layer.name] for c in observed], extra)
+        notes, (skipped, lost) = refresh(observed, [group_of[c.layer.name] for c in observed], self._counters())
         self.window.fresh = False
+        self._read_at = self.steps
         self._collect()
         self.tell(skipped, lost, notes)
+
+    def _counters(self) -> Tensor:
+        """Updates skipped and statistics lost so far, `[2]`."""
+        zero = torch.zeros((), device=self.device)
+        return torch.stack([zero if x is None else x.to(zero.dtype) for x in (self._skipped, self.window.lost)])
+
+    def _tell_counters(self) -> None:
+        """Read the counters between refreshes that are far apart: dead training must not go on without a word."""
+        self._read_at = self.steps
+        counters = self._counters()
+        if not counters.is_meta:
+            skipped, lost = counters.tolist()
+            self.tell(skipped, lost, [])
 
     def _collect(self) -> None:
         """Buckets of layers of equal structure, whose inverses are applied in one product."""
@@ -366,6 +405,7 @@ class NaturalGradient(LayerOptimizer, register=False):
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """The inverse of `own_state`."""
         self.window = Window.of_state(saved, self.device)
+        self._read_at = self.steps
         for name, c in self.curvature.items():
             c.load(saved["layers"][name], next(iter(c.layer.parameters.values())).device)
         self._collect()

@@ -82,18 +82,19 @@ class Share:
             share.places.append(place)
         return share
 
-    def packed(self, index: int) -> Tensor:
-        """The vectors of a layer as one W `[Q * d_out, d_in]`; parameters without a gradient count as zero.
+    def packed(self, vectors: list[Tensor], index: int) -> Tensor:
+        """A layer's part of a list as one W `[Q * d_out, d_in]`; parameters without a gradient count as zero.
 
         Args:
+            vectors: the vectors or the directions.
             index: position of a layer that has a gradient.
         """
         layer, place = self.layers[index], self.places[index]
-        first = self.vectors[min(place.values())]
+        first = vectors[min(place.values())]
         tensors = {}
         for key, p in layer.parameters.items():
             if key in place:
-                tensors[key] = self.vectors[place[key]]
+                tensors[key] = vectors[place[key]]
             else:
                 tensors[key] = torch.zeros_like(p, dtype=first.dtype)
         return layer.pack(tensors)
@@ -105,13 +106,12 @@ class Share:
             if key in place:
                 self.directions[place[key]] = tensor
 
-    def inner(self) -> Tensor | None:
-        """<directions, vectors>, a 0-d tensor; None for a group without gradients."""
-        total = None
+    def inner(self) -> Tensor:
+        """<directions, vectors> of a group with gradients, a 0-d tensor."""
+        dots = []
         for d, v in zip(self.directions, self.vectors, strict=True):
-            dot = (d * v).sum()
-            total = dot if total is None else total + dot
-        return total
+            dots.append((d * v).sum())
+        return sum(dots[1:], dots[0])
 
 
 def precondition(share: Share, buckets: Sequence[Bucket]) -> None:
@@ -133,7 +133,7 @@ def _multiply(share: Share, bucket: Bucket) -> None:
     used = [index for index in bucket.members if share.places[index]]
     if not used:
         return
-    Ws = {index: share.packed(index) for index in used}
+    Ws = {index: share.packed(share.vectors, index) for index in used}
     if len(bucket.members) == 1:
         share.set_direction(used[0], bucket.inverse @ Ws[used[0]])
         return

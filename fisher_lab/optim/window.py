@@ -7,6 +7,8 @@ One observation is everything that is watched between two steps. `attach`ed hook
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,7 @@ class Window:
         fresh: whether something was observed since the last refresh of the inverses.
         examples: of the present observation, where the training gradient itself is the statistic.
         lost: layer statistics dropped as non-finite, a 0-d tensor; None for none.
+        entered: `with` blocks that were entered and not left.
     """
 
     observed_at: int | None = None
@@ -36,12 +39,22 @@ class Window:
     fresh: bool = False
     examples: int = 0
     lost: Tensor | None = None
+    entered: int = 0
 
     def due(self, step: int, every: int) -> bool:
         """Whether the forward passes of a step are to be watched."""
         if self.is_open or self.observed_at is None:
             return True
         return step - self.observed_at >= every
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Know, while the `with` lasts, that it does."""
+        self.entered += 1
+        try:
+            yield
+        finally:
+            self.entered -= 1
 
     def open(self, step: int) -> None:
         """Something of this step was absorbed."""
@@ -58,7 +71,7 @@ class Window:
         self.lost = count_failure(self.lost, ok)
 
     def check(self, optimizer: str, step: int, every: int) -> None:
-        """Refuse a step without statistics, or with statistics that nobody renews.
+        """Refuse a step inside a window, without statistics, or with statistics that nobody renews.
 
         Args:
             optimizer: its name.
@@ -66,8 +79,13 @@ class Window:
             every: steps between observations.
 
         Raises:
-            ValueError: if nothing was observed, or nothing for long.
+            ValueError: if the window is not left yet, if nothing was observed, or nothing for long.
         """
+        if self.entered:
+            raise ValueError(
+                "step() was called inside `with opt.observing():`, expected after it; the block ends behind the "
+                "forward pass, before loss.backward()."
+            )
         if self.observed_at is None:
             raise ValueError(
                 f"{optimizer} has observed nothing yet, expected the forward pass inside "

@@ -90,6 +90,23 @@ def test_kl_clip_limits_the_quadratic_kl_of_the_step(limit, order):
         assert_same(weights(model)[name], W[name] - nu * 0.1 * P[name](g[name]))
 
 
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_kl_clip_bounds_the_step_of_an_inverse_root_in_its_own_matrix(order, conv):
+    """Shampoo's p is not F^-1 m, so that <p, m> is not p^T F p."""
+    model, (x, y) = net(widths=(4, 5, 5, 3)), batch(widths=(4, 5, 5, 3))
+    if conv:
+        model = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(2, 3)).double()
+    opt = optim.Shampoo(model, LIKELIHOOD, 0.1, kl_clip=1e-6, momentum_order=order)
+    W = {name: layer.pack(dict(layer.parameters)).detach().clone() for name, layer in opt.layers.items()}
+    one_step(opt, model, LIKELIHOOD, x, y)
+    power = 0.0
+    for name, layer in opt.layers.items():
+        step = layer.pack(dict(layer.parameters)).detach() - W[name]
+        power += float((step * (opt.matrices()[name] @ step)).sum())
+    assert power == pytest.approx(1e-6, rel=1e-8)
+
+
 def test_groups_have_their_own_settings_and_approximation():
     model, (x, y) = net(), batch()
     opt = fl.NaturalGradient(

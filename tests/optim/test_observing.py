@@ -288,3 +288,15 @@ def test_a_model_compiled_in_place_is_observed_too():
     train(opt, model, LIKELIHOOD, x, y, 3)
     assert hooks(model) == 0
     assert opt.observed_at == 2
+
+
+def test_a_step_inside_the_window_is_told_what_it_is():
+    model, (x, y) = net(), batch()
+    opt = optim.KFAC(model, LIKELIHOOD, 0.1)
+    with (
+        pytest.raises(ValueError, match=r"step\(\) was called inside .*observing\(\).*expected after it"),
+        opt.observing(),
+    ):
+        one_step(opt, model, LIKELIHOOD, x, y, observe=False)
+    one_step(opt, model, LIKELIHOOD, x, y)  # nothing is left of it
+    assert opt.steps == 1

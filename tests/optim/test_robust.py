@@ -13,6 +13,7 @@ from fisher_lab.approximations import corrected
 from fisher_lab.matrices import BlockDiagonal
 from fisher_lab.optim import curvature
 from tests.helpers import assert_same
+from tests.optim import support
 from tests.optim.support import PRESETS, batch, net, one_step, preset, train, weights
 
 LIKELIHOOD = fl.Categorical()
@@ -218,6 +219,33 @@ def test_the_ladder_of_a_failed_factorisation_ends_with_eigh():
     F = torch.diag(torch.tensor([1.0, 0.5, -1e-3], dtype=torch.float64))[None]
     found = curvature._by_eigh(BlockDiagonal(F, (1, 3)), -1.0, 1e-2)
     assert_same(found.dense(), torch.diag(1 / torch.tensor([1.01, 0.51, 0.01], dtype=torch.float64)))
+
+
+def test_updates_that_are_skipped_between_refreshes_are_told_too():
+    """TENGraD at a learning rate that is far too large: nearly every update is dropped for a hundred steps."""
+    model, (x, y) = net(torch.float32), batch(dtype=torch.float32)
+    opt = optim.TENGraD(model, LIKELIHOOD, 1e-3)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    told = []
+    for _ in range(50):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            one_step(opt, model, LIKELIHOOD, x * float("nan"), y)
+        told += [warning for warning in found if "updates were skipped" in str(warning.message)]
+    assert len(told) == 2
+    assert {warning.filename for warning in told} == {support.__file__}  # the line that calls step
+    assert "step 40: 20 updates were skipped" in str(told[1].message)
+
+
+def test_a_step_in_which_only_the_fallback_has_gradients_is_made():
+    model, (x, y) = mixed_net(), batch()
+    opt = optim.KFAC(model, LIKELIHOOD, 0.01)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    model[0].requires_grad_(False)
+    before = [p.detach().clone() for p in model.parameters()]
+    one_step(opt, model, LIKELIHOOD, x, y, observe=False)
+    moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+    assert moved == [False] * 4 + [True] * 2
 
 
 @pytest.mark.parametrize("name", PRESETS)

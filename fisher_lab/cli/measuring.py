@@ -8,15 +8,19 @@ import tempfile
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from fisher_lab._ground.files import check_output, file_names, inside
 from fisher_lab._ground.memory import readable
 from fisher_lab.cli.options import MeasureOptions, ProblemOptions
 from fisher_lab.diagnose import DifferentRunError
 from fisher_lab.diagnose import compare as run_compare
-from fisher_lab.results.comparison import Comparison, check_output, load_comparison
+from fisher_lab.results.comparison import Comparison, load_comparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def compare(
@@ -59,17 +63,24 @@ def plot(
         form: what kind of files.
     """
     from fisher_lab import plots
+    from fisher_lab.plots.output import training_drawings
 
     if not files:
         raise ValueError("Got no files, expected at least one that `fisher-lab compare --output` wrote.")
     loaded = {path: load_comparison(path) for path in files}
+    wishes: list[str] = []
+    figures: list[Figure] = []
     for path, comparison in loaded.items():
-        start = f"{path.stem}-" if len(files) > 1 else ""
+        start = f"{path.stem}-" if len(loaded) > 1 else ""
         for name, figure in plots.figures(comparison).items():
-            print(plots.save(figure, output / f"{start}{name}.{form}"))
-    steps = {c.settings["problem"]["steps"]: c for c in loaded.values() if "steps" in c.settings.get("problem", {})}
-    if len(steps) == len(loaded) > 1:
-        print(plots.save(plots.training(steps), output / f"training-frobenius.{form}"))
+            wishes.append(start + name)
+            figures.append(figure)
+    for drawing in training_drawings(loaded.values()):
+        wishes.append(drawing.name)
+        figures.append(drawing.figure)
+    # Files and errors may have any name: all wishes together, so that no figure overwrites another.
+    for name, figure in zip(file_names(wishes), figures, strict=True):
+        print(plots.save(figure, inside(output, f"{name}.{form}")))
 
 
 def report(

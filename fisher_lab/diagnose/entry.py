@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fisher_lab import errors as measures
+from fisher_lab._ground.files import check_output
 from fisher_lab._ground.progress import Progress
 from fisher_lab._passes.model import untouched_randomness
 from fisher_lab._passes.source import Source
@@ -20,7 +21,7 @@ from fisher_lab.diagnose.asked import Matrices, all_settings, check_dampings, ch
 from fisher_lab.diagnose.run import Run
 from fisher_lab.errors import DAMPINGS
 from fisher_lab.likelihoods import FisherKind, Likelihood
-from fisher_lab.results.comparison import Comparison, check_output, load_comparison
+from fisher_lab.results.comparison import Comparison, load_comparison
 
 
 def compare(

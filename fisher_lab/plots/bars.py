@@ -18,6 +18,7 @@ from fisher_lab.plots.reading import (
     layer_title,
     layers_of,
     pick,
+    plain,
     title_of,
     whisker,
 )  # fmt: skip
@@ -64,7 +65,7 @@ def errors(
         tops = [scale.place(row.value) for _, row in found]
         axes.bar(
             x, [top - bottom for top in tops], width * 0.92, bottom=bottom, color=style.color, hatch=style.hatch,
-            edgecolor="0.15", linewidth=0.4, label=label,
+            edgecolor="0.15", linewidth=0.4, label=plain(label),
         )  # fmt: skip
         _whiskers(axes, x, tops, [whisker(row, scale) for _, row in found])
         exact = [(a, b) for a, b, (_, row) in zip(x, tops, found, strict=True) if row.value == scale.exact]
@@ -125,7 +126,9 @@ def heatmap(comparison: Any, error: str = "frobenius", *, damping: float | None 
             level = 0.0 if scale.log and value <= 0 else float(norm(value)) if math.isfinite(value) else 0.0
             text = _cell(value, MEASURES.get(error, ("", 0.0))[1])
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="black" if level > 0.55 else "white")
-    axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_xticks(
+        range(len(labels)), [plain(label) for label in labels], rotation=35, ha="right", rotation_mode="anchor"
+    )
     axes.set_yticks(range(len(layers)), [layer_title(comparison, name, "  ") for name in layers])
     axes.spines[:].set_visible(False)
     axes.set_title(title, loc="left")
@@ -174,7 +177,9 @@ def traces(comparison: Any) -> Figure:
     for index, (label, style) in enumerate(styles(labels).items()):
         x = [p + 0.8 * ((index + 0.5) / len(labels) - 0.5) for p in places if (layers[p], label) in found]
         y = [found[layer, label][1] for layer in layers if (layer, label) in found]
-        axes.plot(x, y, style.marker, color=style.color, markeredgecolor="0.15", markeredgewidth=0.5, label=label)
+        axes.plot(
+            x, y, style.marker, color=style.color, markeredgecolor="0.15", markeredgewidth=0.5, label=plain(label)
+        )  # fmt: skip
     _name_layers(axes, comparison, layers)
     axes.set_ylabel("trace")
     axes.set_title(about(comparison), loc="left")

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fisher_lab.plots.reading import ALL, Scale, about, layer_title, pick, title_of, whisker
+from fisher_lab.plots.reading import ALL, Scale, about, layer_title, pick, plain, title_of, whisker
 from fisher_lab.plots.style import new_figure, styled, styles
 
 UNITS = {"bytes": "bytes held", "seconds": "seconds to build"}
@@ -50,7 +50,7 @@ def cost(
             down, up = whisker(found[label], scale)
             axes.errorbar(
                 [price], [height], [[down], [up]] if up else None, fmt=style.marker, color=style.color,
-                markeredgecolor="0.15", markeredgewidth=0.5, markersize=8, ecolor="black", label=label,
+                markeredgecolor="0.15", markeredgewidth=0.5, markersize=8, ecolor="black", label=plain(label),
             )  # fmt: skip
         best = [points[label] for label in front({label: (p, badness) for label, (p, _, badness) in points.items()})]
         axes.plot([x for x, _, _ in best], [y for _, y, _ in best], color="0.35", linewidth=1.2, zorder=1.2)

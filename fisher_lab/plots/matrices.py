@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from fisher_lab.plots.reading import plain
 from fisher_lab.plots.style import EXACT, new_figure, styled, styles
 
 DECADES = 5  # shown below the largest entry
@@ -58,7 +59,7 @@ def blocks(exact: Any, approximations: Mapping[str, Any], inverse_damping: float
             axes.grid(visible=False)
             axes.set_xticks([0, size])
             axes.set_yticks([0, size])
-            axes.set_title(label)
+            axes.set_title(plain(label))
             _mini_block_lines(axes, exact.shape)
         figure.colorbar(image, ax=list(line), label=word, extend="min", pad=0.01)
     return figure
@@ -107,7 +108,7 @@ def spectrum(exact: Any, approximations: Mapping[str, Any]) -> Figure:
         marks = sorted({int(place) - 1 for place in np.geomspace(1, max(len(values), 1), 9)})
         axes.loglog(
             places, values, style.line, color=style.color, marker=style.marker or None, markevery=marks,
-            markeredgecolor="0.15", markeredgewidth=0.4, linewidth=2.4 if label == "exact" else 1.2, label=label,
+            markeredgecolor="0.15", markeredgewidth=0.4, linewidth=2.4 if label == "exact" else 1.2, label=plain(label),
         )  # fmt: skip
     axes.set_xlabel("index of the eigenvalue")
     axes.set_ylabel(r"eigenvalue $/\;\lambda_{\max}(F)$")

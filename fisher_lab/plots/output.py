@@ -4,18 +4,110 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from fisher_lab._ground.files import check_output, file_names, write_atomically
 from fisher_lab.plots.bars import errors, heatmap, traces
 from fisher_lab.plots.cost import cost
 from fisher_lab.plots.style import RC
-from fisher_lab.plots.sweeps import damping
+from fisher_lab.plots.sweeps import damping, training
 
 ENDINGS = (".svg", ".png", ".pdf")
+# What a file would say about the time and the machine it was made at.
+SILENT = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate",), "png": ()}
+ALONG = ("frobenius", "cosine")  # what is drawn along a training
+IDENTIFIER = r"[A-Za-z][A-Za-z0-9_-]*"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and what it shows.
+
+    Attributes:
+        kind: "errors", "heatmap", "traces", "cost", "damped" or "training".
+        error: the measure it shows, as the comparison calls it; None for traces.
+        figure: the figure.
+    """
+
+    kind: str
+    error: str | None
+    figure: Figure
+
+    @property
+    def name(self) -> str:
+        """What a file of it would like to be called; the error in it may be any text."""
+        if self.error is None or self.kind == "cost":
+            return self.kind
+        if self.kind == "damped":
+            return "damped-" + self.error.removeprefix("damped_").replace("_", "-")
+        return f"{self.kind}-{self.error}"
+
+
+def drawings(comparison: Any) -> list[Drawing]:
+    """Every figure that a comparison has the numbers for.
+
+    Args:
+        comparison: a Comparison.
+
+    Returns:
+        Bars and a heat map of every undamped measure but the trace ratio, traces, cost, and damped
+        errors.
+    """
+    plain = list(dict.fromkeys(row.error for row in comparison.rows if row.damping is None))
+    damped = list(dict.fromkeys(row.error for row in comparison.rows if row.damping is not None))
+    found: list[Drawing] = []
+    for error in plain:
+        # The trace says the same, and as a difference more clearly.
+        if error == "trace_ratio" and "trace" in plain:
+            continue
+        found.append(Drawing("errors", error, errors(comparison, error)))
+        found.append(Drawing("heatmap", error, heatmap(comparison, error)))
+    if any("trace_approx" in entry for entry in comparison.quantities):
+        found.append(Drawing("traces", None, traces(comparison)))
+    if comparison.costs and plain:
+        main = "frobenius" if "frobenius" in plain else plain[0]
+        found.append(Drawing("cost", main, cost(comparison, main)))
+    for error in damped:
+        found.append(Drawing("damped", error, damping(comparison, error)))
+    return found
+
+
+def training_drawings(comparisons: Iterable[Any]) -> list[Drawing]:
+    """Figures against the training step, where the comparisons are of one problem at several steps.
+
+    Args:
+        comparisons: Comparisons, each of another step.
+
+    Returns:
+        One of the Frobenius error and one of the cosine, where all comparisons hold them; none of
+        other comparisons.
+    """
+    given = list(comparisons)
+    steps: dict[Any, Any] = {}
+    names = set()
+    for comparison in given:
+        problem = comparison.settings.get("problem") or {}
+        steps[problem.get("steps")] = comparison
+        names.add(problem.get("name"))
+    one_problem_at_several_steps = len(names) == 1 and None not in steps and len(steps) == len(given) > 1
+    if not one_problem_at_several_steps:
+        return []
+    found = []
+    for error in ALONG:
+        if all(_holds(comparison, error) for comparison in given):
+            found.append(Drawing("training", error, training(steps, error)))
+    return found
+
+
+def _holds(comparison: Any, error: str) -> bool:
+    """Whether it holds the error without damping."""
+    return any(row.error == error and row.damping is None for row in comparison.rows)
 
 
 def figures(comparison: Any) -> dict[str, Figure]:
@@ -25,37 +117,22 @@ def figures(comparison: Any) -> dict[str, Figure]:
         comparison: a Comparison.
 
     Returns:
-        Bars and a heat map of every undamped measure but the trace ratio, traces, cost, and damped errors.
+        Bars and a heat map of every undamped measure but the trace ratio, traces, cost, and damped
+        errors.
     """
-    plain = list(dict.fromkeys(row.error for row in comparison.rows if row.damping is None))
-    damped = list(dict.fromkeys(row.error for row in comparison.rows if row.damping is not None))
-    found: dict[str, Figure] = {}
-    for error in plain:
-        if error != "trace_ratio" or "trace" not in plain:
-            found[f"errors-{error}"] = errors(comparison, error)
-            found[f"heatmap-{error}"] = heatmap(comparison, error)
-    if any("trace_approx" in entry for entry in comparison.quantities):
-        found["traces"] = traces(comparison)
-    if comparison.costs and plain:
-        found["cost"] = cost(comparison, "frobenius" if "frobenius" in plain else plain[0])
-    for error in damped:
-        found[error.replace("_", "-")] = damping(comparison, error)
-    return found
+    found = drawings(comparison)
+    names = file_names(drawing.name for drawing in found)
+    return {name: drawing.figure for name, drawing in zip(names, found, strict=True)}
 
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure to a `.svg`, `.png` or `.pdf` file; the same results give the same file.
 
     Raises:
-        ValueError: for another ending.
+        ValueError: for another ending, or a folder that cannot be written.
     """
-    path = Path(path)
-    if path.suffix not in ENDINGS:
-        raise ValueError(f"Got figure file {str(path)!r}, expected one ending in {', '.join(ENDINGS)}.")
-    out = io.BytesIO()
-    _print(figure, out, path.suffix[1:])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(out.getvalue())
+    path = check_output(path, ENDINGS)
+    write_atomically(path, _printed(figure, path.suffix.removeprefix(".")))
     return path
 
 
@@ -64,16 +141,24 @@ def svg(figure: Figure, prefix: str = "") -> str:
 
     Args:
         figure: the figure.
-        prefix: put before all identifiers inside, so that several figures fit into one page.
+        prefix: put before all identifiers inside, so that several figures fit into one page; ASCII
+            letters, digits, "-" and "_" behind a letter.
+
+    Raises:
+        ValueError: for another prefix.
     """
+    # It goes into attributes as it is.
+    if prefix and not re.fullmatch(IDENTIFIER, prefix):
+        raise ValueError(f"Got prefix={prefix!r}, expected ASCII letters, digits, - and _ behind a letter.")
+    page = _printed(figure, "svg").decode()
+    element = page[page.index("<svg") :]
+    element = re.sub(r'\bid="', f'id="{prefix}', element)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", element)
+
+
+def _printed(figure: Figure, kind: str) -> bytes:
+    """The contents of a file of the figure."""
     out = io.BytesIO()
-    _print(figure, out, "svg")
-    text = out.getvalue().decode()
-    text = re.sub(r'\bid="', f'id="{prefix}', text[text.index("<svg") :])
-    return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", text)
-
-
-def _print(figure: Figure, out: io.BytesIO, kind: str) -> None:
-    silent = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate",), "png": ()}[kind]
     with matplotlib.rc_context(RC):
-        figure.savefig(out, format=kind, metadata=dict.fromkeys(silent))
+        figure.savefig(out, format=kind, metadata=dict.fromkeys(SILENT[kind]))
+    return out.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from fisher_lab._ground.arguments import names_of
+from fisher_lab._ground.text import printable
 
 ALL = "(all)"
 SPREAD = 30  # a ratio of largest to smallest error above which a log axis reads better
@@ -29,9 +31,17 @@ MEASURES = {
 }
 
 
+def plain(text: str) -> str:
+    """A text of the results as it is to be drawn: in one line, and its dollar signs are no formulas."""
+    line = re.sub(r"[\t\n]", " ", printable(text))
+    return line.replace("$", r"\$")
+
+
 def title_of(error: str, damping: float | None = None) -> str:
     """The error's name and formula, for an axis."""
-    title = error if damping is None else f"{error} at damping {damping:g} tr F / d"
+    title = plain(error)
+    if damping is not None:
+        title = f"{title} at damping {damping:g} tr F / d"
     return f"{title}\n{MEASURES[error][0]}" if error in MEASURES else title
 
 
@@ -64,19 +74,26 @@ def layer_title(comparison: Any, layer: str, separator: str = "\n") -> str:
     """The layer's name and shape."""
     if layer == ALL:
         return "all layers"
+    title = plain(layer) or "(model)"
     about = comparison.settings.get("layers", {}).get(layer, {})
     shape = about.get("shape")
-    return (layer or "(model)") + (f"{separator}{shape[0]}x{shape[1]}" if shape else "")
+    if shape:
+        title = f"{title}{separator}{shape[0]}x{shape[1]}"
+    return title
 
 
 def about(comparison: Any) -> str:
     """One line that says what was measured."""
     settings = comparison.settings
     name = str((settings.get("problem") or {}).get("name") or settings.get("model") or "").rpartition("/")[2]
-    parts = [name if len(name) <= 40 else f"…{name[-39:]}"]  # a wider title leaves no room for the axes
-    parts += [f"{settings['fisher']} Fisher"] if "fisher" in settings else []
-    parts += [f"N = {settings['N']}"] if "N" in settings else []
-    return ", ".join(part for part in parts if part)
+    if len(name) > 40:  # a wider title leaves no room for the axes
+        name = f"…{name[-39:]}"
+    parts = [name]
+    if "fisher" in settings:
+        parts.append(f"{settings['fisher']} Fisher")
+    if "N" in settings:
+        parts.append(f"N = {settings['N']}")
+    return plain(", ".join(part for part in parts if part))
 
 
 def chosen_layers(rows: Iterable[Any], layers: Sequence[str] | None) -> list[str]:

@@ -36,6 +36,8 @@ RC: dict[Any, Any] = {
     "hatch.linewidth": 0.7,
     "image.cmap": "cividis",
     "image.interpolation": "nearest",
+    "text.usetex": False,  # names come from files of others: TeX would run what they say
+    "svg.image_inline": True,  # an image beside the file would be lost
     "svg.fonttype": "path",  # the same on every machine, whatever fonts it has
     "svg.hashsalt": "fisher_lab",  # and the same file for the same data
 }
@@ -84,7 +86,7 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
     found: dict[str, Style] = {}
     for label in labels:
         name, _, options = label.partition("(")
-        start = zlib.crc32(label.encode())
+        start = zlib.crc32(label.encode("utf-8", "surrogatepass"))
         bases = [STYLES[name]] if name in STYLES else [SPARE[(start + i) % len(SPARE)] for i in range(len(SPARE))]
         lines = [LINES[(start + i) % len(LINES)] for i in range(len(LINES))] if options else ["-", *LINES]
         choices = [_variant(base, line) for line in lines for base in bases]

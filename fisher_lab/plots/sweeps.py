@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fisher_lab.plots.reading import Scale, about, chosen_layers, layer_title, pick, title_of, whisker
+from fisher_lab.plots.reading import Scale, about, chosen_layers, layer_title, pick, plain, title_of, whisker
 from fisher_lab.plots.style import new_figure, styled, styles
 
 Points = dict[tuple[str, str], list[tuple[float, Any]]]  # (layer, approximation) -> [(x, row)]
@@ -112,8 +112,8 @@ def _panels(
             x, y = [place for place, _ in line], [scale.place(row.value) for _, row in line]
             lengths = [whisker(row, scale) for _, row in line]
             axes.plot(
-                x, y, style.line, color=style.color, marker=style.marker, label=label, markeredgecolor="0.15",
-                markeredgewidth=0.5,
+                x, y, style.line, color=style.color, marker=style.marker, label=plain(label),
+                markeredgecolor="0.15", markeredgewidth=0.5,
             )  # fmt: skip
             if any(up for _, up in lengths):
                 bars = list(zip(*lengths, strict=True))

@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fisher_lab._ground.files import check_output, write_atomically
 
 if TYPE_CHECKING:
     import pandas
@@ -259,45 +259,3 @@ def _decode(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("float:"):
         return float(value.removeprefix("float:"))
     return value
-
-
-def check_output(path: str | Path, endings: tuple[str, ...] = (".json", ".csv")) -> Path:
-    """The path, if a file with one of these endings can be written there; nothing is created but missing folders.
-
-    Raises:
-        ValueError: for another ending or a place that cannot be written.
-    """
-    path = Path(path)
-    if path.suffix not in endings:
-        raise ValueError(f"Got output file {str(path)!r}, expected one ending in {' or '.join(endings)}.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"The folder of {str(path)!r} cannot be created ({error}), expected a writable place."
-        ) from error
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # as write_atomically will do
-        os.close(handle)
-        Path(temporary).unlink()
-        refused = path.is_dir() or (path.exists() and not os.access(path, os.W_OK))
-    except OSError as error:
-        raise ValueError(f"{str(path)!r} cannot be written ({error}), expected a writable file.") from error
-    if refused:
-        raise ValueError(f"{str(path)!r} cannot be written, expected a writable file; choose another place.")
-    return path
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write the whole text or nothing."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

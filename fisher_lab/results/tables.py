@@ -8,6 +8,7 @@ from typing import Any
 
 from fisher_lab._ground.arguments import names_of
 from fisher_lab._ground.memory import readable
+from fisher_lab._ground.text import printable
 
 
 def render(comparison: Any, errors: Sequence[str] | None = None, width: int = 110) -> str:
@@ -24,6 +25,7 @@ def render(comparison: Any, errors: Sequence[str] | None = None, width: int = 11
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     columns = _columns(comparison, errors)
     values = {(r.layer, r.approximation, r.error, r.damping): r.value for r in comparison.rows}
@@ -32,24 +34,28 @@ def render(comparison: Any, errors: Sequence[str] | None = None, width: int = 11
     table.add_column("layer")
     table.add_column("approximation", no_wrap=True)
     for error, damping in columns:
-        title = error.replace("_", " ") if damping is None else f"{error.replace('_', ' ')} {damping:g}"
-        table.add_column(title, justify="right", min_width=max(map(len, title.split())))
+        title = printable(error).replace("_", " ")
+        if damping is not None:
+            title = f"{title} {damping:g}"
+        longest_word = max(map(len, title.split()), default=0)
+        # As a Text, here and below: in a plain string rich would take brackets for its own markup.
+        table.add_column(Text(title), justify="right", min_width=longest_word)
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     for layer in dict.fromkeys(r.layer for r in comparison.rows):
-        title = _title(comparison, layer)
+        title = printable(_title(comparison, layer))
         for approximation in comparison.approximations:
             found = [values.get((layer, approximation, error, damping)) for error, damping in columns]
             if all(value is None for value in found):
                 continue
             cost = costs.get((layer, approximation))
             tail = ["", ""] if cost is None else [f"{cost.seconds * 1e3:.1f} ms", readable(cost.bytes)]
-            table.add_row(title, approximation, *(number(value) for value in found), *tail)
+            table.add_row(Text(title), Text(printable(approximation)), *(number(value) for value in found), *tail)
             title = ""
         table.add_section()
     out = io.StringIO()
     Console(file=out, width=width, color_system=None).print(table)
-    return _heading(comparison.settings) + out.getvalue()
+    return printable(_heading(comparison.settings)) + out.getvalue()
 
 
 def number(value: float | None) -> str:

@@ -1,12 +1,12 @@
 """The report: what it says, that it needs nothing beside it, and that it is written whole or not at all."""
 
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from fisher_lab.report import answers, write_report
 from fisher_lab.results.comparison import ALL, Comparison, Cost, Row
+from tests.report.support import Page
 
 
 def comparison(steps=None, name="toy", label="KFAC", **settings):
@@ -28,26 +28,6 @@ def comparison(steps=None, name="toy", label="KFAC", **settings):
     problem = {"name": name} | ({} if steps is None else {"steps": steps})
     base = {"problem": problem, "model": "Sequential", "N": 7, "fisher": "true", "layers": {"0": {"shape": [3, 4]}}}
     return Comparison(tuple(rows), tuple(costs), base | settings)
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text between them."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.texts = [], []
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
 
 
 def test_the_answer_names_the_best_by_each_measure_and_the_cheapest_near_it():

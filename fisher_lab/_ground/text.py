@@ -1,0 +1,27 @@
+"""Text that anybody may have written, made fit to be shown."""
+
+from __future__ import annotations
+
+import unicodedata
+
+UNSHOWN = "\N{REPLACEMENT CHARACTER}"
+# Controls, halves of characters, separators of lines and paragraphs.
+CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
+# What makes the text behind it run the other way, so that it reads as something that it is not.
+DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def printable(text: str) -> str:
+    """The text with a mark in place of every character that commands a terminal or a reader.
+
+    Tabs and ends of lines stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    shown = []
+    for character in text:
+        is_command = unicodedata.category(character) in CATEGORIES
+        turns = unicodedata.bidirectional(character) in DIRECTIONS
+        keeps = character in "\t\n"
+        shown.append(UNSHOWN if (is_command or turns) and not keeps else character)
+    return "".join(shown)

@@ -26,7 +26,10 @@ from fisher_lab.optim.finite import all_finite, count_failure, where_ok
 from fisher_lab.optim.groups import choose_layers, make_groups
 from fisher_lab.optim.observation import statistics_dtype
 from fisher_lab.optim.options import Option, Options, Settings
+from fisher_lab.optim.saving import copied
 from fisher_lab.optim.vectors import Share
+
+VERSION = 2  # of what `state_dict` holds beside torch's state: 1 did not know the sizes of its observations
 
 
 class LayerOptimizer(torch.optim.Optimizer):
@@ -312,14 +315,20 @@ class LayerOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to go on bit by bit; loads with `torch.load(weights_only=True)`."""
         generator = self._generator_state if self.generator is None else self.generator.get_state()
-        own = {"steps": self.steps, "generator": generator, "skipped": self._skipped, "told": self._told}
+        own = {
+            "version": VERSION,
+            "steps": self.steps,
+            "generator": generator,
+            "skipped": self._skipped,
+            "told": self._told,
+        }
         return {**super().state_dict(), "fisher_lab": {**own, **self.own_state()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, on the parameters' devices and in the dtype it was saved in.
+        """Restore what `state_dict` gave, on the parameters' devices and in the precision they are worked on in.
 
         Raises:
-            ValueError: a state of another optimizer, or of other layers.
+            ValueError: a state of another optimizer, of other layers, or of a later version.
         """
         own = state_dict.get("fisher_lab")
         layers = [group.get("layers") for group in state_dict["param_groups"]]
@@ -328,20 +337,32 @@ class LayerOptimizer(torch.optim.Optimizer):
                 f"The state is not one of a {type(self).__name__} with these layers and groups, expected one; build "
                 "the optimizer with the same arguments as the one that was saved."
             )
+        version = own.get("version", 1)
+        if version > VERSION:
+            raise ValueError(
+                f"Got a state of version {version}, expected {VERSION} or an earlier one; install the fisher_lab that "
+                "wrote it, or a later one."
+            )
         super().load_state_dict(state_dict)
+        self._load_momentum(state_dict)
+        if self.fallback is not None:
+            self.fallback.param_groups = [self.param_groups[-1]]
+            self.fallback.state = self.state
+        self.steps = own["steps"]
+        self.generator = None
+        self._generator_state = copied(own["generator"], torch.device("cpu"))
+        self._skipped = copied(own["skipped"], self.device)
+        self._told = own["told"] or (0.0, 0.0)
+        self.load_own_state(own)
+
+    def _load_momentum(self, state_dict: dict[str, Any]) -> None:
+        """Momentum in its own precision, where torch casts it to the parameter's."""
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for i, p in zip(saved_ids, params, strict=True):
             buffer = state_dict["state"].get(i, {}).get("momentum_buffer")
-            if buffer is not None:  # torch casts it to the parameter's dtype
-                self.state[p]["momentum_buffer"] = buffer.to(p.device, copy=True)
-        if self.fallback is not None:
-            self.fallback.param_groups, self.fallback.state = [self.param_groups[-1]], self.state
-        self.steps, self.generator = own["steps"], None
-        self._generator_state = None if own["generator"] is None else own["generator"].to("cpu", copy=True)
-        self._skipped = None if own["skipped"] is None else own["skipped"].to(self.device, copy=True)
-        self._told = own["told"] or (0.0, 0.0)
-        self.load_own_state(own)
+            if buffer is not None:
+                self.state[p]["momentum_buffer"] = buffer.to(p.device, self.working_dtype(p), copy=True)
 
 
 def registry() -> dict[str, type[LayerOptimizer]]:

@@ -24,6 +24,7 @@ from fisher_lab.matrices import Kronecker
 from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.finite import all_finite, where_ok
 from fisher_lab.optim.options import Options, Settings
+from fisher_lab.optim.saving import decode
 
 MU1 = 0.2  # Powell's constant [official code]
 GUARD = 1e-4  # an update with s'y <= GUARD |s|^2 |g| is left out [official code]
@@ -335,7 +336,8 @@ class KBFGS(LayerOptimizer):
         """The inverse of `own_state`."""
         self.factors = {}
         for name, tensors in saved["factors"].items():
-            self.factors[name] = Factors(**{key: x.to(self.device, copy=True) for key, x in tensors.items()})
+            dtype = self.working_dtype(next(iter(self.layers[name].parameters.values())))
+            self.factors[name] = Factors(**decode(tensors, self.device, dtype))
 
 
 def _trainable_linear(model: nn.Module) -> list[str]:

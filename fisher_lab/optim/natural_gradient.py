@@ -19,8 +19,8 @@ from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.comparing import compare_in_use
-from fisher_lab.optim.curvature import LayerCurvature, buckets, refresh
 from fisher_lab.optim.groups import ByLayer
+from fisher_lab.optim.layer_state import LayerCurvature
 from fisher_lab.optim.observation import (
     Observed,
     Uncompiled,
@@ -38,6 +38,7 @@ from fisher_lab.optim.options import (
     Option,
     Statistics,
 )
+from fisher_lab.optim.refresh import buckets, refresh
 from fisher_lab.optim.stacking import stacked
 from fisher_lab.optim.vectors import Bucket, Share, precondition
 from fisher_lab.optim.window import Window
@@ -157,7 +158,7 @@ class NaturalGradient(LayerOptimizer, register=False):
         for name, layer in self.layers.items():
             if not isinstance(given[name], ByLayer):
                 check_approximation(given[name])
-            found[name] = LayerCurvature(layer, self.choose(layer, given[name]), self.options.decay)
+            found[name] = LayerCurvature(layer, self.choose(layer, given[name]))
         return found
 
     def choose(self, layer: Layer, approximation: Approximation | ByLayer) -> Approximation:
@@ -224,21 +225,28 @@ class NaturalGradient(LayerOptimizer, register=False):
                 "Several forward passes in one step got a loss with reduction='sum', expected 'mean': the scale of "
                 "their Fisher is not defined; average the loss."
             )
-        started, fresh = 0, set() if first else set(self.layers)
+        started = 0
         for forward in forwards:
-            labels = None if y is None else y[started : started + len(forward.z)]
+            labels = None
+            if y is not None:
+                labels = y[started : started + len(forward.z)]
             started += len(forward.z)
             with self.plain_precision(forward.z.device):
-                found = statistics(
-                    forward, self.layers, self.likelihood, kind, labels, self._generator(forward.z.device), self.dtype
-                )
+                generator = self._generator(forward.z.device)
+                found = statistics(forward, self.layers, self.likelihood, kind, labels, generator, self.options.dtype)
                 with torch.no_grad():
-                    for name, observed in found.items():
-                        if self.statistics == "mean":
-                            observed = observed._replace(stats=of_batch_mean(observed.stats))
-                        ok = self.curvature[name].add(observed, name not in fresh)
-                        self.window.lose(ok)
-                        fresh.add(name)
+                    self._join(found)
+
+    def _join(self, found: Mapping[str, Observed]) -> None:
+        """Let the statistics of one forward pass join the present observation of their layers."""
+        contributions = {}
+        for name, observed in found.items():
+            if self.options.statistics == "mean":
+                observed = observed._replace(stats=of_batch_mean(observed.stats))
+            contributions[name] = self.curvature[name].contribution(observed)
+        for name, new in contributions.items():
+            self.curvature[name].absorb(new, self.options.decay)
+            self.window.lose(new.ok)
 
     def warm_start(self, data: Any) -> None:
         """Take the statistics of one pass over the data (one per sweep of the approximation) as the first moments.
@@ -262,7 +270,7 @@ class NaturalGradient(LayerOptimizer, register=False):
                 self._absorb(forwards, y if self.fisher == "empirical" else None, first)
                 first = False
             for c in self.curvature.values():
-                c.settle()
+                c.settle(self.options.decay)
             self._refresh()
         self.window.observed_at = self.steps
         self.window.fresh = False
@@ -352,7 +360,8 @@ class NaturalGradient(LayerOptimizer, register=False):
                 if share.places[index]:
                     W = kept(ok, share.packed(share.vectors, index)) * self.window.examples**0.5
                     stats = of_gradient(W, layer.groups, layer.kernel, layer.bias)
-                    self.curvature[layer.name].add(Observed(stats, ok), first=True)
+                    c = self.curvature[layer.name]
+                    c.absorb(c.contribution(Observed(stats, ok, self.window.examples)), self.options.decay)
 
     def _refresh(self) -> None:
         """Matrices and inverses from the moments; then counters are read and troubles told, in one host read."""
@@ -407,7 +416,8 @@ class NaturalGradient(LayerOptimizer, register=False):
         self.window = Window.of_state(saved, self.device)
         self._read_at = self.steps
         for name, c in self.curvature.items():
-            c.load(saved["layers"][name], next(iter(c.layer.parameters.values())).device)
+            p = next(iter(c.layer.parameters.values()))
+            c.load(saved["layers"][name], p.device, self.working_dtype(p))
         self._collect()
 
     def method_of(self, name: str) -> str:

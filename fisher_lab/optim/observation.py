@@ -32,10 +32,17 @@ class Forward(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """Statistics of one layer and whether they are finite, as a 0-d tensor (non-finite ones are zeroed)."""
+    """Statistics of one layer in one forward pass.
+
+    Attributes:
+        stats: inputs and output gradients; zero where not ok.
+        ok: whether they are finite, a 0-d tensor.
+        examples: of how many examples of the data they are.
+    """
 
     stats: LayerStats
     ok: Tensor
+    examples: int
 
 
 @contextmanager
@@ -167,7 +174,7 @@ def _observed(
     g = kept(ok, g)
     if summed:  # the loss is N times its mean, and so is its Fisher
         g = g * math.sqrt(N)
-    return Observed(LayerStats(kept(ok, a), g, layer.kernel, layer.bias), ok)
+    return Observed(LayerStats(kept(ok, a), g, layer.kernel, layer.bias), ok, N)
 
 
 def of_batch_mean(stats: LayerStats) -> LayerStats:

@@ -26,16 +26,21 @@ def encode(value: Any) -> Any:
     return value
 
 
-def decode(value: Any, device: torch.device) -> Any:
-    """What `encode` made, its tensors on `device` and in the dtype they were saved in.
+def decode(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """What `encode` made.
+
+    Args:
+        value: plain containers.
+        device: where its tensors go.
+        dtype: of those that are floating-point numbers.
 
     Raises:
         ValueError: a structure that is not known (its class was not imported).
     """
     if isinstance(value, Tensor):
-        return value.to(device, copy=True)
+        return value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
     if isinstance(value, tuple | list):
-        return tuple(decode(item, device) for item in value)
+        return tuple(decode(item, device, dtype) for item in value)
     if isinstance(value, dict) and set(value) == {"matrix", "fields"}:
         known = {cls.__name__: cls for cls in _subclasses(FisherMatrix)}
         if value["matrix"] not in known:
@@ -43,14 +48,19 @@ def decode(value: Any, device: torch.device) -> Any:
                 f"The checkpoint holds a {value['matrix']}, expected one of {', '.join(sorted(known))}; import the "
                 "module that defines it first."
             )
-        return known[value["matrix"]](**{name: decode(item, device) for name, item in value["fields"].items()})
+        return known[value["matrix"]](**{name: decode(item, device, dtype) for name, item in value["fields"].items()})
     if isinstance(value, dict) and set(value) == {"stats"}:
-        return LayerStats(**decode(value["stats"], device))
+        return LayerStats(**decode(value["stats"], device, dtype))
     if isinstance(value, dict):
-        return {key: decode(item, device) for key, item in value.items()}
+        return {key: decode(item, device, dtype) for key, item in value.items()}
     return value
 
 
 def _subclasses(cls: type) -> list[type]:
     direct: list[type] = cls.__subclasses__()
     return direct + [found for sub in direct for found in _subclasses(sub)]
+
+
+def copied(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    """A tensor of a checkpoint on a device, and never the checkpoint's own."""
+    return None if tensor is None else tensor.to(device, copy=True)

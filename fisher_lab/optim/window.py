@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab.optim.finite import count_failure
+from fisher_lab.optim.saving import copied
 
 PATIENCE = 10  # observations that may be left out before a step is refused
 
@@ -111,7 +112,10 @@ class Window:
     @classmethod
     def of_state(cls, saved: dict[str, Any], device: torch.device) -> Window:
         """The inverse of `state`."""
-        lost = saved["lost"]
-        if lost is not None:
-            lost = lost.to(device, copy=True)
-        return cls(saved["observed_at"], saved["open"], saved["fresh"], saved["examples"], lost)
+        return cls(
+            observed_at=saved["observed_at"],
+            is_open=saved["open"],
+            fresh=saved["fresh"],
+            examples=saved["examples"],
+            lost=copied(saved["lost"], device),
+        )

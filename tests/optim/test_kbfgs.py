@@ -242,6 +242,19 @@ def test_resuming_is_exact():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def test_a_state_of_another_precision_is_converted():
+    model, (x, y) = net(torch.float32), batch(dtype=torch.float32)
+    opt = optim.KBFGS(model, LIKELIHOOD, 0.05)
+    opt.step(closure_of(opt, model, x, y))
+    twin = copy.deepcopy(model).double()
+    other = optim.KBFGS(twin, LIKELIHOOD, 0.05)
+    other.load_state_dict(opt.state_dict())
+    opt.step(closure_of(opt, model, x, y))
+    other.step(closure_of(other, twin, x.double(), y))
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p.double(), q, rtol=1e-4, atol=1e-6)
+
+
 def test_a_model_without_linear_layers_is_refused():
     with pytest.raises(ValueError, match=r"no trainable nn\.Linear"):
         optim.KBFGS(nn.Conv2d(1, 1, 1), LIKELIHOOD, 0.1)

@@ -284,6 +284,72 @@ def test_the_moving_average_starts_as_a_mean():
         assert_same(found[0], expected[0])
 
 
+def naive_average(values, sizes, rho):
+    """The moving average of values from observations of some sizes, by its definition."""
+    found = values[0]
+    for k in range(1, len(values)):
+        n, total = sizes[k], sum(sizes[: k + 1])
+        left = min(1 - n / total, rho ** (n / (total / (k + 1))))
+        found = left * found + (1 - left) * values[k]
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(8, 1), (1, 8, 3), (6, 6, 6, 6, 6, 1, 6, 12)])
+def test_observations_weigh_by_their_examples(sizes):
+    model, rho = net(), 0.6
+    options = {"observe_every": 1, "refresh_every": 100, "decay": rho, "fisher": "true"}
+    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.0, **options)
+    values = []
+    for k, n in enumerate(sizes):
+        x, y = batch(n, seed=k)
+        one_step(opt, model, LIKELIHOOD, x, y)
+        values.append(fl.estimate(fl.KFAC(), model, LIKELIHOOD, x)["0"].factors[1])
+    assert_same(opt.curvature["0"].moments["A"][0], naive_average(values, sizes, rho)[0])
+
+
+def test_a_batch_of_one_after_one_of_many_weighs_next_to_nothing():
+    model = net()
+    opt = optim.KFAC(model, LIKELIHOOD, 0.0, observe_every=1)
+    for n in (64, 1):
+        one_step(opt, model, LIKELIHOOD, *batch(n))
+        A = opt.curvature["0"].moments["A"].clone()
+        whole = A if n == 64 else whole  # noqa: F821
+    assert float((A - whole).norm() / whole.norm()) < 0.1
+
+
+@pytest.mark.parametrize("name", ["TNT", "Shampoo"])
+def test_observations_of_mean_gradients_weigh_by_the_examples_they_are_means_of(name):
+    """Their statistics are one matrix each, whatever the batch."""
+    model, sizes = net(), (9, 3)
+    opt = preset(name, model, LIKELIHOOD, 0.0, observe_every=1, refresh_every=100)
+    alone = []
+    for k, n in enumerate(sizes):
+        x, y = batch(n, seed=k)
+        one_step(opt, model, LIKELIHOOD, x, y)
+        g = gradients(model, LIKELIHOOD, x, y)["0"]
+        alone.append(n * g @ g.T)
+    mode0 = opt.curvature["0"].moments["mode0"]
+    if name == "Shampoo":
+        assert_same(mode0[0], (9 * alone[0] + 3 * alone[1]) / 12)
+    else:  # at sampled labels
+        assert float(opt.curvature["0"].past.size) == 6.0
+
+
+def test_windows_of_mean_gradients_weigh_by_their_examples():
+    found = []
+    for pieces in ((12,), (8, 4)):
+        model, (x, y) = net(), batch()
+        opt = fl.NaturalGradient(model, LIKELIHOOD, fl.TN(), 0.0, statistics="mean", fisher="empirical")
+        for part, labels in zip(x.split(list(pieces)), y.split(list(pieces)), strict=True):
+            with opt.observing(labels):
+                z = model(part)
+            LIKELIHOOD.loss(z, labels).backward()
+            g = gradients(model, LIKELIHOOD, part, labels)["0"]
+            found.append(len(part) * g @ g.T)
+        opt.step()
+    assert_same(opt.curvature["0"].moments["mode0"][0], (8 * found[1] + 4 * found[2]) / 12)
+
+
 def test_a_warm_start_is_the_mean_over_the_data_and_then_moves_slowly():
     model, (x, y) = net(), batch(24)
     opt = fl.NaturalGradient(

@@ -125,6 +125,47 @@ def test_float32_factors_and_momentum_are_not_cast_to_bfloat16():
     assert other.state[twin[1].weight]["exp_avg"].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(("saved", "now"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_a_state_of_another_precision_is_converted(name, saved, now):
+    model, (x, y) = net_with_fallback(saved), batch(dtype=saved)
+    opt = make(name, model)
+    go_on(opt, model, x, y, 4)
+    twin = copy.deepcopy(model).to(now)
+    other = make(name, twin)
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    for c in other.curvature.values():
+        assert {t.dtype for t in (*c.inverse.tensors().values(), *c.matrix.tensors().values())} == {now}
+    assert other.state[twin[0][0].weight]["momentum_buffer"].dtype == now
+    go_on(opt, model, x, y, 3)
+    go_on(other, twin, x.to(now), y, 3)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p.double(), q.double(), rtol=2e-2, atol=1e-3)
+
+
+def test_a_state_of_a_later_version_is_refused():
+    opt = optim.KFAC(net(), LIKELIHOOD, 0.01)
+    state = opt.state_dict()
+    state["fisher_lab"]["version"] = 99
+    with pytest.raises(ValueError, match=r"version 99, expected 2 or an earlier one; install"):
+        opt.load_state_dict(state)
+
+
+def test_a_state_without_sizes_of_its_observations_goes_on_as_if_they_were_equal():
+    """States of version 1."""
+    model, (x, y) = net(), batch()
+    opt = make("KFAC", model)
+    go_on(opt, model, x, y, 3)
+    state = opt.state_dict()
+    del state["fisher_lab"]["version"]
+    for layer in state["fisher_lab"]["layers"].values():
+        del layer["size"]
+    twin = copy.deepcopy(model)
+    other = make("KFAC", twin)
+    other.load_state_dict(through_a_file(state))
+    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 9), go_on(other, twin, x, y, 9), strict=True))
+
+
 def test_schedulers_and_counters_come_back():
     model, (x, y) = net_with_fallback(torch.float64), batch()
     opt = make("KFAC", model)

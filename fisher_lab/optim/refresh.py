@@ -1,6 +1,6 @@
-"""One layer's curvature inside an optimizer: moving moments, the matrix assembled last, its prepared inverse.
+"""From moments to the damped inverses that the steps apply: assembled, factorised in batches, rescued where that fails.
 
-Nothing here waits for the device except `refresh`, which reads all flags at once.
+A refresh waits for the device once, when it reads all flags at once (and where eigendecompositions wait by themselves).
 """
 
 from __future__ import annotations
@@ -11,105 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisher_lab._ground.linalg import eigh, kept, shifted_power, spd_inverse, symmetrize
+from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse, symmetrize
 from fisher_lab.approximations import Approximation, MiniBlock
-from fisher_lab.estimation.running import Running
-from fisher_lab.layers import Layer
 from fisher_lab.matrices import BlockDiagonal, DirectSum, FisherMatrix, Kronecker
 from fisher_lab.optim.finite import all_finite
-from fisher_lab.optim.observation import Observed
-from fisher_lab.optim.saving import decode, encode
+from fisher_lab.optim.layer_state import LayerCurvature
 from fisher_lab.optim.stacking import part, signature, stacked
 
 JITTER = 1e-8  # first jitter after a failed factorisation, relative to the mean eigenvalue; then ten times as much
 
-KEPT = ("moments", "matrix", "inverse", "jitter", "count", "before", "latest", "window")
-
 Settings = Mapping[str, Any]  # a parameter group
-
-
-class LayerCurvature(Running):
-    """The moving average of one layer's moments, and the damped power that is applied to its gradient.
-
-    All windows of one optimizer step (gradient accumulation) are one observation: their examples count alike.
-
-    Args:
-        layer: the adapter.
-        approximation: what to build.
-        decay: rho; the k-th observation weighs 1 - min(1 - 1/k, rho).
-    """
-
-    def __init__(self, layer: Layer, approximation: Approximation, decay: float) -> None:
-        super().__init__(approximation, decay)
-        self.layer = layer
-        self.inverse: FisherMatrix | None = None
-        self.jitter = 0.0
-        self.count: Tensor | None = None  # finite observations so far; the present one included
-        self.before: dict[str, Tensor] | None = None  # moments before the present observation
-        self.latest: dict[str, Tensor] | None = None  # the present observation: mean over its windows
-        self.window: Tensor | None = None  # finite examples in the present observation
-
-    def add(self, observed: Observed, first: bool) -> Tensor:
-        """Absorb one window and return whether it was finite; without a host read, non-finite ones change nothing.
-
-        Args:
-            observed: the statistics.
-            first: whether this window begins a new observation.
-        """
-        stats = observed.stats
-        new = self.approximation.moments(stats, self.matrix)
-        ok = observed.ok & all_finite(new.values())
-        new = {name: kept(ok, x) for name, x in new.items()}
-        examples = ok.to(stats.g.dtype) * stats.N
-        if first or self.latest is None or self.window is None:
-            if self.count is not None and self.window is not None:
-                self.count = self.count + (self.window > 0)
-            self.before, self.latest, self.window = self.moments, new, examples
-        else:
-            self.window = self.window + examples
-            self.latest = self.approximation.average(self.latest, new, examples / self.window.clamp(min=1))
-        if self.count is None:
-            self.count = torch.zeros_like(self.window)
-        if self.before is None:
-            self.moments = self.latest
-        else:
-            assert self.decay is not None
-            good = self.window > 0
-            weight = torch.where(good, 1 - (1 - 1 / (self.count + 1)).clamp(max=self.decay), 0.0)
-            self.moments = self.approximation.average(self.before, self.latest, weight)
-        return ok
-
-    def close(self) -> None:
-        """The present observation is complete."""
-        if self.window is not None:
-            assert self.count is not None
-            self.count = self.count + (self.window > 0)
-        self.before = self.latest = self.window = None
-
-    def settle(self) -> None:
-        """Count what was seen (a warm start) as many observations: the next one weighs 1 - rho."""
-        assert self.decay is not None
-        self.close()
-        if self.count is not None:
-            self.count = torch.where(self.count > 0, torch.full_like(self.count, 1 / max(1 - self.decay, 1e-9)), 0.0)
-
-    def state(self) -> dict[str, Any]:
-        """Everything, as plain containers of tensors."""
-        return {"approximation": self.approximation.label, **encode({name: getattr(self, name) for name in KEPT})}
-
-    def load(self, saved: dict[str, Any], device: torch.device) -> None:
-        """The inverse of `state`.
-
-        Raises:
-            ValueError: the state of another approximation.
-        """
-        if saved["approximation"] != self.approximation.label:
-            raise ValueError(
-                f"The state of layer {self.layer.name!r} is one of {saved['approximation']}, expected one of "
-                f"{self.approximation.label}; build the optimizer with the same arguments as the one that was saved."
-            )
-        for name in KEPT:
-            setattr(self, name, decode(saved[name], device))
 
 
 def prepare(approximation: Approximation, matrix: FisherMatrix, settings: Settings, jitter: float) -> FisherMatrix:
@@ -145,7 +56,7 @@ def refresh(curvatures: Sequence[LayerCurvature], settings: Sequence[Settings], 
     inverses = _prepare_all(curvatures, candidates, settings)
     flags = [all_finite(matrix.tensors().values()) for matrix in candidates]
     flags += [all_finite(inverse.tensors().values()) for inverse in inverses]
-    seen = [c.count + (0 if c.window is None else c.window > 0) > 0 for c in curvatures if c.count is not None]
+    seen = [c.seen() for c in curvatures]
     read = torch.cat([torch.stack([*flags, *seen]).to(extra.dtype), extra])
     values = [1.0] * len(read) if read.is_meta else read.tolist()  # the one host read of a refresh
     n = len(curvatures)

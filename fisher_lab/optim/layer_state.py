@@ -1,0 +1,169 @@
+"""One layer's curvature inside an optimizer: what is kept of it, and how an observation joins it.
+
+Nothing here waits for the device; statistics that are not finite change nothing, by masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fisher_lab._ground.linalg import kept
+from fisher_lab.approximations import Approximation
+from fisher_lab.estimation.average import Average, Mean
+from fisher_lab.layers import Layer
+from fisher_lab.matrices import FisherMatrix
+from fisher_lab.optim.finite import all_finite
+from fisher_lab.optim.observation import Observed
+from fisher_lab.optim.saving import decode, encode
+
+
+class Contribution(NamedTuple):
+    """What one window gives to a layer.
+
+    Attributes:
+        moments: of its examples; zero where not ok.
+        examples: how many, 0 where not ok; a 0-d tensor.
+        ok: whether statistics and moments are finite, a 0-d tensor.
+    """
+
+    moments: Any
+    examples: Tensor
+    ok: Tensor
+
+
+@dataclass
+class LayerState:
+    """What an optimizer knows of a layer's curvature, which is what a checkpoint holds of it.
+
+    Attributes:
+        moments: moving average of the moments, the present observation included; None before the first.
+        past: the moving average without the present observation.
+        present: the mean over the windows of the present observation; empty between steps.
+        matrix: assembled at the last refresh that succeeded; None before.
+        inverse: its damped power, as the steps apply it.
+        jitter: added to the damping since factorisations failed, relative to the mean eigenvalue.
+    """
+
+    moments: Any = None
+    past: Average = field(default_factory=Average)
+    present: Mean = field(default_factory=Mean)
+    matrix: FisherMatrix | None = None
+    inverse: FisherMatrix | None = None
+    jitter: float = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the present observation has begun."""
+        return self.present.moments is not None
+
+    def seen(self) -> Tensor:
+        """Whether anything finite was observed, a 0-d tensor; after the first observation."""
+        flags = []
+        if self.past.count is not None:
+            flags.append(self.past.count > 0)
+        if isinstance(self.present.examples, Tensor):
+            flags.append(self.present.examples > 0)
+        return torch.stack(flags).any()
+
+    def encoded(self) -> dict[str, Any]:
+        """Everything, as plain containers of tensors."""
+        return {
+            "moments": encode(self.moments),
+            "matrix": encode(self.matrix),
+            "inverse": encode(self.inverse),
+            "jitter": self.jitter,
+            "count": self.past.count,
+            "size": self.past.size,
+            "before": encode(self.past.moments) if self.is_open else None,
+            "latest": encode(self.present.moments),
+            "window": self.present.examples if self.is_open else None,
+        }
+
+    def restore(self, saved: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+        """The inverse of `encoded`, in the precision that the layer works in now."""
+        found = {name: decode(value, device, dtype) for name, value in saved.items()}
+        self.moments = found["moments"]
+        self.matrix = found["matrix"]
+        self.inverse = found["inverse"]
+        self.jitter = found["jitter"]
+        count = found["count"]
+        size = found.get("size")
+        if count is not None and size is None:
+            size = torch.zeros_like(count)  # version 1 did not know the sizes of its observations
+        self.past = Average(self.moments, count, size)
+        self.present = Mean()
+        if found["latest"] is not None:
+            self.past.moments = found["before"]
+            self.present = Mean(found["latest"], found["window"])
+
+
+class LayerCurvature(LayerState):
+    """The state of one layer, with the approximation that it is the state of.
+
+    All windows of one optimizer step (gradient accumulation) are one observation: their examples count alike.
+
+    Args:
+        layer: the adapter.
+        approximation: what to build.
+    """
+
+    def __init__(self, layer: Layer, approximation: Approximation) -> None:
+        super().__init__()
+        self.layer = layer
+        self.approximation = approximation
+
+    def contribution(self, observed: Observed) -> Contribution:
+        """The moments of one window."""
+        moments = self.approximation.moments(observed.stats, self.matrix)
+        ok = observed.ok & all_finite(moments.values())
+        examples = ok.to(observed.stats.g.dtype) * observed.examples
+        return Contribution({name: kept(ok, x) for name, x in moments.items()}, examples, ok)
+
+    def absorb(self, new: Contribution, decay: float) -> None:
+        """Let a window join the present observation."""
+        self.present.add(self.approximation, new.moments, new.examples)
+        self.moments = self.past.joined(self.approximation, self.present, decay)
+
+    def close(self) -> None:
+        """The present observation is complete."""
+        self.past = self.past.followed_by(self.present, self.moments)
+        self.present = Mean()
+
+    def settle(self, decay: float) -> None:
+        """Count what was seen (a warm start) as many observations: the next one weighs 1 - rho."""
+        self.close()
+        self.past = self.past.settled(decay)
+
+    def restart(self) -> None:
+        """Forget the moments, but not the matrix."""
+        self.moments = None
+        self.past = Average()
+        self.present = Mean()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"approximation": self.approximation.label, **self.encoded()}
+
+    def load(self, saved: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+        """The inverse of `state`.
+
+        Args:
+            saved: what `state` gave.
+            device: where the layer is.
+            dtype: that it works in; a state of another precision is converted.
+
+        Raises:
+            ValueError: the state of another approximation.
+        """
+        given = dict(saved)
+        label = given.pop("approximation")
+        if label != self.approximation.label:
+            raise ValueError(
+                f"The state of layer {self.layer.name!r} is one of {label}, expected one of "
+                f"{self.approximation.label}; build the optimizer with the same arguments as the one that was saved."
+            )
+        self.restore(given, device, dtype)

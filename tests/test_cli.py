@@ -79,6 +79,55 @@ def test_a_file_that_the_run_cannot_go_on_from_is_kept_and_said(capsys, tmp_path
     assert fl.load_comparison(tmp_path / "run.json").settings["complete"] is True
 
 
+def forged(path: Path) -> str:
+    """A saved run with another number in it."""
+    body = json.loads(path.read_text())
+    for row in body["rows"]:
+        row["value"] = 123.0
+    return json.dumps(body)
+
+
+def test_a_file_in_the_folder_for_temporary_files_is_not_trusted(capsys, tmp_path, monkeypatch, own) -> None:
+    temporary, saved = tmp_path / "temporary", tmp_path / "run.json"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    common = ["compare", "--problem", own, "--approximations", "KFAC"]
+    run(capsys, *common, "--output", str(saved), "--quiet")
+    foreseen = temporary / f"fisher-lab-{os.getpid()}.json"
+    foreseen.write_text(forged(saved))
+    code, out, _ = run(capsys, *common)
+    assert code == 0
+    assert "KFAC" in out
+    assert "123" not in out
+    assert [path.name for path in temporary.iterdir()] == [foreseen.name]
+
+
+@pytest.mark.parametrize("what", ["link", "dangling link", "folder", "pipe", "of another user"])
+def test_a_run_goes_on_from_a_regular_file_of_the_users_own_only(capsys, tmp_path, monkeypatch, own, what) -> None:
+    saved, partial, elsewhere = tmp_path / "run.json", tmp_path / ".run.partial.json", tmp_path / "elsewhere.json"
+    common = ["compare", "--problem", own, "--approximations", "KFAC", "--output", str(saved), "--quiet"]
+    run(capsys, *common)
+    content = forged(saved)
+    saved.unlink()
+    elsewhere.write_text(content)
+    if what == "folder":
+        partial.mkdir()
+    elif what == "pipe":
+        os.mkfifo(partial)
+    elif what == "of another user":
+        partial.write_text(content)
+        monkeypatch.setattr("os.geteuid", lambda: partial.stat().st_uid + 1)
+    else:
+        partial.symlink_to(tmp_path / "nothing" if what == "dangling link" else elsewhere)
+    code, out, err = run(capsys, *common)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "expected a regular file of your own" in err
+    assert not saved.exists()
+    assert elsewhere.read_text() == content
+    assert not (tmp_path / "nothing").exists()
+    assert os.path.lexists(partial)
+
+
 def test_a_report_of_saved_runs_leaves_a_stopped_run_alone(capsys, tmp_path, own) -> None:
     saved, partial = tmp_path / "run.json", tmp_path / ".page.partial.json"
     run(capsys, "compare", "--problem", own, "--approximations", "KFAC", "--quiet", "--output", str(saved))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisher_lab._ground.files import file_names, inside, replacing, write_atomically
+from fisher_lab._ground.files import NotOwnFileError, append, file_names, inside, read_own, replacing, write_atomically
 
 
 @pytest.mark.parametrize("name", ["errors-frobenius", "a_b", "run.v2", "X"])
@@ -103,3 +103,37 @@ def test_a_file_that_is_there_already_is_never_opened(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError):
         write_atomically(tmp_path / "x", "new")
     assert victim.read_text() == "precious"
+
+
+def test_text_is_added_at_the_end_of_a_file_but_not_through_a_link(tmp_path, masked):
+    path, link = tmp_path / "x", tmp_path / "link"
+    append(path, "ä\n")
+    append(path, "b\n")
+    assert path.read_bytes() == "ä\nb\n".encode()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    link.symlink_to(path)
+    with pytest.raises(NotOwnFileError, match="is a link, expected a regular file of your own"):
+        append(link, "c\n")
+    assert path.read_bytes() == "ä\nb\n".encode()
+
+
+def test_what_an_interrupted_run_left_is_read_from_ones_own_file_only(tmp_path, monkeypatch):
+    path, link = tmp_path / "x", tmp_path / "link"
+    assert read_own(path) is None
+    path.write_bytes(b"\r\n\0")
+    assert read_own(path) == b"\r\n\0"
+    link.symlink_to(path)
+    for refused, word in ((link, "is a link"), (tmp_path, "is no file")):
+        with pytest.raises(NotOwnFileError, match=word):
+            read_own(refused)
+    monkeypatch.setattr("os.geteuid", lambda: path.stat().st_uid + 1)
+    with pytest.raises(NotOwnFileError, match="belongs to another user"):
+        read_own(path)
+
+
+def test_a_link_is_refused_where_the_system_cannot_be_told_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("fisher_lab._ground.files.NO_LINKS", 0)
+    (tmp_path / "x").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    with pytest.raises(NotOwnFileError, match="is a link"):
+        append(tmp_path / "link", "more")

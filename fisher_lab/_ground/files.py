@@ -6,10 +6,14 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+OWN = "expected a regular file of your own; remove it or choose another place"
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # 0 where the system has no such thing: Windows
 
 # Characters of a name in ASCII: file systems take 255 bytes, an ending and a number come on top.
 LONGEST = 100
@@ -139,3 +143,61 @@ def _create_beside(path: Path) -> tuple[int, Path]:
     # The start of the old name tells whose file this was, should the machine stop meanwhile.
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")
     return os.open(temporary, flags, 0o666), temporary
+
+
+# -- files with names that anybody can foresee ---------------------------------------------------------------------
+class NotOwnFileError(ValueError):
+    """A file with a foreseeable name is a link, no regular file, or somebody else's."""
+
+
+def read_own(path: Path) -> bytes | None:
+    """What a file holds that an interrupted run left under a fixed name; None if there is none.
+
+    In a folder that others can write to, somebody else may have put something there first.
+
+    Raises:
+        NotOwnFileError: for a link, what is no regular file, or a file of another user.
+        OSError: for a file that cannot be read.
+    """
+    # Without waiting: opening a pipe would last until somebody writes to it.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = _open_no_link(path, flags)
+    except FileNotFoundError:
+        return None
+    try:
+        # Of what was opened, not of what may stand under the name by now.
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise NotOwnFileError(f"{path} is no file, {OWN}.")
+        if hasattr(os, "geteuid") and about.st_uid != os.geteuid():
+            raise NotOwnFileError(f"{path} belongs to another user, {OWN}.")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file, which is made if it is missing.
+
+    Raises:
+        NotOwnFileError: for a link.
+    """
+    handle = _open_no_link(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    with os.fdopen(handle, "wb") as file:
+        file.write(text.encode("utf-8"))
+
+
+def _open_no_link(path: Path, flags: int) -> int:
+    """The number of an opened file, in bytes and not in text; a link is refused."""
+    link = NotOwnFileError(f"{path} is a link, {OWN}.")
+    if not NO_LINKS and path.is_symlink():
+        raise link
+    try:
+        return os.open(path, flags | NO_LINKS | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        # Systems have several numbers for the refusal of a link.
+        if path.is_symlink():
+            raise link from error
+        raise

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from fisher_lab._ground.files import check_output, file_names, inside
+from fisher_lab._ground.files import NotOwnFileError, check_output, file_names, inside
 from fisher_lab._ground.memory import readable
 from fisher_lab.cli.options import MeasureOptions, ProblemOptions
 from fisher_lab.diagnose import DifferentRunError
 from fisher_lab.diagnose import compare as run_compare
-from fisher_lab.results.comparison import Comparison, load_comparison
+from fisher_lab.results.comparison import Comparison, load_comparison, load_unfinished
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,13 +42,13 @@ def compare(
     """
     if output is not None:
         check_output(output)
-    found = _measured(problem, measure, output, quiet)
-    if not quiet:
-        print(found)
-    spent = found.settings
-    saved = "" if output is None else f", saved to {found.save(output)}"
-    print(f"{spent['seconds']:.1f} s, peak memory {readable(spent['peak_bytes'])}{saved}")
-    _partial(output).unlink(missing_ok=True)
+    with _partial(output) as partial:
+        found = _measured(problem, measure, partial, quiet)
+        if not quiet:
+            print(found)
+        spent = found.settings
+        saved = "" if output is None else f", saved to {found.save(output)}"
+        print(f"{spent['seconds']:.1f} s, peak memory {readable(spent['peak_bytes'])}{saved}")
 
 
 def plot(
@@ -100,15 +101,16 @@ def report(
     from fisher_lab.report import write_report
 
     check_output(output, (".html",))
-    found: Sequence[Path | Comparison] = files or [_measured(problem, measure, output, False)]
-    print(write_report(found, output))
-    if not files:
-        _partial(output).unlink(missing_ok=True)
+    if files:
+        print(write_report(files, output))
+        return
+    with _partial(output) as partial:
+        print(write_report(_measured(problem, measure, partial, quiet=False), output))
 
 
-def _measured(options: ProblemOptions, measure: MeasureOptions, output: Path | None, quiet: bool) -> Comparison:
-    """Run `compare`, keeping every finished layer in a file beside `output`."""
-    problem, partial = options.load(), _partial(output)  # first: its file may define approximations
+def _measured(options: ProblemOptions, measure: MeasureOptions, partial: Path, quiet: bool) -> Comparison:
+    """Run `compare`, keeping every finished layer in the file `partial`."""
+    problem = options.load()  # first: its file may define approximations
     arguments = measure.arguments()
     arguments["fisher"] = arguments["fisher"] or problem.fisher
     settings: dict[str, Any] = {"seed": options.seed, "progress": False if quiet else None, "problem": problem.settings}
@@ -117,33 +119,50 @@ def _measured(options: ProblemOptions, measure: MeasureOptions, output: Path | N
         return run_compare(problem.model, problem.likelihood, problem.data, **arguments, **settings, resume=partial)
 
     try:
-        try:
-            if partial.exists():
-                load_comparison(partial)
-        except ValueError:
-            _set_aside(partial, "is damaged or foreign")
+        load_unfinished(partial)
+    except NotOwnFileError:
+        raise
+    except ValueError:
+        _set_aside(partial, "is damaged or foreign")
+    try:
         try:
             return run()
         except DifferentRunError:
             _set_aside(partial, "holds another comparison")
             return run()
     except KeyboardInterrupt:
-        if partial.exists():
-            print(load_comparison(partial))
-            if output is not None:
-                print(f"Stopped; finished layers are kept, the same command goes on from {partial}.", file=sys.stderr)
+        finished = load_unfinished(partial)
+        if finished is not None:
+            print(finished)
         raise
 
 
 def _set_aside(partial: Path, reason: str) -> None:
     """Rename a file that the run cannot go on from, and say so."""
-    aside = next(p for i in count(1) if not (p := partial.with_name(f"{partial.name}.{i}")).exists())
+    for number in count(1):
+        aside = partial.with_name(f"{partial.name}.{number}")
+        if not os.path.lexists(aside):
+            break
     partial.rename(aside)
     print(f"{partial} {reason}; it is kept as {aside.name}, and the run starts from its beginning.", file=sys.stderr)
 
 
-def _partial(output: Path | None) -> Path:
-    """Where finished layers are kept while a run goes on."""
+@contextmanager
+def _partial(output: Path | None) -> Iterator[Path]:
+    """Where finished layers are kept while a run goes on; removed when the block ends well.
+
+    With an output the name is fixed, so that the same command finds it again: `.NAME.partial.json` beside it. Without
+    one nothing is found again, and the file lies in a new folder that nobody else can write to.
+    """
     if output is None:
-        return Path(tempfile.gettempdir()) / f"fisher-lab-{os.getpid()}.json"
-    return output.with_name(f".{output.stem}.partial.json")
+        with TemporaryDirectory(prefix="fisher-lab-") as folder:
+            yield Path(folder) / "partial.json"
+        return
+    partial = output.with_name(f".{output.stem}.partial.json")
+    try:
+        yield partial
+    except KeyboardInterrupt:
+        if partial.exists():
+            print(f"Stopped; finished layers are kept, the same command goes on from {partial}.", file=sys.stderr)
+        raise
+    partial.unlink(missing_ok=True)

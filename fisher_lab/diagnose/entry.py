@@ -21,7 +21,7 @@ from fisher_lab.diagnose.asked import Matrices, all_settings, check_dampings, ch
 from fisher_lab.diagnose.run import Run
 from fisher_lab.errors import DAMPINGS
 from fisher_lab.likelihoods import FisherKind, Likelihood
-from fisher_lab.results.comparison import Comparison, load_comparison
+from fisher_lab.results.comparison import Comparison, load_unfinished
 
 
 def compare(
@@ -71,7 +71,7 @@ def compare(
             their covariances (see Comparison.difference); takes longer than the rest. None for eigenvalue-corrected
             approximations, whose bases have no usable derivative, and for errors below their noise floor.
         progress: show a progress bar; None: when stderr is a terminal.
-        resume: file to save to after every layer, and to go on from if it exists.
+        resume: file to save to after every layer, and to go on from if it exists: a regular file of your own, no link.
         problem: settings of the problem, kept in the result.
 
     Returns:
@@ -91,6 +91,7 @@ def compare(
     if exact not in ("captured", "func"):
         raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
     path = None if resume is None else check_output(resume, (".json",))
+    earlier = None if path is None else load_unfinished(path)
     source = Source(
         model, likelihood, data, layers=layers, fisher=fisher, seed=seed,
         dtype=dtype, device=device, memory=memory, on_unknown=on_unknown,
@@ -108,8 +109,8 @@ def compare(
         run.settings = all_settings(source, candidates, wanted, dampings, exact, problem, run.check.fingerprint)
         run.settings["standard_errors"] = standard_errors
         run.settings["errors"] += [OFF_BLOCK] * across
-        if path is not None and path.exists():
-            run.take_over(load_comparison(path), path)
+        if path is not None and earlier is not None:
+            run.take_over(earlier, path)
         for names in run.groups():
             run.measure(names, bar)
             if path is not None:

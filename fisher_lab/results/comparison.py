@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fisher_lab._ground.files import check_output, write_atomically
+from fisher_lab._ground.files import check_output, read_own, write_atomically
 
 if TYPE_CHECKING:
     import pandas
 
 FORMAT = "fisher_lab comparison"
 VERSION = 1
+CURE = "expected a .json or .csv file written by Comparison.save"
 ALL = "(all)"  # the layer name of errors over all layers
 
 
@@ -193,11 +194,33 @@ def load_comparison(path: str | Path) -> Comparison:
         ValueError: if the file is missing, truncated, or not a comparison.
     """
     path = Path(path)
-    cure = "expected a .json or .csv file written by Comparison.save"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}), {cure}.") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error}), {CURE}.") from error
+    return _parsed(content, path)
+
+
+def load_unfinished(path: Path) -> Comparison | None:
+    """Read the file that an interrupted run left; None if there is none.
+
+    Raises:
+        NotOwnFileError: for a link, or a file of another user.
+        ValueError: if it cannot be read, is truncated, or no comparison.
+    """
+    try:
+        content = read_own(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error}), {CURE}.") from error
+    return None if content is None else _parsed(content, path)
+
+
+def _parsed(content: bytes, path: Path) -> Comparison:
+    """The comparison that a file holds."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read ({error}), {CURE}.") from error
     try:
         if path.suffix == ".csv":
             first, _, rest = text.partition("\n")
@@ -217,7 +240,7 @@ def load_comparison(path: str | Path) -> Comparison:
             tuple(_decode(c) for c in body.get("covariances", ())),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is truncated or foreign ({error}), {cure}.") from error
+        raise ValueError(f"{path} is truncated or foreign ({error}), {CURE}.") from error
 
 
 def _row(row: dict[str, Any]) -> Row:

@@ -6,7 +6,6 @@ import copy
 import inspect
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from fisher_lab import optim, problems
+from fisher_lab._ground.files import write_atomically
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.training.fitting import Record, fit, record_errors
 
@@ -185,7 +185,7 @@ def tune_command(
         last = records[-1]
         trials.append({**key, "loss": last["loss"], "seconds": last["seconds"], "epochs": last["epoch"]})
         if path is not None:
-            _write(path, {"about": about, "trials": trials})
+            write_atomically(path, json.dumps({"about": about, "trials": trials}, indent=1) + "\n")
     mine = [trial for trial in trials if trial["optimizer"] == optimizer]
     return sorted(mine, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
 
@@ -204,14 +204,13 @@ def grid(optimizer: str, lrs: Sequence[float], dampings: Sequence[float]) -> lis
 def _finished(path: Path | None, about: Record) -> list[Record]:
     if path is None or not path.exists():
         return []
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    if saved["about"] != json.loads(json.dumps(about)):
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        earlier, trials = saved["about"], list(saved["trials"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} holds no trials ({error}), expected a file that tune wrote; choose another."
+        ) from error
+    if earlier != json.loads(json.dumps(about)):
         raise ValueError(f"{path} holds trials of another problem or budget, expected the same; choose another file.")
-    return saved["trials"]
-
-
-def _write(path: Path, content: Record) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    return trials

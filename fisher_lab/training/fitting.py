@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab._ground.arguments import is_whole, seed_of
+from fisher_lab._ground.files import append, replacing, write_atomically
 from fisher_lab._ground.progress import Progress
 from fisher_lab.likelihoods import Likelihood, as_likelihood
 from fisher_lab.problems.training import mean_loss
@@ -182,8 +182,7 @@ class _Run:
         self.sums, self.position = None, 0
         self.records.append(record)
         if self.metrics is not None:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append(self.metrics, json.dumps(record) + "\n")
         self.save()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
@@ -198,10 +197,8 @@ class _Run:
             "epoch": self.epoch, "step": self.step, "position": self.position, "seconds": self.seconds,
             "sums": self.sums, "diverged": self.diverged,
         }  # fmt: skip
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.checkpoint.with_name(f".{self.checkpoint.name}.partial")
-        torch.save(state, partial)
-        os.replace(partial, self.checkpoint)
+        with replacing(self.checkpoint) as file:
+            torch.save(state, file)
 
     def load(self) -> None:
         """Go on from the checkpoint; metrics written after it are dropped, for they come again."""
@@ -223,7 +220,8 @@ class _Run:
         sums = state["sums"]
         self.sums = None if sums is None else sums.to(next(self.model.parameters()).device)
         if self.metrics is not None:
-            self.metrics.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+            lines = [json.dumps(record) + "\n" for record in self.records]
+            write_atomically(self.metrics, "".join(lines))
 
 
 def _add(sums: Tensor | None, loss: Tensor) -> Tensor:

@@ -122,6 +122,14 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
         fl.compare(net(1), fl.Categorical(), batch(), resume=path)
 
 
+def test_a_run_is_not_resumed_through_a_link(tmp_path) -> None:
+    path, link = tmp_path / "run.json", tmp_path / "link.json"
+    fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), resume=path)
+    link.symlink_to(path)
+    with pytest.raises(ValueError, match="is a link, expected a regular file of your own"):
+        fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), resume=link)
+
+
 RESUMED = {
     "another activation": (lambda: (nn.Sequential(net()[0], nn.ReLU(), *list(net())[2:]), fl.Categorical()), None),
     "another likelihood": (lambda: (net(), fl.Categorical(dim=1)), None),

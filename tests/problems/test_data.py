@@ -1,6 +1,7 @@
 """The data of the problems, and the cache of what was trained."""
 
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -97,6 +98,14 @@ class TestCache:
         with pytest.raises(KeyboardInterrupt):
             self.get()
         assert list(self.path.parent.iterdir()) == []
+
+    def test_a_cache_file_is_readable_as_any_new_file(self):
+        before = os.umask(0o022)
+        try:
+            self.get()
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(self.path.stat().st_mode) == 0o644
 
     def test_no_home_directory_means_no_cache(self, monkeypatch):
         def homeless():

@@ -72,3 +72,30 @@ def test_every_optimizer_gets_the_same_number_of_trials():
         assert len(trials) == len(set(trials)) == 12
         assert min(lr for lr, _ in trials) == 0.001
         assert max(lr for lr, _ in trials) == 1.0
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_nothing_is_written_through_links(command, tmp_path):
+    names = ["run.jsonl", "run.pt"] if command == "train" else ["run.json"]
+    for name in names:
+        for link in (tmp_path / name, tmp_path / f".{name}.partial"):
+            victim = tmp_path / f"victim of {link.name}"
+            victim.write_text("precious")
+            if command == "train" or link.name != name:  # trials that are there already are read
+                link.symlink_to(victim)
+    if command == "train":
+        training.train_command(**TINY, optimizer="SGD", lr=0.01, output=tmp_path / "run.jsonl")
+    else:
+        output = tmp_path / "run.json"
+        training.tune_command(**TINY, optimizer="SGD", lrs=(0.01,), dampings=(1.0,), output=output)
+    assert {path.read_text() for path in tmp_path.glob("victim*")} == {"precious"}
+    assert all((tmp_path / name).is_file() and not (tmp_path / name).is_symlink() for name in names)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"about": 1}', "{", "3", '{"trials": []}'])
+def test_a_file_that_holds_no_trials_is_refused_and_kept(content, tmp_path):
+    output = tmp_path / "trials.json"
+    output.write_text(content)
+    with pytest.raises(ValueError, match="expected"):
+        training.tune_command(**TINY, optimizer="SGD", lrs=(0.01,), dampings=(1.0,), output=output)
+    assert output.read_text() == content

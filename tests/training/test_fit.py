@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -247,3 +248,50 @@ def test_optimizers_by_name():
         training.make_optimizer("Newton", model, LIKELIHOOD, 0.1)
     with pytest.raises(ValueError, match=r"damping=1\.0 for Adam"):
         training.make_optimizer("Adam", model, LIKELIHOOD, 0.1, 1.0)
+
+
+def test_metrics_are_not_appended_through_a_link(tmp_path):
+    victim, metrics = tmp_path / "victim", tmp_path / "metrics.jsonl"
+    victim.write_text("precious")
+
+    def plant(optimizer, epoch):
+        if epoch == 2:
+            metrics.unlink()
+            metrics.symlink_to(victim)
+        return {}
+
+    model, opt, data = parts("SGD")
+    with pytest.raises(ValueError, match="is a link, expected a regular file"):
+        training.fit(model, opt, LIKELIHOOD, data, 2, batch=20, metrics=metrics, callbacks=[plant])
+    assert victim.read_text() == "precious"
+
+
+def test_going_on_rewrites_the_metrics_and_not_what_a_link_points_to(tmp_path):
+    victim, files = tmp_path / "victim", {"metrics": tmp_path / "m.jsonl", "checkpoint": tmp_path / "c.pt"}
+    victim.write_text("precious")
+    for epochs in (1, 2):
+        model, opt, data = parts("SGD")
+        training.fit(model, opt, LIKELIHOOD, data, epochs, batch=20, resume=True, **files)
+        if epochs == 1:
+            files["metrics"].unlink()
+            files["metrics"].symlink_to(victim)
+    assert victim.read_text() == "precious"
+    assert len(files["metrics"].read_text().splitlines()) == 2
+
+
+def test_an_interrupted_checkpoint_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch):
+    files = {"checkpoint": tmp_path / "run.pt"}
+    model, opt, data = parts("SGD")
+    training.fit(model, opt, LIKELIHOOD, data, 1, batch=20, **files)
+    before = files["checkpoint"].read_bytes()
+
+    def interrupted(state, file):
+        with open(file, "wb") if isinstance(file, os.PathLike) else nullcontext(file) as out:
+            out.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(model, opt, LIKELIHOOD, data, 2, batch=20, resume=True, **files)
+    assert files["checkpoint"].read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]

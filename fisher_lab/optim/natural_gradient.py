@@ -67,7 +67,8 @@ class NaturalGradient(LayerOptimizer, register=False):
         decoupled: see `weight_decay`.
         kl_clip: largest lr^2 p^T F p of a step, taken as lr^2 <p, m> where p = (F + lambda)^-1 m, and with the
             approximation's own F otherwise (Shampoo's root); None for no limit.
-        decay: rho of the moving averages; the k-th observation weighs 1 - min(1 - 1/k, rho).
+        decay: rho of the moving averages; the k-th observation weighs 1 - min(1 - 1/k, rho) where all have as many
+            examples, and otherwise in proportion to them (`fisher_lab.estimation.average`).
         observe_every: steps between observations.
         refresh_every: steps between refreshes of the inverses; until that step one follows every observation.
         fisher: labels of the statistics: "mc" (sampled from the model), "true" (expectation) or "empirical".

@@ -6,7 +6,8 @@ A refresh waits for the device once, when it reads all flags at once (and where 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +40,40 @@ def _shifted_inverse(M: Tensor, damping: float | Tensor) -> Tensor:
     return spd_inverse(symmetrize(M) + damping * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device))
 
 
-def refresh(curvatures: Sequence[LayerCurvature], settings: Sequence[Settings], extra: Tensor) -> tuple[list[str], Any]:
+@dataclass
+class Candidate:
+    """What a refresh makes for one layer.
+
+    Attributes:
+        curvature: the layer's.
+        settings: its parameter group.
+        matrix: assembled from the moments.
+        inverse: prepared from the matrix.
+    """
+
+    curvature: LayerCurvature
+    settings: Settings
+    matrix: FisherMatrix
+    inverse: FisherMatrix
+
+
+class Verdict(NamedTuple):
+    """What was read of one candidate: 0 or 1 each.
+
+    Attributes:
+        seen: whether anything finite was observed so far.
+        matrix: whether the matrix is finite.
+        inverse: whether the inverse is.
+    """
+
+    seen: float
+    matrix: float
+    inverse: float
+
+
+def refresh(
+    curvatures: Sequence[LayerCurvature], settings: Sequence[Settings], extra: Tensor
+) -> tuple[list[str], list[float]]:
     """New matrices and inverses; the last good ones stay where that fails. One host read, and eigh's own waits.
 
     Layers of equal structure and settings are factorised in one batched call.
@@ -52,63 +86,93 @@ def refresh(curvatures: Sequence[LayerCurvature], settings: Sequence[Settings], 
     Returns:
         One sentence for each layer where something failed, and the counters.
     """
-    candidates = [c.approximation.assemble(c.moments, c.matrix) for c in curvatures if c.moments is not None]
-    inverses = _prepare_all(curvatures, candidates, settings)
-    flags = [all_finite(matrix.tensors().values()) for matrix in candidates]
-    flags += [all_finite(inverse.tensors().values()) for inverse in inverses]
-    seen = [c.seen() for c in curvatures]
-    read = torch.cat([torch.stack([*flags, *seen]).to(extra.dtype), extra])
-    values = [1.0] * len(read) if read.is_meta else read.tolist()  # the one host read of a refresh
-    n = len(curvatures)
+    matrices = [c.approximation.assemble(c.moments, c.matrix) for c in curvatures]
+    inverses = _prepare_all(curvatures, matrices, settings)
+    candidates = []
+    for c, group, matrix, inverse in zip(curvatures, settings, matrices, inverses, strict=True):
+        candidates.append(Candidate(c, group, matrix, inverse))
+    verdicts, counters = _read(candidates, extra)
     notes = []
-    for i, c in enumerate(curvatures):
-        if not values[2 * n + i]:  # no finite observation yet: nothing to apply
-            continue
-        inverse: FisherMatrix | None = inverses[i]
-        if not values[i]:
-            notes.append(f"layer {c.layer.name!r}: the matrix overflowed, the last good one stays")
-            continue
-        if not values[n + i]:
-            inverse = _rescue(c, candidates[i], settings[i])
-            notes.append(
-                f"layer {c.layer.name!r}: the factorisation failed, "
-                + (f"jitter is now {c.jitter:g}" if inverse is not None else "the last good inverse stays")
-            )
-        if inverse is not None:
-            assert c.moments is not None
-            c.matrix, c.inverse = candidates[i].with_tensors(candidates[i].tensors()), inverse  # without its eigenpairs
-            c.moments = c.approximation.carry(c.moments, c.matrix)
-    return notes, [0.0] * len(extra) if read.is_meta else values[3 * n :]
+    for candidate, verdict in zip(candidates, verdicts, strict=True):
+        note = _accept(candidate, verdict)
+        if note is not None:
+            notes.append(f"layer {candidate.curvature.layer.name!r}: {note}")
+    return notes, counters
 
 
 def _prepare_all(
     curvatures: Sequence[LayerCurvature], matrices: Sequence[FisherMatrix], settings: Sequence[Settings]
 ) -> list[FisherMatrix]:
-    inverses: list[FisherMatrix | None] = [None] * len(matrices)
+    """The inverse of every matrix."""
+    inverses = list(matrices)  # each of them is replaced
     for members in buckets(curvatures, matrices, settings):
         first = members[0]
         joined = stacked([matrices[i] for i in members])
         inverse = prepare(curvatures[first].approximation, joined, settings[first], curvatures[first].jitter)
         for position, i in enumerate(members):
             inverses[i] = part(inverse, position, len(members))
-    return [inverse for inverse in inverses if inverse is not None]
+    return inverses
+
+
+def _read(candidates: Sequence[Candidate], extra: Tensor) -> tuple[list[Verdict], list[float]]:
+    """The verdicts on all candidates, and the counters: the one host read of a refresh."""
+    flags = []
+    for candidate in candidates:
+        flags.append(candidate.curvature.seen())
+        flags.append(all_finite(candidate.matrix.tensors().values()))
+        flags.append(all_finite(candidate.inverse.tensors().values()))
+    together = torch.cat([torch.stack(flags).to(extra.dtype), extra])
+    if together.is_meta:  # nothing to read: all is well
+        return [Verdict(1, 1, 1) for _ in candidates], [0.0] * len(extra)
+    values = together.tolist()
+    verdicts = [Verdict(*values[3 * i : 3 * i + 3]) for i in range(len(candidates))]
+    return verdicts, values[3 * len(candidates) :]
+
+
+def _accept(candidate: Candidate, verdict: Verdict) -> str | None:
+    """Let the steps use a candidate; where it is no good, say what was done instead."""
+    c = candidate.curvature
+    if not verdict.seen:  # nothing to apply yet
+        return None
+    if not verdict.matrix:
+        return "the matrix overflowed, the last good one stays"
+    inverse: FisherMatrix | None = candidate.inverse
+    note = None
+    if not verdict.inverse:
+        inverse = _rescue(candidate)
+        if inverse is None:
+            return "the factorisation failed, the last good inverse stays"
+        note = f"the factorisation failed, jitter is now {c.jitter:g}"
+    # a new object, without the eigenpairs that it may have kept
+    c.matrix = candidate.matrix.with_tensors(candidate.matrix.tensors())
+    c.inverse = inverse
+    c.moments = c.approximation.carry(c.moments, c.matrix)
+    return note
 
 
 def buckets(
     curvatures: Sequence[LayerCurvature], matrices: Sequence[FisherMatrix], settings: Sequence[Settings]
 ) -> list[list[int]]:
-    """Indices of layers whose matrices can be worked on as one: equal structure, group and approximation, no jitter."""
+    """Indices of layers whose matrices can be worked on as one: equal structure, group and approximation, no jitter.
+
+    Args:
+        curvatures: the layers.
+        matrices: one of each: its matrix or its inverse.
+        settings: the parameter group of each.
+    """
     found: dict[Any, list[int]] = {}
-    for i, (c, matrix) in enumerate(zip(curvatures, matrices, strict=True)):
+    for i, (c, matrix, group) in enumerate(zip(curvatures, matrices, settings, strict=True)):
         kind = signature(matrix)
-        alone = kind is None or c.jitter > 0
-        key = i if alone else (kind, id(settings[i]), c.approximation.label, matrix.dtype, matrix.device)
+        key: Any = (kind, id(group), c.approximation.label, matrix.dtype, matrix.device)
+        if kind is None or c.jitter > 0:
+            key = i  # alone
         found.setdefault(key, []).append(i)
     return list(found.values())
 
 
-def _rescue(c: LayerCurvature, matrix: FisherMatrix, settings: Settings) -> FisherMatrix | None:
+def _rescue(candidate: Candidate) -> FisherMatrix | None:
     """A failed inverse again: with more jitter, then in float64, then by eigendecomposition; None if nothing helps."""
+    c, settings, matrix = candidate.curvature, candidate.settings, candidate.matrix
     c.jitter = max(10 * c.jitter, JITTER)
     double = matrix.to(matrix.device, torch.float64)
     attempts = [

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fisher_lab._ground.linalg import kept
 from fisher_lab._ground.memory import budget_bytes
 from fisher_lab._passes.batches import Batches
+from fisher_lab.layers import Layer
 from fisher_lab.optim.describing import (
     describe_fallback,
     describe_groups,
@@ -22,7 +23,7 @@ from fisher_lab.optim.describing import (
     told,
 )
 from fisher_lab.optim.fallback import make_fallback, step_fallback
-from fisher_lab.optim.finite import all_finite, count_failure, where_ok
+from fisher_lab.optim.finite import all_finite, as_int, count_failure, where_ok
 from fisher_lab.optim.groups import choose_layers, make_groups
 from fisher_lab.optim.observation import statistics_dtype
 from fisher_lab.optim.options import Option, Options, Settings
@@ -124,6 +125,10 @@ class LayerOptimizer(torch.optim.Optimizer):
     def working_dtype(self, p: Tensor) -> torch.dtype:
         """Precision of everything that belongs to a parameter."""
         return statistics_dtype(p.dtype, self.options.dtype)
+
+    def dtype_of(self, layer: Layer) -> torch.dtype:
+        """Precision of a layer's moments and inverse."""
+        return self.working_dtype(next(iter(layer.parameters.values())))
 
     @property
     def device(self) -> torch.device:
@@ -282,7 +287,7 @@ class LayerOptimizer(torch.optim.Optimizer):
 
     def troubles(self) -> dict[str, int]:
         """Counters of what went wrong; reads them from the device."""
-        return {"updates skipped as non-finite": 0 if self._skipped is None else int(self._skipped)}
+        return {"updates skipped as non-finite": as_int(self._skipped)}
 
     def __repr__(self) -> str:
         methods = {name: self.method_of(name) for name in self.layers}

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with torch's fused AdamW, which can skip a step without a host read
+FUSED = (
+    "cpu",
+    "cuda",
+    "mps",
+    "xpu",
+)  # devices with torch's fused AdamW, which can skip a step without a host read
 
 
 def make_fallback(params: list[torch.nn.Parameter], lr: float) -> torch.optim.AdamW:

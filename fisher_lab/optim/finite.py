@@ -30,4 +30,11 @@ def where_ok(ok: Tensor, value: float | Tensor, otherwise: float, dtype: torch.d
 def count_failure(so_far: Tensor | None, ok: Tensor) -> Tensor:
     """The number of failures, one more where not ok; None stands for none so far."""
     failed = (~ok).to(torch.int64)
-    return failed if so_far is None else so_far + failed
+    if so_far is None:
+        return failed
+    return so_far + failed
+
+
+def as_int(count: Tensor | None) -> int:
+    """A counter, read from the device."""
+    return 0 if count is None else int(count)

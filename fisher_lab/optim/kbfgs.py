@@ -200,7 +200,11 @@ class KBFGS(LayerOptimizer):
             layers = _trainable_linear(model)
         options = Options(decay=decay, dtype=dtype, fallback_lr=fallback_lr)
         settings = KBFGSSettings(
-            lr=lr, damping=damping, momentum=momentum, weight_decay=weight_decay, decoupled=decoupled
+            lr=lr,
+            damping=damping,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
         )
         super().__init__(model, options, settings, layers, groups)
         self.factors: dict[str, Factors] = {}
@@ -220,7 +224,7 @@ class KBFGS(LayerOptimizer):
         handles: list[Any] = []
 
         def hook_for(layer: Layer, seen: Pass) -> Any:
-            dtype = self.working_dtype(next(iter(layer.parameters.values())))
+            dtype = self.dtype_of(layer)
 
             def arrived(g: Tensor) -> None:
                 per_example = layer.unroll_gradient(g[None])[0].flatten(1)
@@ -336,7 +340,7 @@ class KBFGS(LayerOptimizer):
         """The inverse of `own_state`."""
         self.factors = {}
         for name, tensors in saved["factors"].items():
-            dtype = self.working_dtype(next(iter(self.layers[name].parameters.values())))
+            dtype = self.dtype_of(self.layers[name])
             self.factors[name] = Factors(**decode(tensors, self.device, dtype))
 
 

@@ -19,12 +19,15 @@ from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.comparing import compare_in_use
+from fisher_lab.optim.finite import as_int
 from fisher_lab.optim.groups import ByLayer
 from fisher_lab.optim.layer_state import LayerCurvature
 from fisher_lab.optim.observation import (
+    Forward,
     Observed,
     Uncompiled,
     check_forwards,
+    check_labels,
     of_batch_mean,
     of_gradient,
     statistics,
@@ -38,8 +41,7 @@ from fisher_lab.optim.options import (
     Option,
     Statistics,
 )
-from fisher_lab.optim.refresh import buckets, refresh
-from fisher_lab.optim.stacking import stacked
+from fisher_lab.optim.refresh import joined, refresh
 from fisher_lab.optim.vectors import Bucket, Share, precondition
 from fisher_lab.optim.window import Window
 from fisher_lab.results.comparison import Comparison
@@ -143,18 +145,20 @@ class NaturalGradient(LayerOptimizer, register=False):
         super().__init__(model, options, settings, layers, groups)
         self.approximation = approximation
         self.likelihood = as_likelihood(likelihood)
-        self.curvature = self._curvature(groups or ())
+        self.curvature = self._new_curvature(groups or ())
         _check_factors(statistics, self.curvature)
-        self._enter = torch.compiler.disable(type(self)._observe)  # see LayerOptimizer
-        self._buckets: list[list[Bucket]] = [[] for _ in self.method_groups]  # of every group
         self.window = Window()
+        self._buckets: list[list[Bucket]] = [[] for _ in self.method_groups]  # of every group
         self._read_at = 0  # step at which the counters of what went wrong were read last
+        self._enter = torch.compiler.disable(type(self)._observe)  # see LayerOptimizer
 
-    def _curvature(self, groups: Sequence[dict[str, Any]]) -> dict[str, LayerCurvature]:
+    def _new_curvature(self, groups: Sequence[dict[str, Any]]) -> dict[str, LayerCurvature]:
         """Every layer with the approximation of its group, or else the optimizer's."""
         given: dict[str, Approximation | ByLayer] = dict.fromkeys(self.layers, self.approximation)
+        # the groups made stand in the order of those given; one of all other layers follows
         for made, group in zip(self.method_groups, groups, strict=False):
-            given.update(dict.fromkeys(made["layers"], group.get("approximation", self.approximation)))
+            if "approximation" in group:
+                given.update(dict.fromkeys(made["layers"], group["approximation"]))
         found = {}
         for name, layer in self.layers.items():
             if not isinstance(given[name], ByLayer):
@@ -165,7 +169,7 @@ class NaturalGradient(LayerOptimizer, register=False):
     def choose(self, layer: Layer, approximation: Approximation | ByLayer) -> Approximation:
         """The approximation of one layer."""
         if isinstance(approximation, ByLayer):
-            return approximation.choose(layer, self.working_dtype(next(iter(layer.parameters.values()))))
+            return approximation.choose(layer, self.dtype_of(layer))
         return approximation
 
     @property
@@ -198,34 +202,33 @@ class NaturalGradient(LayerOptimizer, register=False):
 
     @contextmanager
     def _watched(self, y: Tensor | None) -> Iterator[None]:
-        gradient = self.options.statistics == "gradient"
-        with self.window.inside(), watching(self.model, {} if gradient else self.layers) as forwards:
+        layers = self.layers
+        if self.options.statistics == "gradient":
+            layers = {}  # examples are counted, nothing else
+        with self.window.inside(), watching(self.model, layers) as forwards:
             yield
         check_forwards(forwards, self.likelihood)
-        if y is not None and not isinstance(y, Tensor):
-            raise TypeError(f"observing() got labels of type {type(y).__name__}, expected a tensor; convert them.")
-        if y is not None and sum(len(z) for z, _ in forwards) != len(y):
-            raise ValueError(
-                f"observing() got {len(y)} labels for {sum(len(z) for z, _ in forwards)} examples, expected as many."
-            )
-        first = not self.window.is_open
-        if gradient:
-            if first:
-                self.window.examples = 0
-            self.window.examples += sum(len(z) for z, _ in forwards)
+        examples = sum(len(forward.z) for forward in forwards)
+        check_labels(y, examples)
+        if self.options.statistics == "gradient":
+            self.window.count(examples)
         else:
-            self._absorb(forwards, y, first)
+            self._absorb(forwards, y)
         self.window.open(self.steps)
 
-    def _absorb(self, forwards: list[Any], y: Tensor | None, first: bool) -> None:
-        kind: FisherKind = self.fisher if y is None else "empirical"
-        if y is not None and self.statistics == "mean":
-            kind = "empirical"
-        if self.likelihood.summed and (not first or len(forwards) > 1):
+    def _absorb(self, forwards: Sequence[Forward], y: Tensor | None) -> None:
+        """Let forward passes join the present observation.
+
+        Args:
+            forwards: what was recorded of them.
+            y: labels of all their examples, which make the statistics empirical; None for the optimizer's own kind.
+        """
+        if self.likelihood.summed and (self.window.is_open or len(forwards) > 1):
             raise ValueError(
                 "Several forward passes in one step got a loss with reduction='sum', expected 'mean': the scale of "
                 "their Fisher is not defined; average the loss."
             )
+        kind: FisherKind = self.options.fisher if y is None else "empirical"
         started = 0
         for forward in forwards:
             labels = None
@@ -234,7 +237,8 @@ class NaturalGradient(LayerOptimizer, register=False):
             started += len(forward.z)
             with self.plain_precision(forward.z.device):
                 generator = self._generator(forward.z.device)
-                found = statistics(forward, self.layers, self.likelihood, kind, labels, generator, self.options.dtype)
+                dtype = self.options.dtype
+                found = statistics(forward, self.layers, self.likelihood, kind, labels, generator, dtype)
                 with torch.no_grad():
                     self._join(found)
 
@@ -245,6 +249,7 @@ class NaturalGradient(LayerOptimizer, register=False):
             if self.options.statistics == "mean":
                 observed = observed._replace(stats=of_batch_mean(observed.stats))
             contributions[name] = self.curvature[name].contribution(observed)
+        # first all, then none left to make: what several processes exchange, they exchange here
         for name, new in contributions.items():
             self.curvature[name].absorb(new, self.options.decay)
             self.window.lose(new.ok)
@@ -254,27 +259,37 @@ class NaturalGradient(LayerOptimizer, register=False):
 
         Args:
             data: (x, y), a DataLoader or an iterable of batches; labels are used for empirical statistics only.
+
+        Raises:
+            ValueError: for statistics of the training gradient, and for a summed loss in several batches.
         """
-        if self.statistics == "gradient":
+        if self.options.statistics == "gradient":
             raise ValueError(
                 f"{type(self).__name__} reads the gradients of its own steps, expected no warm start; leave it out."
             )
-        for _ in range(max(c.approximation.sweeps for c in self.curvature.values())):
-            first = True
-            for x, y in self.batches(data):
-                with watching(self.model, self.layers) as forwards:
-                    self.model(x)
-                check_forwards(forwards, self.likelihood)
-                if first:
-                    for c in self.curvature.values():
-                        c.restart()
-                self._absorb(forwards, y if self.fisher == "empirical" else None, first)
-                first = False
-            for c in self.curvature.values():
-                c.settle(self.options.decay)
+        sweeps = max(c.approximation.sweeps for c in self.curvature.values())
+        for _ in range(sweeps):
+            self._sweep(data)
             self._refresh()
-        self.window.observed_at = self.steps
         self.window.fresh = False
+
+    def _sweep(self, data: Any) -> None:
+        """One pass over the data, which replaces the moments."""
+        self.window.close()
+        for x, y in self.batches(data):
+            with watching(self.model, self.layers) as forwards:
+                self.model(x)
+            check_forwards(forwards, self.likelihood)
+            if not self.window.is_open:
+                # only now: data that cannot be used must not cost what was learnt before
+                for c in self.curvature.values():
+                    c.restart()
+            labels = y if self.options.fisher == "empirical" else None
+            self._absorb(forwards, labels)
+            self.window.open(self.steps)
+        for c in self.curvature.values():
+            c.settle(self.options.decay)
+        self.window.close()
 
     # -- the step --------------------------------------------------------------------------------------------------
     def update(self, loss: Any) -> None:
@@ -347,39 +362,61 @@ class NaturalGradient(LayerOptimizer, register=False):
             return share.inner()
         total = torch.zeros_like(share.inner())
         for index, c in enumerate(curvatures):
-            if share.places[index] and c.matrix is not None:
-                p = share.packed(share.directions, index)
-                inverted = c.approximation.exponent == -1
-                Fp = share.packed(share.vectors, index) if inverted else c.matrix @ p
-                total = total + (p * Fp).sum()
+            if not share.places[index] or c.matrix is None:
+                continue
+            p = share.packed(share.directions, index)
+            if c.approximation.exponent == -1:
+                total = total + (p * share.packed(share.vectors, index)).sum()
+            else:
+                total = total + (p * (c.matrix @ p)).sum()
         return total
 
     def _absorb_gradients(self, shares: Sequence[Share], ok: Tensor) -> None:
         """The batch-mean gradient of this very step, times the number of examples it is the mean of."""
+        examples = self.window.examples
         for share in shares:
             for index, layer in enumerate(share.layers):
-                if share.places[index]:
-                    W = kept(ok, share.packed(share.vectors, index)) * self.window.examples**0.5
-                    stats = of_gradient(W, layer.groups, layer.kernel, layer.bias)
-                    c = self.curvature[layer.name]
-                    c.absorb(c.contribution(Observed(stats, ok, self.window.examples)), self.options.decay)
+                if not share.places[index]:
+                    continue
+                W = kept(ok, share.packed(share.vectors, index)) * examples**0.5
+                stats = of_gradient(W, layer.groups, layer.kernel, layer.bias)
+                c = self.curvature[layer.name]
+                new = c.contribution(Observed(stats, ok, examples))
+                c.absorb(new, self.options.decay)
 
+    # -- refreshes -------------------------------------------------------------------------------------------------
     def _refresh(self) -> None:
         """Matrices and inverses from the moments; then counters are read and troubles told, in one host read."""
-        observed = [c for c in self.curvature.values() if c.moments is not None]
+        observed = []
+        settings = []
+        for group in self.method_groups:
+            for name in group["layers"]:
+                if self.curvature[name].moments is not None:
+                    observed.append(self.curvature[name])
+                    settings.append(group)
         if not observed:
             return
-        group_of = {name: group for group in self.method_groups for name in group["layers"]}
-        notes, (skipped, lost) = refresh(observed, [group_of[c.layer.name] for c in observed], self._counters())
+        notes, (skipped, lost) = refresh(observed, settings, self._counters())
         self.window.fresh = False
         self._read_at = self.steps
         self._collect()
         self.tell(skipped, lost, notes)
 
+    def _collect(self) -> None:
+        """Buckets of layers of equal structure, whose inverses are applied in one product."""
+        self._buckets = []
+        for group in self.method_groups:
+            curvatures = [self.curvature[name] for name in group["layers"]]
+            self._buckets.append(joined(curvatures, group))
+
     def _counters(self) -> Tensor:
         """Updates skipped and statistics lost so far, `[2]`."""
-        zero = torch.zeros((), device=self.device)
-        return torch.stack([zero if x is None else x.to(zero.dtype) for x in (self._skipped, self.window.lost)])
+        counters = torch.zeros(2, device=self.device)
+        if self._skipped is not None:
+            counters[0] = self._skipped
+        if self.window.lost is not None:
+            counters[1] = self.window.lost
+        return counters
 
     def _tell_counters(self) -> None:
         """Read the counters between refreshes that are far apart: dead training must not go on without a word."""
@@ -389,28 +426,13 @@ class NaturalGradient(LayerOptimizer, register=False):
             skipped, lost = counters.tolist()
             self.tell(skipped, lost, [])
 
-    def _collect(self) -> None:
-        """Buckets of layers of equal structure, whose inverses are applied in one product."""
-        self._buckets = []
-        for group in self.method_groups:
-            prepared = []
-            inverses = []
-            for index, name in enumerate(group["layers"]):
-                inverse = self.curvature[name].inverse
-                if inverse is not None:
-                    prepared.append(index)
-                    inverses.append(inverse)
-            curvatures = [self.curvature[group["layers"][index]] for index in prepared]
-            found = []
-            for alike in buckets(curvatures, inverses, [group] * len(prepared)):
-                joined = stacked([inverses[i] for i in alike])
-                found.append(Bucket([prepared[i] for i in alike], joined))
-            self._buckets.append(found)
-
     # -- checkpoints --------------------------------------------------------------------------------------------------
     def own_state(self) -> dict[str, Any]:
         """Periods, pending windows, and every layer's moments, matrix and inverse."""
-        return {**self.window.state(), "layers": {name: c.state() for name, c in self.curvature.items()}}
+        return {
+            **self.window.state(),
+            "layers": {name: c.state() for name, c in self.curvature.items()},
+        }
 
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """The inverse of `own_state`."""
@@ -418,23 +440,30 @@ class NaturalGradient(LayerOptimizer, register=False):
         self._read_at = self.steps
         for name, c in self.curvature.items():
             p = next(iter(c.layer.parameters.values()))
-            c.load(saved["layers"][name], p.device, self.working_dtype(p))
+            c.load(saved["layers"][name], p.device, self.dtype_of(c.layer))
         self._collect()
 
     def method_of(self, name: str) -> str:
         """What is done to a layer, in words."""
         c = self.curvature[name]
-        return c.approximation.label + (f", jitter {c.jitter:g}" if c.jitter else "")
+        label = c.approximation.label
+        if c.jitter:
+            label += f", jitter {c.jitter:g}"
+        return label
 
     def troubles(self) -> dict[str, int]:
         """Counters of what went wrong; reads them from the device."""
-        lost = 0 if self.window.lost is None else int(self.window.lost)
-        return {**super().troubles(), "non-finite layer statistics dropped": lost}
+        troubles = super().troubles()
+        troubles["non-finite layer statistics dropped"] = as_int(self.window.lost)
+        return troubles
 
     # -- what is used ----------------------------------------------------------------------------------------------
     def matrices(self) -> dict[str, FisherMatrix]:
         """The matrices of the last refresh, by layer: averaged and stale, exactly what the steps use (undamped)."""
-        found = {name: c.matrix for name, c in self.curvature.items() if c.matrix is not None}
+        found = {}
+        for name, c in self.curvature.items():
+            if c.matrix is not None:
+                found[name] = c.matrix
         if not found:
             raise ValueError("Nothing was observed yet, expected at least one step; train or call warm_start first.")
         return found
@@ -446,15 +475,16 @@ class NaturalGradient(LayerOptimizer, register=False):
             data: as in `fl.compare`.
             **options: further arguments of `fl.compare`.
         """
-        labels = [c.approximation.label for c in self.curvature.values()]
+        labels = dict.fromkeys(c.approximation.label for c in self.curvature.values())
+        label = " | ".join(labels)
         about = {
             "optimizer": type(self).__name__,
             "step": self.steps,
             "statistics": self.options.statistics,
             "labels": self.options.fisher,
         }
-        label = " | ".join(dict.fromkeys(labels))
-        return compare_in_use(self.model, self.likelihood, data, label, self.matrices(), about, options)
+        matrices = self.matrices()
+        return compare_in_use(self.model, self.likelihood, data, label, matrices, about, options)
 
 
 def _check_factors(statistics: Statistics, curvature: Mapping[str, LayerCurvature]) -> None:

@@ -97,6 +97,16 @@ def check_forwards(forwards: list[Forward], likelihood: Likelihood) -> None:
             )
 
 
+def check_labels(y: Any, examples: int) -> None:
+    """Refuse labels that are not one for every example; None stands for none."""
+    if y is None:
+        return
+    if not isinstance(y, Tensor):
+        raise TypeError(f"observing() got labels of type {type(y).__name__}, expected a tensor; convert them.")
+    if len(y) != examples:
+        raise ValueError(f"observing() got {len(y)} labels for {examples} examples, expected as many.")
+
+
 def statistics(
     forward: Forward,
     layers: dict[str, Layer],

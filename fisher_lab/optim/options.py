@@ -72,7 +72,10 @@ class NaturalOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("observe_every", self.observe_every), ("refresh_every", self.refresh_every)):
+        for name, value in (
+            ("observe_every", self.observe_every),
+            ("refresh_every", self.refresh_every),
+        ):
             if not is_whole(value, 1):
                 raise ValueError(f"Got {name}={value!r}, expected a whole number of steps, 1 or more.")
         if self.kl_clip is not None and not number(self.kl_clip) > 0:
@@ -126,7 +129,11 @@ class Settings:
     momentum_order: MomentumOrder = "before"
 
     def __post_init__(self) -> None:
-        for name, value in (("lr", self.lr), ("damping", self.damping), ("weight_decay", self.weight_decay)):
+        for name, value in (
+            ("lr", self.lr),
+            ("damping", self.damping),
+            ("weight_decay", self.weight_decay),
+        ):
             if not 0 <= number(value) < math.inf:
                 raise ValueError(f"Got {name}={value!r}, expected a finite number >= 0.")
         if not 0 <= number(self.momentum) < 1:

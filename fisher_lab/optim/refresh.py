@@ -18,6 +18,7 @@ from fisher_lab.matrices import BlockDiagonal, DirectSum, FisherMatrix, Kronecke
 from fisher_lab.optim.finite import all_finite
 from fisher_lab.optim.layer_state import LayerCurvature
 from fisher_lab.optim.stacking import part, signature, stacked
+from fisher_lab.optim.vectors import Bucket
 
 JITTER = 1e-8  # first jitter after a failed factorisation, relative to the mean eigenvalue; then ten times as much
 
@@ -101,7 +102,9 @@ def refresh(
 
 
 def _prepare_all(
-    curvatures: Sequence[LayerCurvature], matrices: Sequence[FisherMatrix], settings: Sequence[Settings]
+    curvatures: Sequence[LayerCurvature],
+    matrices: Sequence[FisherMatrix],
+    settings: Sequence[Settings],
 ) -> list[FisherMatrix]:
     """The inverse of every matrix."""
     inverses = list(matrices)  # each of them is replaced
@@ -151,7 +154,9 @@ def _accept(candidate: Candidate, verdict: Verdict) -> str | None:
 
 
 def buckets(
-    curvatures: Sequence[LayerCurvature], matrices: Sequence[FisherMatrix], settings: Sequence[Settings]
+    curvatures: Sequence[LayerCurvature],
+    matrices: Sequence[FisherMatrix],
+    settings: Sequence[Settings],
 ) -> list[list[int]]:
     """Indices of layers whose matrices can be worked on as one: equal structure, group and approximation, no jitter.
 
@@ -168,6 +173,29 @@ def buckets(
             key = i  # alone
         found.setdefault(key, []).append(i)
     return list(found.values())
+
+
+def joined(curvatures: Sequence[LayerCurvature], group: Settings) -> list[Bucket]:
+    """The inverses of a group's layers, those of equal structure as one matrix.
+
+    Args:
+        curvatures: of the group's layers, in order; those without an inverse are left out.
+        group: the group.
+    """
+    positions = []
+    prepared = []
+    inverses = []
+    for position, c in enumerate(curvatures):
+        if c.inverse is not None:
+            positions.append(position)
+            prepared.append(c)
+            inverses.append(c.inverse)
+    found = []
+    for alike in buckets(prepared, inverses, [group] * len(prepared)):
+        members = [positions[i] for i in alike]
+        inverse = stacked([inverses[i] for i in alike])
+        found.append(Bucket(members, inverse))
+    return found
 
 
 def _rescue(candidate: Candidate) -> FisherMatrix | None:

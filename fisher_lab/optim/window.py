@@ -63,6 +63,12 @@ class Window:
         self.is_open = True
         self.fresh = True
 
+    def count(self, examples: int) -> None:
+        """Examples of this step that were seen, before it is opened."""
+        if not self.is_open:
+            self.examples = 0
+        self.examples += examples
+
     def close(self) -> None:
         """The step is made: what is watched from now on is another observation."""
         self.is_open = False

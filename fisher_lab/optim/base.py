@@ -22,7 +22,7 @@ from fisher_lab.optim.describing import (
     describe_troubles,
     told,
 )
-from fisher_lab.optim.fallback import make_fallback, step_fallback
+from fisher_lab.optim.fallback import gradients_of, make_fallback, step_fallback
 from fisher_lab.optim.finite import all_finite, as_int, count_failure, where_ok
 from fisher_lab.optim.groups import choose_layers, make_groups
 from fisher_lab.optim.observation import statistics_dtype
@@ -61,13 +61,11 @@ class LayerOptimizer(torch.optim.Optimizer):
         super().__init_subclass__(**kwargs)
         if not register:
             return
-        known = LayerOptimizer._registry.get(cls.__name__)
-        if known is not None and _is_ours(known) and known.__module__ != cls.__module__:
-            raise ValueError(
-                f"An optimizer named {cls.__name__} is part of fisher_lab ({known.__module__}), expected a new name; "
-                "rename the class."
-            )
-        LayerOptimizer._registry[cls.__name__] = cls
+        name = cls.__name__
+        known = LayerOptimizer._registry.get(name)
+        if known is not None:
+            _check_free(name, known.__module__, cls.__module__)
+        LayerOptimizer._registry[name] = cls
 
     def __init__(
         self,
@@ -78,7 +76,8 @@ class LayerOptimizer(torch.optim.Optimizer):
         groups: Sequence[dict[str, Any]] | None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(f"Got a {type(model).__name__} as model, expected a torch.nn.Module, not its parameters.")
+            found = type(model).__name__
+            raise TypeError(f"Got a {found} as model, expected a torch.nn.Module, not its parameters.")
         _check_one_process()
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model's original
         self.options = options
@@ -89,7 +88,8 @@ class LayerOptimizer(torch.optim.Optimizer):
         self._skipped: Tensor | None = None  # updates, a 0-d tensor
         self._told = (0.0, 0.0)  # updates skipped and statistics lost, of which the user was warned
         self._complete = False
-        super().__init__(make_groups(self.layers, settings, groups, self.group_extras), settings.as_group())
+        made = make_groups(self.layers, settings, groups, self.group_extras)
+        super().__init__(made, settings.as_group())
         self.fallback = self._fallback()
         # dynamo does not guard an optimizer's attributes: a compiled step would keep using those of its first call
         # (the plain function, as a bound method would be a cycle that keeps the memory after the last reference)
@@ -99,10 +99,10 @@ class LayerOptimizer(torch.optim.Optimizer):
     # -- layers and groups -----------------------------------------------------------------------------------------
     def _fallback(self) -> torch.optim.AdamW | None:
         """AdamW for all parameters that no layer covers, its group the last of ours; None if there are none."""
-        covered: set[int] = set()
+        covered: set[nn.Parameter] = set()
         for layer in self.layers.values():
-            covered.update(id(p) for p in layer.parameters.values())
-        rest = [p for p in self.model.parameters() if id(p) not in covered]
+            covered.update(layer.parameters.values())
+        rest = [p for p in self.model.parameters() if p not in covered]
         if not rest:
             return None
         fallback = make_fallback(rest, self.options.fallback_lr)
@@ -190,21 +190,25 @@ class LayerOptimizer(torch.optim.Optimizer):
         scale = getattr(self, "grad_scale", None)
         shares = []
         for group in self.method_groups:
-            layers = [self.layers[name] for name in group["layers"] if names is None or name in names]
-            shares.append(Share.gather(group, layers, self.working_dtype, scale))
+            layers = []
+            for name in group["layers"]:
+                if names is None or name in names:
+                    layers.append(self.layers[name])
+            share = Share.gather(group, layers, self.working_dtype, scale)
+            shares.append(share)
         return shares
 
     def has_gradients(self, shares: Sequence[Share]) -> bool:
         """Whether any parameter has a gradient, of the layers or of the fallback."""
-        if any(share.params for share in shares):
-            return True
-        return self.fallback is not None and any(p.grad is not None for p in self.fallback.param_groups[0]["params"])
+        of_layers = any(share.params for share in shares)
+        return of_layers or bool(gradients_of(self.fallback))
 
     def healthy(self, shares: Sequence[Share], loss: Any) -> Tensor:
         """Whether loss and all gradients are finite, a 0-d tensor."""
-        found = [gradient for share in shares for gradient in share.vectors]
-        if self.fallback is not None:
-            found += [p.grad for p in self.fallback.param_groups[0]["params"] if p.grad is not None]
+        found: list[Tensor] = []
+        for share in shares:
+            found += share.vectors
+        found += gradients_of(self.fallback)
         ok = all_finite(found)
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None:
@@ -238,13 +242,16 @@ class LayerOptimizer(torch.optim.Optimizer):
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(x)
             buffers.append(state["momentum_buffer"])
-        torch._foreach_mul_(buffers, where_ok(ok, rate, 1.0, buffers[0].dtype))
+        factor = where_ok(ok, rate, 1.0, buffers[0].dtype)
+        torch._foreach_mul_(buffers, factor)
         torch._foreach_add_(buffers, new)
         return buffers
 
     def apply(self, shares: Sequence[Share], ok: Tensor, clip: float | Tensor) -> None:
         """W <- W - lr clip p in all groups, and the fallback; nothing where not ok or a direction is not finite."""
-        directions = [d for share in shares for d in share.directions]
+        directions: list[Tensor] = []
+        for share in shares:
+            directions += share.directions
         if directions:
             ok = ok & all_finite(directions)
         for share in shares:
@@ -265,14 +272,15 @@ class LayerOptimizer(torch.optim.Optimizer):
                 torch._foreach_mul_(found, clip)
             buffers = self.momentum(share, found, ok)
             # the buffers hold earlier directions too: where not ok they must not move anything
-            found = list(torch._foreach_mul(buffers, where_ok(ok, rate, 0.0, dtype)))
+            factor = where_ok(ok, rate, 0.0, dtype)
+            found = list(torch._foreach_mul(buffers, factor))
             rate = 1.0
         elif isinstance(rate * clip, Tensor):
             torch._foreach_mul_(found, rate * clip)
             rate = 1.0
         if group["weight_decay"] and group["decoupled"]:
-            shrink = 1 - group["lr"] * group["weight_decay"]
-            torch._foreach_mul_(share.params, where_ok(ok, shrink, 1.0, dtype))
+            left = 1 - group["lr"] * group["weight_decay"]
+            torch._foreach_mul_(share.params, where_ok(ok, left, 1.0, dtype))
         torch._foreach_add_(share.params, found, alpha=rate)
 
     # -- what is told ----------------------------------------------------------------------------------------------
@@ -282,7 +290,8 @@ class LayerOptimizer(torch.optim.Optimizer):
         self._told = (skipped, lost)
         sentences = told(skipped - before[0], lost - before[1], notes)
         if sentences:
-            message = f"{type(self).__name__}, step {self.steps}: {'; '.join(sentences)}."
+            title = f"{type(self).__name__}, step {self.steps}"
+            message = f"{title}: {'; '.join(sentences)}."
             warnings.warn(message, RuntimeWarning, stacklevel=_level_of_caller())
 
     def troubles(self) -> dict[str, int]:
@@ -319,7 +328,9 @@ class LayerOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to go on bit by bit; loads with `torch.load(weights_only=True)`."""
-        generator = self._generator_state if self.generator is None else self.generator.get_state()
+        generator = self._generator_state
+        if self.generator is not None:
+            generator = self.generator.get_state()
         own = {
             "version": VERSION,
             "steps": self.steps,
@@ -327,7 +338,8 @@ class LayerOptimizer(torch.optim.Optimizer):
             "skipped": self._skipped,
             "told": self._told,
         }
-        return {**super().state_dict(), "fisher_lab": {**own, **self.own_state()}}
+        own.update(self.own_state())
+        return {**super().state_dict(), "fisher_lab": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave, on the parameters' devices and in the precision they are worked on in.
@@ -335,19 +347,8 @@ class LayerOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: a state of another optimizer, of other layers, or of a later version.
         """
-        own = state_dict.get("fisher_lab")
-        layers = [group.get("layers") for group in state_dict["param_groups"]]
-        if own is None or layers != [group.get("layers") for group in self.param_groups]:
-            raise ValueError(
-                f"The state is not one of a {type(self).__name__} with these layers and groups, expected one; build "
-                "the optimizer with the same arguments as the one that was saved."
-            )
-        version = own.get("version", 1)
-        if version > VERSION:
-            raise ValueError(
-                f"Got a state of version {version}, expected {VERSION} or an earlier one; install the fisher_lab that "
-                "wrote it, or a later one."
-            )
+        self._check_state(state_dict)
+        own = state_dict["fisher_lab"]
         super().load_state_dict(state_dict)
         self._load_momentum(state_dict)
         if self.fallback is not None:
@@ -360,14 +361,32 @@ class LayerOptimizer(torch.optim.Optimizer):
         self._told = own["told"] or (0.0, 0.0)
         self.load_own_state(own)
 
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        """Refuse the state of something else."""
+        own = state_dict.get("fisher_lab")
+        saved = [group.get("layers") for group in state_dict["param_groups"]]
+        mine = [group.get("layers") for group in self.param_groups]
+        if own is None or saved != mine:
+            raise ValueError(
+                f"The state is not one of a {type(self).__name__} with these layers and groups, expected one; build "
+                "the optimizer with the same arguments as the one that was saved."
+            )
+        version = own.get("version", 1)
+        if version > VERSION:
+            raise ValueError(
+                f"Got a state of version {version}, expected {VERSION} or an earlier one; install the fisher_lab that "
+                "wrote it, or a later one."
+            )
+
     def _load_momentum(self, state_dict: dict[str, Any]) -> None:
         """Momentum in its own precision, where torch casts it to the parameter's."""
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(saved_ids, params, strict=True):
-            buffer = state_dict["state"].get(i, {}).get("momentum_buffer")
-            if buffer is not None:
-                self.state[p]["momentum_buffer"] = buffer.to(p.device, self.working_dtype(p), copy=True)
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            for i, p in zip(saved["params"], group["params"], strict=True):
+                state = state_dict["state"].get(i, {})
+                if "momentum_buffer" in state:
+                    buffer = state["momentum_buffer"]
+                    dtype = self.working_dtype(p)
+                    self.state[p]["momentum_buffer"] = buffer.to(p.device, dtype, copy=True)
 
 
 def registry() -> dict[str, type[LayerOptimizer]]:
@@ -388,13 +407,24 @@ def _level_of_caller() -> int:
     return level
 
 
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.startswith("fisher_lab.")
+def _check_free(name: str, owner: str, module: str) -> None:
+    """Refuse to give a name of the library's to another optimizer; a user's own may be defined anew.
+
+    Args:
+        name: of the class.
+        owner: module of the optimizer of that name.
+        module: of the new one.
+    """
+    if owner.startswith("fisher_lab.") and owner != module:
+        raise ValueError(
+            f"An optimizer named {name} is part of fisher_lab ({owner}), expected a new name; rename the class."
+        )
 
 
 def _check_one_process() -> None:
     """Refuse to train in several processes, whose statistics would differ."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    available = torch.distributed.is_available()
+    if not available or not torch.distributed.is_initialized():
         return
     processes = torch.distributed.get_world_size()
     if processes > 1:

@@ -24,7 +24,10 @@ def describe_groups(
     """
     lines = []
     for group in groups:
-        settings = [f"{key}={value}" for key, value in group.items() if key not in UNTOLD]
+        settings = []
+        for key, value in group.items():
+            if key not in UNTOLD:
+                settings.append(f"{key}={value}")
         lines.append("group: " + ", ".join(settings))
         for name in group["layers"]:
             rows, columns = layers[name].shape
@@ -40,18 +43,26 @@ def describe_fallback(group: Mapping[str, Any], model: nn.Module) -> list[str]:
         group: AdamW's parameter group.
         model: whose parameters these are.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
-    fused = ", fused" if group.get("fused") else ""
-    lines = [f"fallback: AdamW, lr={group['lr']}{fused}"]
+    names = {p: name for name, p in model.named_parameters()}
+    title = f"fallback: AdamW, lr={group['lr']}"
+    if group.get("fused"):
+        title += ", fused"
+    lines = [title]
     for p in group["params"]:
-        frozen = "" if p.requires_grad else " (frozen)"
-        lines.append(f"  {names[id(p)]}{frozen}")
+        line = "  " + names[p]
+        if not p.requires_grad:
+            line += " (frozen)"
+        lines.append(line)
     return lines
 
 
 def describe_troubles(troubles: Mapping[str, int]) -> list[str]:
     """What went wrong so far, if anything."""
-    return [f"{what}: {count}" for what, count in troubles.items() if count]
+    lines = []
+    for what, count in troubles.items():
+        if count:
+            lines.append(f"{what}: {count}")
+    return lines
 
 
 def told(skipped: float, lost: float, notes: Sequence[str]) -> list[str]:

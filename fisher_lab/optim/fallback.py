@@ -19,6 +19,17 @@ def make_fallback(params: list[torch.nn.Parameter], lr: float) -> torch.optim.Ad
     return torch.optim.AdamW(params, lr=lr, weight_decay=0.0, fused=fused)
 
 
+def gradients_of(fallback: torch.optim.AdamW | None) -> list[Tensor]:
+    """The gradients of its parameters, where there are some."""
+    found: list[Tensor] = []
+    if fallback is None:
+        return found
+    for p in fallback.param_groups[0]["params"]:
+        if p.grad is not None:
+            found.append(p.grad)
+    return found
+
+
 def step_fallback(fallback: torch.optim.AdamW, ok: Tensor, scale: Tensor | None) -> None:
     """One step of AdamW, which changes nothing where not ok.
 
@@ -37,14 +48,9 @@ def step_fallback(fallback: torch.optim.AdamW, ok: Tensor, scale: Tensor | None)
 
 def _step_and_take_back(fallback: torch.optim.AdamW, ok: Tensor, scale: Tensor | None) -> None:
     """A step of an AdamW that cannot skip one: where not ok, everything is put back as it was."""
-    params = []
-    gradients = []
-    for p in fallback.param_groups[0]["params"]:
-        if p.grad is not None:
-            params.append(p)
-            gradients.append(p.grad)
+    params = [p for p in fallback.param_groups[0]["params"] if p.grad is not None]
     if scale is not None:
-        torch._foreach_div_(gradients, scale)
+        torch._foreach_div_(gradients_of(fallback), scale)
     before = {id(x): x.clone() for x in _changed(fallback, params)}
     fallback.step()
     for x in _changed(fallback, params):

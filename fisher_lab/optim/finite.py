@@ -13,10 +13,17 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     found = list(tensors)
     if found[0].device.type == "cpu":
         # norms are slow there; a sum is finite if its terms are (short of overflow)
-        tops = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in found]
+        tops = [_sum(x) for x in found]
     else:
         tops = list(torch._foreach_norm(found, float("inf")))
-    return torch.stack([torch.isfinite(top) for top in tops]).all()
+    flags = [torch.isfinite(top) for top in tops]
+    return torch.stack(flags).all()
+
+
+def _sum(x: Tensor) -> Tensor:
+    """The sum, in float32 at least."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.sum(dtype=dtype)
 
 
 def where_ok(ok: Tensor, value: float | Tensor, otherwise: float, dtype: torch.dtype) -> Tensor:

@@ -63,13 +63,16 @@ def make_groups(
         names = _names(group, [*settings.names(), *more])
         for name in names:
             if name not in rest:
+                known = ", ".join(map(repr, layers))
                 raise ValueError(
-                    f"Got layer {name!r} in a group, expected one of {', '.join(map(repr, layers))}, each in one "
-                    "group: weight and bias of a layer share their settings."
+                    f"Got layer {name!r} in a group, expected one of {known}, each in one group: weight and bias of a "
+                    "layer share their settings."
                 )
             rest.remove(name)
-        changed = {key: value for key, value in group.items() if key in settings.names()}
-        made.append(_torch_group(layers, names, dataclasses.replace(settings, **changed)))
+        changed = {key: group[key] for key in settings.names() if key in group}
+        # made anew, so that the settings are checked
+        own = dataclasses.replace(settings, **changed)
+        made.append(_torch_group(layers, names, own))
     if rest:
         made.append(_torch_group(layers, rest, settings))
     return made
@@ -81,9 +84,8 @@ def _names(group: Any, allowed: Sequence[str]) -> list[str]:
         raise TypeError(f"Got {group!r} as a group, expected a dict: {{'layers': [...], 'lr': ...}}.")
     unknown = set(group) - set(allowed) - {"layers"}
     if unknown or "layers" not in group:
-        raise ValueError(
-            f"Got a group with {', '.join(sorted(group))}, expected 'layers' and any of {', '.join(allowed)}."
-        )
+        given = ", ".join(sorted(group))
+        raise ValueError(f"Got a group with {given}, expected 'layers' and any of {', '.join(allowed)}.")
     names = names_of("layers", group["layers"])
     if not names:
         raise ValueError("Got a group with layers=[], expected at least one name; leave the group out.")

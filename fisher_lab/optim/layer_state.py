@@ -78,6 +78,7 @@ class LayerState:
             "jitter": self.jitter,
             "count": self.past.count,
             "size": self.past.size,
+            # of the present observation; None between steps
             "before": encode(self.past.moments) if self.is_open else None,
             "latest": encode(self.present.moments),
             "window": self.present.examples if self.is_open else None,
@@ -97,6 +98,7 @@ class LayerState:
         self.past = Average(self.moments, count, size)
         self.present = Mean()
         if found["latest"] is not None:
+            # saved within an observation
             self.past.moments = found["before"]
             self.present = Mean(found["latest"], found["window"])
 
@@ -118,10 +120,12 @@ class LayerCurvature(LayerState):
 
     def contribution(self, observed: Observed) -> Contribution:
         """The moments of one window."""
-        moments = self.approximation.moments(observed.stats, self.matrix)
+        stats = observed.stats
+        moments = self.approximation.moments(stats, self.matrix)
         ok = observed.ok & all_finite(moments.values())
-        examples = ok.to(observed.stats.g.dtype) * observed.examples
-        return Contribution({name: kept(ok, x) for name, x in moments.items()}, examples, ok)
+        masked = {name: kept(ok, x) for name, x in moments.items()}
+        examples = ok.to(stats.g.dtype) * observed.examples
+        return Contribution(masked, examples, ok)
 
     def absorb(self, new: Contribution, decay: float) -> None:
         """Let a window join the present observation."""

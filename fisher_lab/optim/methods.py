@@ -64,21 +64,27 @@ class Method(NaturalGradient, register=False):
         cls.__signature__ = _signature(cls)  # type: ignore[attr-defined]
 
     def __init__(self, model: nn.Module, likelihood: AnyLikelihood, lr: Any, **options: Any) -> None:
-        own = inspect.signature(self.build).parameters
-        chosen = {name: options.pop(name) for name in own if name in options}
-        super().__init__(model, likelihood, self.build(**chosen), lr, **{**self.own_defaults, **options})
+        chosen = {}
+        for name in inspect.signature(self.build).parameters:
+            if name in options:
+                chosen[name] = options.pop(name)
+        approximation = self.build(**chosen)
+        given = {**self.own_defaults, **options}
+        super().__init__(model, likelihood, approximation, lr, **given)
 
 
 def _signature(cls: type[Method]) -> inspect.Signature:
     """The signature for people: Method's, with the arguments of `build` by name."""
     given = inspect.signature(cls.__init__)
-    own = inspect.signature(cls.build).parameters.values()
     # without self, as a class is called
     *named, rest = list(given.parameters.values())[1:]
     if rest.kind is not inspect.Parameter.VAR_KEYWORD:
+        # a subclass that says all its arguments itself
         return given.replace(parameters=[*named, rest])
-    own_by_name = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-    return given.replace(parameters=[*named, *own_by_name, rest])
+    own = []
+    for parameter in inspect.signature(cls.build).parameters.values():
+        own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    return given.replace(parameters=[*named, *own, rest])
 
 
 class TNT(Method, damping_style="factored", statistics="mean", decay=0.9):
@@ -191,7 +197,8 @@ class RowBlocksThatFit(ByLayer):
         """MiniBlock, of rows or of their average."""
         is_convolution = len(layer.kernel) > 1
         rows, columns = layer.shape
-        if is_convolution or rows * columns**2 * dtype.itemsize <= self.max_block_bytes:
+        block_bytes = rows * columns**2 * dtype.itemsize
+        if is_convolution or block_bytes <= self.max_block_bytes:
             return MiniBlock()
         return MiniBlock("row_avg")
 
@@ -225,4 +232,10 @@ class Shampoo(Method, statistics="gradient", decay=0.9, damping=0.3, damping_sty
         return approximations.Shampoo(match_trace=False)
 
 
-__all__ = [name for name, value in globals().items() if inspect.isclass(value) and issubclass(value, Method)]
+def _methods() -> list[str]:
+    """Names of the classes of this file that are optimizers."""
+    classes = {name: value for name, value in globals().items() if inspect.isclass(value)}
+    return [name for name, cls in classes.items() if issubclass(cls, Method)]
+
+
+__all__ = _methods()

@@ -366,9 +366,10 @@ class NaturalGradient(LayerOptimizer, register=False):
                 continue
             p = share.packed(share.directions, index)
             if c.approximation.exponent == -1:
-                total = total + (p * share.packed(share.vectors, index)).sum()
+                Fp = share.packed(share.vectors, index)
             else:
-                total = total + (p * (c.matrix @ p)).sum()
+                Fp = c.matrix @ p
+            total = total + (p * Fp).sum()
         return total
 
     def _absorb_gradients(self, shares: Sequence[Share], ok: Tensor) -> None:

@@ -110,7 +110,8 @@ class Share:
         """<directions, vectors> of a group with gradients, a 0-d tensor."""
         dots = []
         for d, v in zip(self.directions, self.vectors, strict=True):
-            dots.append((d * v).sum())
+            product = d * v
+            dots.append(product.sum())
         return sum(dots[1:], dots[0])
 
 
@@ -133,13 +134,17 @@ def _multiply(share: Share, bucket: Bucket) -> None:
     used = [index for index in bucket.members if share.places[index]]
     if not used:
         return
-    Ws = {index: share.packed(share.vectors, index) for index in used}
+    Ws = {}
+    for index in used:
+        Ws[index] = share.packed(share.vectors, index)
+    first = Ws[used[0]]
     if len(bucket.members) == 1:
-        share.set_direction(used[0], bucket.inverse @ Ws[used[0]])
+        share.set_direction(used[0], bucket.inverse @ first)
         return
     # a layer without a gradient keeps its place in the joined matrix
-    zero = torch.zeros_like(Ws[used[0]])
-    joined = torch.cat([Ws.get(index, zero) for index in bucket.members])
-    pieces = (bucket.inverse @ joined).chunk(len(bucket.members))
+    zero = torch.zeros_like(first)
+    rows = [Ws.get(index, zero) for index in bucket.members]
+    joined = bucket.inverse @ torch.cat(rows)
+    pieces = joined.chunk(len(rows))
     for index, D in zip(bucket.members, pieces, strict=True):
         share.set_direction(index, D)

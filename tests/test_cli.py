@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -233,6 +234,18 @@ def test_help_explains_itself(capsys) -> None:
     assert code == 0
     for word in ("--problem", "--output", "--steps", "--errors", "exact Fisher"):
         assert word in out
+
+
+def test_a_message_commands_no_terminal(capsys, tmp_path) -> None:
+    (tmp_path / "own.py").write_text("def red():\n    raise ValueError('\\x1b[31mred')\n")
+    code, _, err = run(capsys, "compare", "--problem", f"{tmp_path / 'own.py'}:red")
+    assert (code, err) == (2, "fisher-lab: \N{REPLACEMENT CHARACTER}[31mred\n")
+
+
+@pytest.mark.parametrize("command", ["compare", "report", "train", "tune"])
+def test_help_says_that_a_file_given_as_problem_runs(capsys, command) -> None:
+    _, out, _ = run(capsys, command, "--help")
+    assert "the last two run that code" in " ".join(re.sub("[│╭╰─╮╯]", " ", out).split())
 
 
 @pytest.mark.parametrize(

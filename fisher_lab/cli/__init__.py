@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from fisher_lab import problems as named_problems
+from fisher_lab._ground.text import printable
 from fisher_lab.cli.measuring import compare, plot, report
 from fisher_lab.cli.training import train, tune
 
@@ -25,7 +26,8 @@ def problems() -> None:
         table.add_row(name, about.summary, settings)
     Console().print(table)
     print(
-        "\nYour own: --problem package.module:function or path/file.py:function, returning (model, likelihood, data)."
+        "\nYour own: --problem package.module:function or path/file.py:function, returning (model, likelihood, data). "
+        "That code is run."
     )
 
 
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
             COMMANDS, prog="fisher-lab", description=__doc__, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
         )
     except (ValueError, TypeError) as error:
-        print(f"fisher-lab: {error}", file=sys.stderr)
+        print(f"fisher-lab: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -19,7 +19,8 @@ class ProblemOptions:
     """Which problem.
 
     Args:
-        problem: its name (see `fisher-lab problems`), package.module:function, or path/file.py:function.
+        problem: its name (see `fisher-lab problems`), package.module:function, or path/file.py:function; the last two
+            run that code.
         steps: its training steps.
         examples: its measuring examples.
         seed: of the problem, of sampled labels and of random directions.

@@ -89,13 +89,17 @@ def training_drawings(comparisons: Iterable[Any]) -> list[Drawing]:
         other comparisons.
     """
     given = list(comparisons)
-    steps: dict[Any, Any] = {}
+    steps: dict[int, Any] = {}
     names = set()
     for comparison in given:
         problem = comparison.settings.get("problem") or {}
-        steps[problem.get("steps")] = comparison
-        names.add(problem.get("name"))
-    one_problem_at_several_steps = len(names) == 1 and None not in steps and len(steps) == len(given) > 1
+        step = problem.get("steps")
+        # A problem of one's own may call something else so.
+        if not isinstance(step, int):
+            return []
+        steps[step] = comparison
+        names.add(str(problem.get("name")))
+    one_problem_at_several_steps = len(names) == 1 and len(steps) == len(given) > 1
     if not one_problem_at_several_steps:
         return []
     found = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fisher_lab._ground.files import check_output, read_own, write_atomically
+from fisher_lab.results.cells import escaped, unescaped, unseparated
 
 if TYPE_CHECKING:
     import pandas
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 FORMAT = "fisher_lab comparison"
 VERSION = 1
 CURE = "expected a .json or .csv file written by Comparison.save"
+TEXTS = ("layer", "approximation", "error", "fisher")  # of a row
 ALL = "(all)"  # the layer name of errors over all layers
 
 
@@ -165,10 +167,15 @@ class Comparison:
 
     def _to_csv(self) -> str:
         out = io.StringIO()
-        out.write("# " + json.dumps(_encode(self._without_rows()), allow_nan=False) + "\n")
-        writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n")
+        # Files of earlier versions hold names as they are.
+        about = json.dumps(_encode(self._without_rows() | {"escaped": True}), allow_nan=False)
+        out.write(f"# {unseparated(about)}\n")
+        # All but numbers in quotation marks, so that an end of line in a name is no end of a row.
+        columns = [column.name for column in fields(Row)]
+        writer = csv.DictWriter(out, columns, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
-        writer.writerows({k: "" if v is None else v for k, v in asdict(row).items()} for row in self.rows)
+        for row in self.rows:
+            writer.writerow({name: _cell(value) for name, value in asdict(row).items()})
         return out.getvalue()
 
     # -- for people ------------------------------------------------------------------------------------------------
@@ -222,55 +229,126 @@ def _parsed(content: bytes, path: Path) -> Comparison:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} cannot be read ({error}), {CURE}.") from error
     try:
-        if path.suffix == ".csv":
-            first, _, rest = text.partition("\n")
-            body = json.loads(first.removeprefix("# "))
-            body["rows"] = list(csv.DictReader(io.StringIO(rest)))
-        else:
-            body = json.loads(text)
-        if not isinstance(body, dict) or body.get("format") != FORMAT or not isinstance(body.get("settings"), dict):
-            raise ValueError("not a comparison")
-        if body["version"] > VERSION:
-            raise ValueError(f"written by a newer fisher_lab, format {body['version']}")
-        return Comparison(
-            tuple(_row(_decode(row)) for row in body["rows"]),
-            tuple(Cost(c["layer"], c["approximation"], float(c["seconds"]), int(c["bytes"])) for c in body["costs"]),
-            _decode(body["settings"]),
-            tuple(_decode(q) for q in body["quantities"]),
-            tuple(_decode(c) for c in body.get("covariances", ())),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        body = _from_csv(text) if path.suffix == ".csv" else _decode(json.loads(text))
+        return _comparison(body)
+    # Numbers without end, tables in tables in tables, and quotation marks that never close are no ValueErrors.
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path} is truncated or foreign ({error}), {CURE}.") from error
 
 
-def _row(row: dict[str, Any]) -> Row:
-    def number(name: str) -> float | None:
-        return None if row.get(name) in (None, "") else float(row[name])
+def _cell(value: str | float | None) -> str | float:
+    """A value as it stands in a CSV file."""
+    if isinstance(value, str):
+        return escaped(value)
+    return "" if value is None else value
 
-    value, noise = number("value"), number("noise")
-    if value is None or noise is None:
-        raise ValueError("a row without value")
-    return Row(
-        row["layer"],
-        row["approximation"],
-        row["error"],
-        value,
-        noise,
-        number("damping"),
-        number("checked"),
-        row["fisher"],
-        number("stderr"),
+
+def _from_csv(text: str) -> dict[str, Any]:
+    """What a JSON file of the same comparison holds."""
+    first, _, rest = text.partition("\n")
+    body = _table(_decode(json.loads(first.removeprefix("# "))))
+    rows = list(csv.DictReader(io.StringIO(rest)))
+    if body.get("escaped"):
+        for row in rows:
+            for name in TEXTS:
+                row[name] = unescaped(row[name])
+    body["rows"] = rows
+    return body
+
+
+# -- what a file holds, checked: whoever wrote it ------------------------------------------------------------------
+def _comparison(body: Any) -> Comparison:
+    """A comparison of the contents of a file; every reader below raises what `_parsed` tells as one sentence."""
+    if not isinstance(body, dict) or body.get("format") != FORMAT or not isinstance(body.get("settings"), dict):
+        raise ValueError("not a comparison")
+    if body["version"] > VERSION:
+        raise ValueError(f"written by a newer fisher_lab, format {body['version']}")
+    return Comparison(
+        rows=tuple(_row(row) for row in _tables(body["rows"])),
+        costs=tuple(_cost(cost) for cost in _tables(body["costs"])),
+        settings=_settings(body["settings"]),
+        quantities=tuple(_quantity(quantity) for quantity in _tables(body["quantities"])),
+        covariances=tuple(_tables(body.get("covariances", []))),
     )
 
 
+def _tables(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise TypeError("no list where one belongs")
+    return [_table(entry) for entry in value]
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("no table where one belongs")
+    return value
+
+
+def _text(table: dict[str, Any], name: str) -> str:
+    value = table[name]
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is no text")
+    return value
+
+
+def _optional(table: dict[str, Any], name: str) -> float | None:
+    """A number, or None where it is left out."""
+    value = table.get(name)
+    return None if value is None or value == "" else float(value)
+
+
+def _row(row: dict[str, Any]) -> Row:
+    value = _optional(row, "value")
+    noise = _optional(row, "noise")
+    if value is None or noise is None:
+        raise ValueError("a row without value")
+    return Row(
+        layer=_text(row, "layer"),
+        approximation=_text(row, "approximation"),
+        error=_text(row, "error"),
+        value=value,
+        noise=noise,
+        damping=_optional(row, "damping"),
+        checked=_optional(row, "checked"),
+        fisher=_text(row, "fisher"),
+        stderr=_optional(row, "stderr"),
+    )
+
+
+def _cost(cost: dict[str, Any]) -> Cost:
+    return Cost(_text(cost, "layer"), _text(cost, "approximation"), float(cost["seconds"]), int(cost["bytes"]))
+
+
+def _settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, if the tables in them that figures and pages read are tables."""
+    _table(settings.get("problem") or {})
+    _table(settings.get("left_out") or {})
+    for about in _table(settings.get("layers", {})).values():
+        shape = _table(about).get("shape", [0, 0])
+        if not isinstance(shape, list) or [type(size) for size in shape] != [int, int]:
+            raise TypeError("a shape that is not two whole numbers")
+    return settings
+
+
+def _quantity(quantity: dict[str, Any]) -> dict[str, Any]:
+    _text(quantity, "layer")
+    _text(quantity, "approximation")
+    for name in ("trace_exact", "trace_approx"):
+        if not isinstance(quantity.get(name, 0.0), int | float):
+            raise TypeError(f"{name} is no number")
+    return quantity
+
+
 def _encode(value: Any) -> Any:
-    """JSON has no infinities and NaNs: they become strings."""
+    """JSON has no infinities and NaNs: they become strings, and strings that look like these longer ones."""
     if isinstance(value, dict):
         return {str(k): _encode(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_encode(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return f"float:{value}"
+    if isinstance(value, str) and value.startswith("float:"):
+        return f"float:text:{value}"
     return value
 
 
@@ -279,6 +357,8 @@ def _decode(value: Any) -> Any:
         return {k: _decode(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_decode(v) for v in value]
+    if isinstance(value, str) and value.startswith("float:text:"):
+        return value.removeprefix("float:text:")
     if isinstance(value, str) and value.startswith("float:"):
         return float(value.removeprefix("float:"))
     return value

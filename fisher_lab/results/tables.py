@@ -84,8 +84,10 @@ def _heading(settings: dict[str, Any]) -> str:
     if not settings:
         return ""
     parts = [f"{settings.get('fisher')} Fisher", str(settings.get("likelihood")), f"N = {settings.get('N')}"]
-    problem = settings.get("problem", {}).get("name")
-    lines = ["  ".join(([problem] if problem else []) + parts) + "\n"]
+    problem = (settings.get("problem") or {}).get("name")
+    if problem:
+        parts.insert(0, str(problem))
+    lines = ["  ".join(parts) + "\n"]
     if not settings.get("complete", True):
         lines.append("Not complete: the run was stopped before all layers were measured.\n")
     left_out = settings.get("left_out") or {}

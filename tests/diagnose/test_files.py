@@ -1,14 +1,20 @@
 """Comparisons as files: loaded as they were saved, refused where damaged, gone on from where they stopped."""
 
+import csv
+import io
 import json
 import math
+import re
+from dataclasses import fields
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import fisher_lab as fl
-from fisher_lab.results.comparison import Comparison, Row
+from fisher_lab.results.comparison import Comparison, Cost, Row
 from tests.diagnose.support import batch, net
 
 
@@ -43,6 +49,97 @@ def test_infinite_values_survive_the_file(tmp_path) -> None:
     again = fl.load_comparison(found.save(tmp_path / "a.json"))
     assert again.rows == found.rows
     assert math.isnan(again.settings["x"])
+
+
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "a;=1",
+    "a,=1",
+    "a\t=1",
+    "＝1",
+    "'=1",
+    "''-1",
+    "'",
+    "-",
+]
+
+
+def named(name: str) -> Comparison:
+    """A comparison in which every text is this name."""
+    settings = {"layers": {name: {"shape": [1, 2]}}, "left_out": {name: name}, name: [name, {name: -1.5}]}
+    return Comparison((Row(name, name, name, -0.5, 0.0, None, None, name),), (Cost(name, name, 0.1, 2),), settings)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_spreadsheet_sees_no_formula_in_a_file(tmp_path, name: str) -> None:
+    text = named(name).save(tmp_path / "a.csv").read_bytes().decode()
+    for separator in ",;\t":
+        for cells in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
+            for cell in cells:
+                is_number = re.fullmatch(r"-?[0-9.]+(e[+-]?[0-9]+)?", cell)
+                assert is_number or not re.match("[=+\\-@\t\r\n＝＋－＠]", cell), cell
+
+
+@pytest.mark.parametrize("ending", [".json", ".csv"])
+@given(
+    name=st.one_of(st.sampled_from([*FORMULAS, "float:1", "float:text:x"]), st.text(), st.text("';,=+-@\t\r\n\"\\a#"))
+)
+def test_every_name_survives_the_file(tmp_path_factory, ending: str, name: str) -> None:
+    found = named(name)
+    again = fl.load_comparison(found.save(tmp_path_factory.mktemp("any") / f"a{ending}"))
+    assert again == found
+
+
+def test_names_in_files_of_earlier_versions_stay_as_they_are(tmp_path) -> None:
+    path = tmp_path / "old.csv"
+    header = {"format": "fisher_lab comparison", "version": 1, "settings": {}, "costs": [], "quantities": []}
+    row = "'=1,+1,-,0.5,0.0,,,true,\n"
+    path.write_text(f"# {json.dumps(header)}\n{','.join(f.name for f in fields(Row))}\n{row}")
+    assert fl.load_comparison(path).rows == (Row("'=1", "+1", "-", 0.5, 0.0),)
+
+
+def deeply(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+WRONG = {
+    "rows": ["x", {}, [1], [{"layer": ["0"]}], [{"layer": {}}], [{"value": 10**400}], [{"value": "x"}], [{"error": 1}]],
+    "costs": [[1], [{"layer": 1}], [{"bytes": float("inf")}], [{"seconds": "x"}], [{"approximation": None}]],
+    "settings": [
+        [], {"problem": "x"}, {"problem": [1]}, {"layers": []}, {"layers": {"0": 1}}, {"left_out": [1]},
+        {"layers": {"0": {"shape": "ab"}}}, {"layers": {"0": {"shape": [1]}}}, {"layers": {"0": {"shape": ["<b>", 1]}}},
+    ],
+    "quantities": [[1], [{"layer": 1}], [{"trace_exact": "x"}], [{"trace_approx": [1]}], {"a": 1}],
+    "covariances": [[1], 3],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_entries_of_another_kind_are_refused(tmp_path, key: str, value: object) -> None:
+    quantity = {"layer": "0", "approximation": "KFAC", "trace_exact": 1.0, "trace_approx": 1.0}
+    found = Comparison((Row("0", "KFAC", "trace", 0.5, 0.0),), (Cost("0", "KFAC", 0.1, 2),), {}, (quantity,), ({},))
+    path = found.save(tmp_path / "a.json")
+    body = json.loads(path.read_text())
+    whole = isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict)
+    body[key] = [body[key][0] | value[0]] if whole and key != "settings" else value
+    path.write_text(json.dumps(body))
+    with pytest.raises(ValueError, match=r"truncated or foreign .*expected a \.json or \.csv file written by"):
+        fl.load_comparison(path)
+
+
+@pytest.mark.parametrize("name", ["deep.json", "long.csv"])
+def test_files_that_would_be_too_much_are_refused(tmp_path, name: str) -> None:
+    path = tmp_path / name
+    header = '{"format": "fisher_lab comparison", "version": 1, "settings": {}, "costs": [], "quantities": []'
+    path.write_text(deeply(100_000) if name == "deep.json" else f'# {header}}}\nlayer,value\n"{"x" * 200_000}",1\n')
+    with pytest.raises(ValueError, match="truncated or foreign"):
+        fl.load_comparison(path)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,10 @@ def hostile_file(path: Path, text: str, steps: int = 3) -> Path:
     """A comparison file with the text in front of every string, and as a further key of every table of settings."""
     body = _body(steps)
     version = {"format": body.pop("format"), "version": body.pop("version")}
-    path.write_text(json.dumps(version | {key: _poisoned(value, text) for key, value in body.items()}))
+    poisoned = {key: _poisoned(value, text) for key, value in body.items()}
+    for name in ("N", "R", "parameters", "seed"):  # where numbers are expected, but nothing is computed with them
+        poisoned["settings"][name] = f"{text}{name}"
+    path.write_text(json.dumps(version | poisoned))
     return path
 
 

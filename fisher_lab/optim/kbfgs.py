@@ -6,7 +6,6 @@ loss in the pre-activations by BFGS with the change of their batch means over th
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +21,7 @@ from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import Kronecker
 from fisher_lab.optim.base import LayerOptimizer
+from fisher_lab.optim.bfgs import bfgs_, double_damping
 from fisher_lab.optim.finite import all_finite, where_ok
 from fisher_lab.optim.options import Options, Settings
 from fisher_lab.optim.saving import decode
@@ -49,12 +49,16 @@ class Pass:
     def see(self, h: Tensor) -> None:
         """Add pre-activations `[N, d_out]`."""
         total = h.sum(0)
-        self.h = total if self.h is None else self.h + total
+        if self.h is not None:
+            total = self.h + total
+        self.h = total
         self.N += len(h)
 
     def arrive(self, g: Tensor) -> None:
         """Add the sum over examples of a gradient `[d_out]` (of a mean loss it is the mean)."""
-        self.g = g if self.g is None else self.g + g
+        if self.g is not None:
+            g = self.g + g
+        self.g = g
 
     def inputs(self) -> Tensor:
         """Those of all forward passes `[N, d_in]`."""
@@ -119,11 +123,16 @@ class Factors:
         """
         rest = 1 - decay
         # a^T a is finite if the sum of squares is
-        ok = all_finite([a.flatten() @ a.flatten(), *before, *after])
+        flat = a.flatten()
+        ok = all_finite([flat @ flat, *before, *after])
         a = kept(ok, a)
-        self.A.mul_(where_ok(ok, decay, 1.0, a.dtype)).addmm_(a.T, a, alpha=rest / len(a))
-        self.s = torch.where(ok, decay * self.s + rest * (after.h - before.h), self.s)
-        self.y = torch.where(ok, decay * self.y + rest * (after.g - before.g), self.y)
+        # the averages of A, s and y
+        self.A.mul_(where_ok(ok, decay, 1.0, a.dtype))
+        self.A.addmm_(a.T, a, alpha=rest / len(a))
+        s = decay * self.s + rest * (after.h - before.h)
+        y = decay * self.y + rest * (after.g - before.g)
+        self.s = torch.where(ok, s, self.s)
+        self.y = torch.where(ok, y, self.y)
         # the inverse of A + sqrt(lambda) I: a step along the mean input, whose product with it is known
         s = self.H_a @ a.mean(0)
         y = self.A @ s + root * s
@@ -139,7 +148,7 @@ class Factors:
 
     def state(self) -> dict[str, Tensor]:
         """All factors, copied."""
-        return {field.name: getattr(self, field.name).clone() for field in dataclasses.fields(self)}
+        return {name: tensor.clone() for name, tensor in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -263,8 +272,10 @@ class KBFGS(LayerOptimizer):
             for name, seen in passes.items():
                 if seen.a:
                     a = seen.inputs()
-                    A = a.T @ a
-                    totals[name] = totals[name] + A if name in totals else A
+                    total = a.T @ a
+                    if name in totals:
+                        total = totals[name] + total
+                    totals[name] = total
                     examples[name] += len(a)
         for name, total in totals.items():
             self._start(name, total / examples[name])
@@ -274,7 +285,7 @@ class KBFGS(LayerOptimizer):
 
     def _root(self, name: str) -> float:
         """sqrt(lambda) of a layer."""
-        group = next(group for group in self.method_groups if name in group["layers"])
+        (group,) = [group for group in self.method_groups if name in group["layers"]]
         return float(group["damping"] ** 0.5)
 
     # -- the step --------------------------------------------------------------------------------------------------
@@ -295,7 +306,9 @@ class KBFGS(LayerOptimizer):
                 first = seen.means(scale)
                 second = after[name].means(scale)
                 if first is not None and second is not None:
-                    self.factors[name].learn(seen.inputs(), first, second, self.options.decay, self._root(name))
+                    factors = self.factors[name]
+                    root = self._root(name)
+                    factors.learn(seen.inputs(), first, second, self.options.decay, root)
         self.steps += 1
         return loss
 
@@ -354,51 +367,3 @@ def _trainable_linear(model: nn.Module) -> list[str]:
     if not found:
         raise ValueError("The model has no trainable nn.Linear, expected one for KBFGS; use another optimizer.")
     return found
-
-
-def double_damping(H: Tensor, s: Tensor, y: Tensor, mu1: float, mu2: float) -> tuple[Tensor, Tensor]:
-    """s and y changed so that s'y >= mu1 y'Hy (Powell, on H) and then s'y >= mu2 s's (Levenberg-Marquardt).
-
-    Args:
-        H: positive definite `[n, n]`.
-        s: change of the point `[n]`.
-        y: change of the gradient `[n]`.
-        mu1: in (0, 1).
-        mu2: > 0.
-    """
-    Hy = H @ y
-    theta = _theta(s @ y, y @ Hy, mu1)
-    s = theta * s + (1 - theta) * Hy
-    theta = _theta(s @ y, s @ s, mu2)
-    return s, theta * y + (1 - theta) * s
-
-
-def _theta(inner: Tensor, square: Tensor, mu: float) -> Tensor:
-    """1 where inner >= mu square, otherwise the weight that makes the mixture's inner product mu square."""
-    short = inner < mu * square
-    gap = torch.where(short, square - inner, torch.ones_like(square))
-    return torch.where(short, (1 - mu) * square / gap, torch.ones_like(square))
-
-
-def bfgs_(H: Tensor, s: Tensor, y: Tensor, ok: Tensor | bool = True, guard: Tensor | float = 0.0) -> Tensor:
-    """H <- (I - rho s y') H (I - rho y s') + rho s s' with rho = 1 / s'y, in place, in one pass over H.
-
-    H stays as it is where not ok, where s'y <= guard, or where the update is not finite.
-
-    Args:
-        H: symmetric `[n, n]`.
-        s: change of the point `[n]`.
-        y: change of the gradient `[n]`.
-        ok: whether to update.
-        guard: least s'y that is trusted.
-    """
-    sy = s @ y
-    good = sy > guard
-    rho = 1 / torch.where(good, sy, 1.0)
-    # the update is s q' + q s'
-    Hy = H @ y
-    q = (rho * rho * (y @ Hy) + rho) / 2 * s - rho * Hy
-    good = good & ok & torch.isfinite(s.norm() * q.norm())
-    s = torch.where(good, s, 0.0)
-    q = torch.where(good, q, 0.0)
-    return H.addmm_(torch.stack([s, q], 1), torch.stack([q, s]))

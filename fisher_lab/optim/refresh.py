@@ -29,16 +29,23 @@ def prepare(approximation: Approximation, matrix: FisherMatrix, settings: Settin
     """(matrix + damping)^exponent as the trainer applies it."""
     damping: float | Tensor = settings["damping"]
     if jitter:
-        damping = damping + jitter * matrix.trace() / matrix.dim
+        mean = matrix.trace() / matrix.dim
+        damping = damping + jitter * mean
     shared = isinstance(approximation, MiniBlock) and approximation.linear in ("row_avg", "col_avg")
-    if shared and isinstance(matrix, Kronecker) and (isinstance(damping, Tensor) or damping > 0):
+    damped = isinstance(damping, Tensor) or damping > 0
+    if shared and damped and isinstance(matrix, Kronecker):
         # one factor is the identity, so that exact damping is a shift of the other: no eigendecomposition
-        return Kronecker(tuple(f if f.ndim == 2 else _shifted_inverse(f, damping) for f in matrix.factors))
+        factors = []
+        for factor in matrix.factors:
+            factors.append(factor if factor.ndim == 2 else _shifted_inverse(factor, damping))
+        return Kronecker(tuple(factors))
     return matrix.powered(approximation.exponent, damping, settings["damping_style"])
 
 
 def _shifted_inverse(M: Tensor, damping: float | Tensor) -> Tensor:
-    return spd_inverse(symmetrize(M) + damping * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device))
+    """(M + damping)^-1 of symmetric `[..., n, n]`."""
+    eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+    return spd_inverse(symmetrize(M) + damping * eye)
 
 
 @dataclass
@@ -109,9 +116,11 @@ def _prepare_all(
     """The inverse of every matrix."""
     inverses = list(matrices)  # each of them is replaced
     for members in buckets(curvatures, matrices, settings):
+        together = stacked([matrices[i] for i in members])
+        # all members share approximation, settings and jitter
         first = members[0]
-        joined = stacked([matrices[i] for i in members])
-        inverse = prepare(curvatures[first].approximation, joined, settings[first], curvatures[first].jitter)
+        c = curvatures[first]
+        inverse = prepare(c.approximation, together, settings[first], c.jitter)
         for position, i in enumerate(members):
             inverses[i] = part(inverse, position, len(members))
     return inverses
@@ -122,14 +131,18 @@ def _read(candidates: Sequence[Candidate], extra: Tensor) -> tuple[list[Verdict]
     flags = []
     for candidate in candidates:
         flags.append(candidate.curvature.seen())
-        flags.append(all_finite(candidate.matrix.tensors().values()))
-        flags.append(all_finite(candidate.inverse.tensors().values()))
-    together = torch.cat([torch.stack(flags).to(extra.dtype), extra])
+        flags.append(is_finite(candidate.matrix))
+        flags.append(is_finite(candidate.inverse))
+    numbers = torch.stack(flags).to(extra.dtype)
+    together = torch.cat([numbers, extra])
     if together.is_meta:  # nothing to read: all is well
-        return [Verdict(1, 1, 1) for _ in candidates], [0.0] * len(extra)
+        return [Verdict(1, 1, 1)] * len(candidates), [0.0] * len(extra)
     values = together.tolist()
-    verdicts = [Verdict(*values[3 * i : 3 * i + 3]) for i in range(len(candidates))]
-    return verdicts, values[3 * len(candidates) :]
+    verdicts = []
+    for _ in candidates:
+        verdicts.append(Verdict(*values[:3]))
+        values = values[3:]
+    return verdicts, values
 
 
 def _accept(candidate: Candidate, verdict: Verdict) -> str | None:
@@ -214,9 +227,14 @@ def _rescue(candidate: Candidate) -> FisherMatrix | None:
         except torch.linalg.LinAlgError:  # eigh did not converge
             continue
         inverse = inverse.to(matrix.device, matrix.dtype)
-        if bool(all_finite(inverse.tensors().values())):
+        if bool(is_finite(inverse)):
             return inverse
     return None
+
+
+def is_finite(matrix: FisherMatrix) -> Tensor:
+    """Whether all numbers of a matrix are finite, a 0-d tensor."""
+    return all_finite(matrix.tensors().values())
 
 
 def _by_eigh(matrix: FisherMatrix, p: float, damping: float) -> FisherMatrix:
@@ -225,6 +243,7 @@ def _by_eigh(matrix: FisherMatrix, p: float, damping: float) -> FisherMatrix:
         return DirectSum(tuple(_by_eigh(piece, p, damping) for piece in matrix.parts))
     if isinstance(matrix, BlockDiagonal):
         values, vectors = eigh(matrix.blocks)
-        powers = (vectors * shifted_power(values, p, damping).unsqueeze(-2)) @ vectors.transpose(-1, -2)
+        scaled = vectors * shifted_power(values, p, damping).unsqueeze(-2)
+        powers = scaled @ vectors.transpose(-1, -2)
         return BlockDiagonal(powers, matrix.weight_shape, matrix.groups)
     return matrix.powered(p, damping)

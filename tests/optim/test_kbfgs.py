@@ -10,7 +10,7 @@ from torch import nn
 
 import fisher_lab as fl
 from fisher_lab import optim
-from fisher_lab.optim.kbfgs import bfgs_, double_damping
+from fisher_lab.optim.bfgs import bfgs_, double_damping
 from tests.helpers import assert_same
 from tests.naive import kron
 from tests.optim.support import batch, gradients, layer_stats, net, weights

@@ -23,9 +23,9 @@ LONGEST = 100
 def file_names(wishes: Iterable[str]) -> list[str]:
     """Names of files, one for every wish, whoever wrote the wishes.
 
-    A wish of ASCII letters, digits, "_", "-" and "." is its own name. Everything else becomes "-",
-    and a checksum of the whole wish is put behind it, so that wishes that differ keep names that
-    differ.
+    A wish of ASCII letters, digits, "_", "-" and single "." is its own name. Everything else
+    becomes "-", and a checksum of the whole wish is put behind it, so that wishes that differ keep
+    names that differ.
 
     Args:
         wishes: what the files are to be called, without endings.
@@ -52,7 +52,7 @@ def _safe(wish: str) -> str:
     """The wish in a safe alphabet; the same wish always gives the same name."""
     # A name that begins with a dot is hidden, one that begins with a hyphen is an option to other
     # programs.
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", wish).lstrip(".-")[:LONGEST]
+    name = re.sub(r"[^A-Za-z0-9_.-]+|\.\.+", "-", wish).lstrip(".-")[:LONGEST]
     if name == wish and name:
         return name
     checksum = hashlib.sha256(wish.encode("utf-8", "surrogatepass")).hexdigest()

@@ -34,6 +34,8 @@ MEASURES = {
 def plain(text: str) -> str:
     """A text of the results as it is to be drawn: in one line, and its dollar signs are no formulas."""
     line = re.sub(r"[\t\n]", " ", printable(text))
+    if line.startswith("_"):
+        line = f" {line}"  # matplotlib leaves labels that begin with this out of its legends
     return line.replace("$", r"\$")
 
 

@@ -56,6 +56,13 @@ def test_bars_have_the_values_of_the_rows_and_say_what_is_exact():
     assert [t.get_text() for t in axes.texts] == ["exact"]
 
 
+def test_names_are_drawn_as_they_are_written():
+    names = ["a$b$", r"\$\frac{", "_mine", "a\tb\nc", "\x1b[31m"]
+    figure = plots.errors(comparison(dict.fromkeys(names, 0.5)))
+    assert legend(figure) == [r"a\$b\$", r"\\$\frac{", " _mine", "a b c", "\ufffd[31m"]
+    plots.svg(figure)  # nothing of it is a formula, which could not be read
+
+
 def test_a_log_axis_draws_zero_on_the_line_that_says_exact():
     figure = plots.errors(comparison({"KFAC": 1.0, "EKFAC": 1e-4, "TN": 0.0}))
     (axes,) = figure.axes

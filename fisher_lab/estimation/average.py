@@ -11,7 +11,7 @@ k-th observation weighs 1 - min(1 - 1/k, rho).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class Average:
 
     Attributes:
         moments: None before the first observation.
-        count: observations with finite examples, a 0-d tensor; None before the first.
+        count: observations with finite examples, a 0-d tensor; None before the first observation.
         size: mean number of examples of these, a 0-d tensor; 0 if unknown, which is taken as that of the next one.
     """
 
@@ -66,59 +66,45 @@ class Average:
     count: Tensor | None = None
     size: Tensor | None = None
 
-    def joined(self, approximation: Approximation, newest: Mean, decay: float) -> Moments | None:
-        """The moments with one more observation, which may still grow.
+    def followed_by(self, newest: Mean, approximation: Approximation, decay: float) -> Average:
+        """The average with one more observation; one without finite examples changes nothing.
 
         Args:
+            newest: the observation, its number of examples a tensor.
             approximation: whose moments these are.
-            newest: the observation.
             decay: rho.
         """
-        if self.moments is None:
-            return newest.moments
-        if newest.moments is None:
-            return self.moments
-        return approximation.average(self.moments, newest.moments, self.weight(newest, decay))
-
-    def weight(self, newest: Mean, decay: float) -> Tensor:
-        """Weight of the newest observation, a 0-d tensor; 0 for one without finite examples."""
         n = torch.as_tensor(newest.examples)
-        count, size = self._known(n)
-        ratio = torch.where(size > 0, n / size.clamp(min=1), 1.0)
-        share = ratio / (count + ratio)
-        left = torch.pow(decay, n / self._mean_size(n))
-        return torch.where(n > 0, 1 - torch.minimum(1 - share, left), 0.0)
+        count, size = self.counted(n)
+        moments = newest.moments
+        if self.moments is not None and moments is not None and self.count is not None:
+            share = n / (self.count * self._size_before(n) + n)
+            left = torch.pow(decay, n / size)
+            weight = 1 - torch.minimum(1 - share, left)
+            weight = torch.where(n > 0, weight, 0.0)
+            moments = approximation.average(self.moments, moments, weight)
+        return Average(moments, count, size)
 
-    def followed_by(self, newest: Mean, moments: Moments | None) -> Average:
-        """What the next observation finds.
-
-        Args:
-            newest: the observation that is complete now.
-            moments: those with it.
-        """
-        if newest.moments is None:
-            return replace(self, moments=moments)
-        n = torch.as_tensor(newest.examples)
-        count, size = self._known(n)
+    def counted(self, n: Tensor) -> tuple[Tensor, Tensor]:
+        """Count and size with one more observation of n examples."""
         finite = n > 0
-        return Average(moments, count + finite, torch.where(finite, self._mean_size(n), size))
+        if self.count is None or self.size is None:
+            return finite.to(n.dtype), n
+        count = self.count + finite
+        before = self._size_before(n)
+        # written as a change, which is exactly zero for equal sizes
+        size = before + (n - before) / count
+        return count, torch.where(finite, size, self.size)
+
+    def _size_before(self, n: Tensor) -> Tensor:
+        """Mean size of the observations so far; n where it is not known."""
+        assert self.size is not None
+        return torch.where(self.size > 0, self.size, n)
 
     def settled(self, decay: float) -> Average:
         """Count what was seen as so many observations that the next one, of whatever size, weighs 1 - rho."""
         if self.count is None or self.size is None:
             return self
-        many = torch.full_like(self.count, 1 / max(1 - decay, 1e-9))
-        return Average(self.moments, torch.where(self.count > 0, many, 0.0), torch.zeros_like(self.size))
-
-    def _known(self, n: Tensor) -> tuple[Tensor, Tensor]:
-        """Count and size, zeros like n before the first observation."""
-        zero = torch.zeros_like(n)
-        count = zero if self.count is None else self.count
-        size = zero if self.size is None else self.size
-        return count, size
-
-    def _mean_size(self, n: Tensor) -> Tensor:
-        """Mean size of the observations, one of n examples included."""
-        count, size = self._known(n)
-        # written as a change, which is exactly zero for equal sizes
-        return torch.where(size > 0, size + (n - size) / (count + 1), n)
+        many = 1 / max(1 - decay, 1e-9)
+        count = torch.where(self.count > 0, torch.full_like(self.count, many), 0.0)
+        return Average(self.moments, count, torch.zeros_like(self.size))

@@ -40,20 +40,25 @@ class LayerState:
     """What an optimizer knows of a layer's curvature, which is what a checkpoint holds of it.
 
     Attributes:
-        moments: moving average of the moments, the present observation included; None before the first.
-        past: the moving average without the present observation.
+        past: moving average of the moments over the observations that are complete.
         present: the mean over the windows of the present observation; empty between steps.
+        now: moving average with the present observation.
         matrix: assembled at the last refresh that succeeded; None before.
         inverse: its damped power, as the steps apply it.
         jitter: added to the damping since factorisations failed, relative to the mean eigenvalue.
     """
 
-    moments: Any = None
     past: Average = field(default_factory=Average)
     present: Mean = field(default_factory=Mean)
+    now: Average = field(default_factory=Average)
     matrix: FisherMatrix | None = None
     inverse: FisherMatrix | None = None
     jitter: float = 0.0
+
+    @property
+    def moments(self) -> Any:
+        """The moments as far as they are known; None before the first observation."""
+        return self.now.moments
 
     @property
     def is_open(self) -> bool:
@@ -62,32 +67,38 @@ class LayerState:
 
     def seen(self) -> Tensor:
         """Whether anything finite was observed, a 0-d tensor; after the first observation."""
-        flags = []
-        if self.past.count is not None:
-            flags.append(self.past.count > 0)
-        if isinstance(self.present.examples, Tensor):
-            flags.append(self.present.examples > 0)
-        return torch.stack(flags).any()
+        assert self.now.count is not None
+        return self.now.count > 0
 
     def encoded(self) -> dict[str, Any]:
         """Everything, as plain containers of tensors."""
-        return {
-            "moments": encode(self.moments),
+        saved = {
+            "moments": encode(self.now.moments),
             "matrix": encode(self.matrix),
             "inverse": encode(self.inverse),
             "jitter": self.jitter,
             "count": self.past.count,
             "size": self.past.size,
             # of the present observation; None between steps
-            "before": encode(self.past.moments) if self.is_open else None,
-            "latest": encode(self.present.moments),
-            "window": self.present.examples if self.is_open else None,
+            "before": None,
+            "latest": None,
+            "window": None,
         }
+        if self.is_open:
+            saved["before"] = encode(self.past.moments)
+            saved["latest"] = encode(self.present.moments)
+            saved["window"] = self.present.examples
+        return saved
 
     def restore(self, saved: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
-        """The inverse of `encoded`, in the precision that the layer works in now."""
+        """The inverse of `encoded`, in the precision that the layer works in now.
+
+        Args:
+            saved: what `encoded` gave.
+            device: where the layer is.
+            dtype: that it works in.
+        """
         found = {name: decode(value, device, dtype) for name, value in saved.items()}
-        self.moments = found["moments"]
         self.matrix = found["matrix"]
         self.inverse = found["inverse"]
         self.jitter = found["jitter"]
@@ -95,12 +106,14 @@ class LayerState:
         size = found.get("size")
         if count is not None and size is None:
             size = torch.zeros_like(count)  # version 1 did not know the sizes of its observations
-        self.past = Average(self.moments, count, size)
+        self.past = Average(found["moments"], count, size)
         self.present = Mean()
+        self.now = self.past
         if found["latest"] is not None:
             # saved within an observation
-            self.past.moments = found["before"]
+            self.past = Average(found["before"], count, size)
             self.present = Mean(found["latest"], found["window"])
+            self.now = Average(found["moments"], *self.past.counted(found["window"]))
 
 
 class LayerCurvature(LayerState):
@@ -130,23 +143,29 @@ class LayerCurvature(LayerState):
     def absorb(self, new: Contribution, decay: float) -> None:
         """Let a window join the present observation."""
         self.present.add(self.approximation, new.moments, new.examples)
-        self.moments = self.past.joined(self.approximation, self.present, decay)
+        self.now = self.past.followed_by(self.present, self.approximation, decay)
 
     def close(self) -> None:
         """The present observation is complete."""
-        self.past = self.past.followed_by(self.present, self.moments)
+        self.past = self.now
         self.present = Mean()
 
     def settle(self, decay: float) -> None:
         """Count what was seen (a warm start) as many observations: the next one weighs 1 - rho."""
+        self.now = self.now.settled(decay)
         self.close()
-        self.past = self.past.settled(decay)
 
     def restart(self) -> None:
         """Forget the moments, but not the matrix."""
-        self.moments = None
-        self.past = Average()
-        self.present = Mean()
+        self.now = Average()
+        self.close()
+
+    def accept(self, matrix: FisherMatrix, inverse: FisherMatrix) -> None:
+        """Let the steps use a new inverse; the moments follow the matrix that was assembled from them."""
+        self.matrix = matrix
+        self.inverse = inverse
+        if self.now.moments is not None:
+            self.now.moments = self.approximation.carry(self.now.moments, matrix)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""

@@ -160,9 +160,8 @@ def _accept(candidate: Candidate, verdict: Verdict) -> str | None:
             return "the factorisation failed, the last good inverse stays"
         note = f"the factorisation failed, jitter is now {c.jitter:g}"
     # a new object, without the eigenpairs that it may have kept
-    c.matrix = candidate.matrix.with_tensors(candidate.matrix.tensors())
-    c.inverse = inverse
-    c.moments = c.approximation.carry(c.moments, c.matrix)
+    matrix = candidate.matrix.with_tensors(candidate.matrix.tensors())
+    c.accept(matrix, inverse)
     return note
 
 

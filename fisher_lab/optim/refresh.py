@@ -152,12 +152,13 @@ def _accept(candidate: Candidate, verdict: Verdict) -> str | None:
         return None
     if not verdict.matrix:
         return "the matrix overflowed, the last good one stays"
-    inverse: FisherMatrix | None = candidate.inverse
+    inverse = candidate.inverse
     note = None
     if not verdict.inverse:
-        inverse = _rescue(candidate)
-        if inverse is None:
+        rescued = _rescue(candidate)
+        if rescued is None:
             return "the factorisation failed, the last good inverse stays"
+        inverse = rescued
         note = f"the factorisation failed, jitter is now {c.jitter:g}"
     # a new object, without the eigenpairs that it may have kept
     matrix = candidate.matrix.with_tensors(candidate.matrix.tensors())

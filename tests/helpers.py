@@ -13,9 +13,12 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisher_lab import approximations
+from fisher_lab._passes.capture import capture
+from fisher_lab._passes.labels import labels_of, output_factors
+from fisher_lab._passes.model import Forward
 from fisher_lab.statistics import LayerStats
 
 KINDS = ("independent", "norm-dependent", "relu")
@@ -195,3 +198,13 @@ def assert_psd(M: Tensor, slack: float = SLACK, scale: float | None = None) -> N
     assert frobenius(M - M.T) <= slack * scale
     lowest = float(torch.linalg.eigvalsh(symmetric(M))[0])
     assert lowest >= -slack * scale, f"smallest eigenvalue {lowest:.3e} at scale {scale:.3e}"
+
+
+def captured(model: nn.Module, layers: Any, likelihood: Any, x: Tensor, fisher: Any = "true") -> dict[str, LayerStats]:
+    """What the library captures for one batch, with no more than the output factors of the likelihood."""
+    return capture(Forward(model), layers, x, lambda z: output_factors(likelihood, z, fisher))
+
+
+def columns_at(likelihood: Any, z: Tensor, fisher: Any, y: Tensor | None = None) -> Tensor:
+    """Output factors at given labels, for "mc" too."""
+    return labels_of(fisher).factors(likelihood, z, y, None if fisher == "mc" else y)

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fisher_lab"
 FLOORS = [
     ["_ground"],  # what users write, in one form; the machine; numerics
     ["statistics", "likelihoods", "layers", "results"],  # LayerStats; p(y|z); module adapters; rows and their files
-    ["matrices", "_passes", "problems"],  # structures; model + data -> {layer: LayerStats}; named problems
-    ["approximations", "errors", "plots"],  # one method a file; one measure a row; figures
+    ["matrices", "_passes"],  # structures; model + data -> {layer: LayerStats}
+    ["approximations", "errors", "plots", "problems"],  # one method a file; one measure a row; figures; named problems
     ["estimation"],  # estimates and torch.func's truth
     ["diagnose"],  # compare(...)
     ["optim"],  # optimizers

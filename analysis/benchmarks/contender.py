@@ -162,6 +162,7 @@ def curvlinops(case: Any, **_: Any) -> dict[str, Any]:
 def phases(case: Any, **_: Any) -> dict[str, Any]:
     """Floating-point operations per second of what large layers spend their time on, for layer "2" of the MLP."""
     import fisher_lab as fl
+    from fisher_lab._passes.setup import Setup
     from fisher_lab._passes.source import Source
     from fisher_lab.approximations.base import build as approximate
     from fisher_lab.matrices import LowRank
@@ -169,7 +170,7 @@ def phases(case: Any, **_: Any) -> dict[str, Any]:
 
     model, loss, data = case
     started = time.perf_counter()
-    stats = next(iter(Source(model, loss, data, layers=["2"]).sweep()))["2"]
+    stats = next(iter(Source(Setup(model, loss, data, layers=["2"])).sweep()))["2"]
     (o, i), N, R = stats.shape, stats.N, stats.R
     F, K, E = LowRank(stats), approximate(fl.KFAC(), stats), approximate(fl.EKFAC(), stats)
     X = torch.rand(o, i, dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from dataclasses import dataclass
 
 from fisher_lab._ground.arguments import number
 
@@ -56,3 +57,67 @@ def readable(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The memory that one question may take, and the share that each use of it has.
+
+    What is alive at the same time must fit together: the columns that are kept, the piece that is captured beside
+    them, what is measured of the layers of one group, and the vectors of the Lanczos runs. Shares of different times
+    overlap.
+
+    Attributes:
+        total: bytes.
+    """
+
+    total: int
+
+    @classmethod
+    def of(cls, memory: float | None) -> Budget:
+        """A budget of `memory` GiB, or of half of what is free.
+
+        Raises:
+            ValueError: if `memory` is not positive.
+        """
+        return cls(budget_bytes(memory))
+
+    @property
+    def for_columns(self) -> float:
+        """Columns that are captured once and kept: a quarter, beside a piece, a group and its Lanczos vectors."""
+        return self.total / 4
+
+    @property
+    def for_piece(self) -> int:
+        """One piece of the data while it is captured: a quarter, beside the columns kept."""
+        return self.total // 4
+
+    @property
+    def for_group(self) -> float:
+        """Matrices of the layers that are measured together: a third, as nothing is captured meanwhile."""
+        return self.total / 3
+
+    @property
+    def for_gradients(self) -> float:
+        """Per-example gradients of one layer, formed once: a third, beside the columns and one group of its own."""
+        return self.total / 3
+
+    @property
+    def for_lanczos(self) -> float:
+        """Vectors of the Lanczos runs that share passes over the columns: a quarter."""
+        return self.total / 4
+
+    @property
+    def for_jacobian(self) -> int:
+        """Per-example gradients of all parameters in torch.func's truth: an eighth, since vmap holds copies."""
+        return self.total // 8
+
+    @staticmethod
+    def for_factor(nbytes: float) -> float:
+        """What a matrix of this size takes while it is worked on: itself, its eigenvectors, a copy and a result."""
+        return 4 * nbytes
+
+    @staticmethod
+    def for_block(nbytes: float) -> float:
+        """What a layer's columns (or dense block) take while they are measured: themselves and a result."""
+        return 2 * nbytes

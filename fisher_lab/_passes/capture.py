@@ -1,57 +1,70 @@
 """From a model and a batch to {layer: LayerStats}: forward hooks for the inputs, one batched vjp for the gradients.
 
-Layers in gradient form have no hooks: their per-example gradients come from torch.func.
+    z = model(inputs)     a of every use of a layer, and the edge at which its output gradient arrives   (recording)
+    S = factors(z)        output factors, see `labels`
+    g = S^T dz/d(output)  one backward pass for all layers and directions                                (pull_back)
+    LayerStats(a, g)      rows in the order of the examples, uses as further positions                   (assembled)
+
+Layers in gradient form have no hooks: their per-example gradients come from torch.func. `compare`, `estimate`, the
+gradients of the damped measures and the optimizers' `observing` all go this way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fisher_lab._passes.model import NOT_FINITE, per_example_gradients, plain_kernels
+from fisher_lab._ground.tolerances import agreement
+from fisher_lab._passes.batches import Batch, Inputs, doubled, examples_of, taken
+from fisher_lab._passes.derivatives import per_example_gradients
+from fisher_lab._passes.model import NOT_FINITE, Forward, plain_kernels
+from fisher_lab._passes.placement import (
+    MOST_EXAMPLES,
+    Placement,
+    Use,
+    fits,
+    owners,
+    placed,
+    placement_of,
+)
 from fisher_lab.layers import Layer
-from fisher_lab.likelihoods import FisherKind, Likelihood
 from fisher_lab.statistics import LayerStats
 
-ALLOWED = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative deviations that are rounding
-
-
-class Use(NamedTuple):
-    """One call of a layer: its adapter, its unrolled input `[N, T, Q, d_in]` and where its output gradient arrives."""
-
-    layer: Layer
-    a: Tensor
-    edge: GradientEdge
+Factors = Callable[[Tensor], Tensor]  # outputs z [N, *output] -> output factors S [R, N, *output]
+Placements = dict[str, list[Placement]]  # for every layer the placement of each of its uses
 
 
 @contextmanager
-def recording(layers: dict[str, Layer]) -> Iterator[dict[str, list[Use]]]:
+def recording(
+    layers: dict[str, Layer], placements: Placements | None = None, N: int = 1
+) -> Iterator[dict[str, list[Use]]]:
     """Record, for every use of every layer, its unrolled input and the edge at which its output gradient arrives.
 
     The edge belongs to the output as the layer returned it, so an in-place activation behind the layer changes
     nothing. The hooks are gone when the `with` ends, also after an exception.
+
+    Args:
+        layers: adapters by name.
+        placements: of the uses of these layers, as far as they are known; inputs that all examples share are expanded.
+        N: number of examples.
     """
     uses: dict[str, list[Use]] = {name: [] for name in layers}
     handles = []
-
-    def hook_for(name: str, layer: Layer) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-            if output.requires_grad:
-                a = layer.unroll_input(first_input(inputs, named).detach())
-                uses[name].append(Use(layer, a, get_gradient_edge(output)))
-
-        return hook
-
     try:
         for name, layer in layers.items():
+            kinds = (placements or {}).get(name, [])
             for use in layer.uses:  # first in line, before hooks of the user's that change inputs or outputs
-                hook = hook_for(name, use)
+                if Placement.SHARED in kinds:
+                    expand = _expanding(kinds, N)
+                    handle = use.module.register_forward_pre_hook(expand, prepend=True, with_kwargs=True)
+                    handles.append(handle)
+                hook = _recorder(use, uses[name])
                 handles.append(use.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
         with plain_kernels():
             yield uses
@@ -60,82 +73,326 @@ def recording(layers: dict[str, Layer]) -> Iterator[dict[str, list[Use]]]:
             handle.remove()
 
 
+def _recorder(layer: Layer, found: list[Use]) -> Any:
+    """A forward hook that records one use."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        if output.requires_grad:
+            a = layer.unroll_input(first_input(inputs, named).detach())
+            found.append(Use(layer, a, get_gradient_edge(output)))
+
+    return hook
+
+
+def _expanding(kinds: list[Placement], N: int) -> Any:
+    """A hook before a layer that gives every example a row of its own where they share one."""
+    calls = iter(kinds)
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if next(calls, None) is not Placement.SHARED:
+            return None
+        if inputs:
+            return (_expanded(inputs[0], N), *inputs[1:]), named
+        first = next(iter(named))
+        return inputs, {**named, first: _expanded(named[first], N)}
+
+    return hook
+
+
+def _expanded(x: Tensor, N: int) -> Tensor:
+    return x.expand(N, *x.shape[1:])
+
+
 def first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """The input of a module called as `layer(x)` or as `layer(input=x)`."""
-    return inputs[0] if inputs else next(iter(named.values()))
+    if inputs:
+        return inputs[0]
+    return next(iter(named.values()))
 
 
+# -- how the rows of the layers belong to the examples -----------------------------------------------------------------
+def find_placements(forward: Forward, layers: dict[str, Layer], batch: Batch) -> Placements:
+    """The placement of every use of every layer, found on the first examples of a batch.
+
+    Args:
+        forward: the model.
+        layers: adapters by name; those in gradient form need none.
+        batch: some examples.
+
+    Raises:
+        ValueError: examples that interact, or a model that is random.
+    """
+    hooked = {name: layer for name, layer in layers.items() if not layer.gradient_form}
+    some = batch.part(slice(0, MOST_EXAMPLES)).inputs
+    N = examples_of(some)
+    with torch.enable_grad(), recording(hooked) as uses:
+        z = forward(some)
+    check_output(z, N)
+    check_examples_apart(forward, some, z.detach())
+    every = [use for name in hooked for use in uses[name]]
+    found: Placements = {}
+    by_use = iter(owners(z, every) if every else [])
+    for name in hooked:
+        found[name] = []
+        for use in uses[name]:
+            M, T = use.a.shape[:2]
+            found[name].append(placement_of(next(by_use), M, T, N))
+    return found
+
+
+def check_output(z: Tensor, N: int) -> None:
+    """Raise ValueError where the output is not finite or not of N examples."""
+    if z.shape[0] != N:
+        raise ValueError(f"The model returned shape {tuple(z.shape)} for {N} examples, expected [{N}, *output].")
+    if not bool(torch.isfinite(z).all()):
+        raise ValueError(NOT_FINITE)
+
+
+def check_examples_apart(forward: Forward, inputs: Inputs, z: Tensor) -> None:
+    """Refuse models in which examples interact or that are random, by the first and the last example alone.
+
+    Args:
+        forward: the model.
+        inputs: of N examples.
+        z: its outputs for them `[N, *output]`.
+    """
+    N = z.shape[0]
+    size = z.norm().clamp(min=torch.finfo(z.dtype).tiny)
+    for n in {0, N - 1}:
+        one = slice(n, n + 1)
+        with torch.no_grad(), plain_kernels():
+            alone = forward(taken(inputs, one))
+        change = float((alone - z[one]).norm() / size)
+        if not change <= agreement(z.dtype):
+            raise ValueError(
+                f"The output for an example changes by {change:.1e} with the batch around it, expected at most "
+                f"{agreement(z.dtype):g}: examples interact or the model is random; call model.eval(), or remove "
+                "what mixes examples."
+            )
+
+
+# -- capturing ---------------------------------------------------------------------------------------------------------
 def capture(
-    model: nn.Module,
+    forward: Forward,
     layers: dict[str, Layer],
-    likelihood: Likelihood,
-    x: Tensor,
-    fisher: FisherKind,
-    y: Tensor | None = None,
+    inputs: Inputs,
+    factors: Factors,
+    placements: Placements | None = None,
     verify: bool = False,
 ) -> dict[str, LayerStats]:
     """LayerStats of every layer for one batch.
 
     Args:
-        model: the model, acting per example.
+        forward: the model, acting per example.
         layers: adapters of modules of this model.
-        likelihood: p(y | z).
-        x: inputs `[N, ...]`.
-        fisher: which Fisher.
-        y: the labels for "empirical", labels sampled from the model for "mc"; see `Likelihood.columns`.
-        verify: check that an example's output does not depend on the batch, and that the gradients found by hooks add
-            up to autograd's, which they do not where a weight is used behind the hooks' back.
+        inputs: of N examples.
+        factors: output factors of the outputs, see `labels`.
+        placements: how the rows of the layers belong to the examples; by default row n is example n.
+        verify: check that the gradients found by hooks add up to autograd's, which they do not where a weight is used
+            behind the hooks' back.
 
     Raises:
-        ValueError: a layer that is not used, or that sees a number of examples other than N; what `verify` finds.
+        ValueError: a layer that is not used, or whose rows do not fit the examples; what `verify` finds.
     """
-    if x.shape[0] == 1 and any(isinstance(m, _InstanceNorm) for m in model.modules()):
+    N = examples_of(inputs)
+    if N == 1 and any(isinstance(m, _InstanceNorm) for m in forward.module.modules()):
         # torch's backward of InstanceNorm is wrong for one example and a gradient with channels last, not for two
-        twice = capture(
-            model, layers, likelihood, torch.cat([x, x]), fisher, None if y is None else torch.cat([y, y]), verify
-        )
-        return {name: stats.examples(slice(0, 1)) for name, stats in twice.items()}
+        return _captured_twice(forward, layers, inputs, factors, placements, verify)
     hooked = {name: layer for name, layer in layers.items() if not layer.gradient_form}
-    with torch.enable_grad(), recording(hooked) as uses:
-        z = model(x.clone())  # the first operation may work in place
-    if not bool(torch.isfinite(z).all()):
-        raise ValueError(NOT_FINITE)
-    S = likelihood.columns(z, fisher, y)
-    found = _by_hooks(z, S, uses, hooked, retain_graph=verify)
+    with torch.enable_grad(), recording(hooked, placements, N) as uses:
+        z = forward(inputs)
+    check_output(z, N)
+    S = factors(z)
+    _check_used(uses, hooked)
+    found = pull_back(z, S, uses, hooked, placements, retain_graph=verify)
+    _check_reaching(found, hooked)
     if verify:
-        _check_batch(model, x, z.detach())
         _check_total(z, S, hooked, found)
-    found |= _by_gradients(model, layers, x, S)
+    found |= _by_gradients(forward, layers, inputs, S)
     return {name: found[name] for name in layers}
 
 
-def _check_batch(model: nn.Module, x: Tensor, z: Tensor) -> None:
-    with torch.no_grad(), plain_kernels():
-        alone = model(x[:1].clone())
-    change = float((alone - z[:1]).norm() / z.norm().clamp(min=torch.finfo(z.dtype).tiny))
-    if not change <= ALLOWED.get(z.dtype, 1e-2):
-        raise ValueError(
-            f"The output for an example changes by {change:.1e} with the batch around it, expected at most "
-            f"{ALLOWED.get(z.dtype, 1e-2):g}: examples interact or the model is random; call model.eval(), or remove "
-            "what mixes examples."
+def _captured_twice(
+    forward: Forward,
+    layers: dict[str, Layer],
+    inputs: Inputs,
+    factors: Factors,
+    placements: Placements | None,
+    verify: bool,
+) -> dict[str, LayerStats]:
+    """One example captured beside itself."""
+
+    def factors_of_one(z: Tensor) -> Tensor:
+        S = factors(z[:1])
+        return torch.cat([S, S], 1)
+
+    twice = capture(forward, layers, doubled(inputs), factors_of_one, placements, verify)
+    return {name: stats.examples(slice(0, 1)) for name, stats in twice.items()}
+
+
+def pull_back(
+    z: Tensor,
+    S: Tensor,
+    uses: dict[str, list[Use]],
+    layers: dict[str, Layer],
+    placements: Placements | None = None,
+    retain_graph: bool = False,
+) -> dict[str, LayerStats]:
+    """Stats of the layers whose uses were recorded, without those that do not reach the output.
+
+    Args:
+        z: outputs `[N, *output]` with their graph.
+        S: output factors `[R, N, *output]`.
+        uses: from `recording`.
+        layers: the layers' adapters.
+        placements: of the uses.
+        retain_graph: whether the graph is needed again.
+    """
+    N = z.shape[0]
+    every = [use for name in layers for use in uses[name]]
+    if not every:
+        return {}
+    kinds = {name: _kinds(name, uses[name], placements, N) for name in layers}
+    owner_of = _owners_needed(z, uses, kinds)
+    gradients = iter(_gradients(z, S, every, retain_graph))
+    stats = {}
+    for name, layer in layers.items():
+        parts = []
+        for index, use in enumerate(uses[name]):
+            gradient = next(gradients)
+            if gradient is None:  # this use does not reach the output
+                continue
+            g = use.layer.unroll_gradient(gradient)
+            kind, owner = kinds[name][index], owner_of.get((name, index))
+            a = placed(use.a, kind, N, owner, axis=0)
+            parts.append((a, placed(g, kind, N, owner, axis=1)))
+        if parts:
+            stats[name] = assembled(layer, parts)
+    return stats
+
+
+def _gradients(z: Tensor, S: Tensor, uses: list[Use], retain_graph: bool) -> list[Tensor | None]:
+    """Gradients `[R, M, *output of the layer]` at every edge, None where an edge does not reach z."""
+    edges = [use.edge for use in uses]
+    batched = S.shape[0] > 1  # one direction costs less without vmap
+    columns = S if batched else S[0]
+    try:
+        found = torch.autograd.grad(
+            z, edges, columns, retain_graph=retain_graph, is_grads_batched=batched, allow_unused=True
         )
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise ValueError(
+            "The graph of the observed forward pass is gone, expected it to live until observing() ends; call "
+            "loss.backward() after the `with` block."
+        ) from error
+    if batched:
+        return list(found)
+    return [None if gradient is None else gradient.unsqueeze(0) for gradient in found]
+
+
+def assembled(layer: Layer, parts: list[tuple[Tensor, Tensor]]) -> LayerStats:
+    """Stats of a layer from a `[N, T, Q, d_in]` and g `[R, N, T, Q, d_out]` of its uses, which are more positions."""
+    a, g = parts[0]
+    if len(parts) > 1:
+        a = torch.cat([inputs for inputs, _ in parts], 1)
+        g = torch.cat([gradients for _, gradients in parts], 2)
+    return LayerStats(a, g.detach(), layer.kernel, layer.bias)
+
+
+def _kinds(name: str, uses: list[Use], placements: Placements | None, N: int) -> list[Placement]:
+    """The placement of every use of a layer, checked against its number of rows."""
+    known = (placements or {}).get(name, [])
+    found = []
+    for index, use in enumerate(uses):
+        kind = known[index] if index < len(known) else Placement.BLOCKS
+        if kind is Placement.SHARED:  # expanded before the layer
+            kind = Placement.BLOCKS
+        M, T = use.a.shape[:2]
+        if not fits(kind, M, T, N) or (not known and M != N):
+            raise ValueError(
+                f"Layer {name!r} sees {M} rows for a batch of {N} examples, expected its first dimension to be the "
+                "examples; keep [N, ...] in the model (expand what all examples share, such as positions) or leave "
+                "the layer out."
+            )
+        found.append(kind)
+    return found
+
+
+def _owners_needed(
+    z: Tensor, uses: dict[str, list[Use]], kinds: dict[str, list[Placement]]
+) -> dict[tuple[str, int], Tensor]:
+    """The owners of the rows of those uses that have no regular placement."""
+    keys = []
+    for name, of_layer in kinds.items():
+        for index, kind in enumerate(of_layer):
+            if kind is Placement.OWNERS:
+                keys.append((name, index))
+    if not keys:
+        return {}
+    found = owners(z, [uses[name][index] for name, index in keys])
+    return dict(zip(keys, found, strict=True))
+
+
+def _by_gradients(forward: Forward, layers: dict[str, Layer], inputs: Inputs, S: Tensor) -> dict[str, LayerStats]:
+    """Stats of the layers in gradient form: a = 1, g = their per-example gradients."""
+    flat = {name: layer for name, layer in layers.items() if layer.gradient_form}
+    names = []
+    for layer in flat.values():
+        names += [layer.full_name(key) for key in layer.parameters]
+    if not names:
+        return {}
+    gradients = per_example_gradients(forward, names, inputs, S)
+    stats = {}
+    for name, layer in flat.items():
+        tensors = {key: gradients[layer.full_name(key)] for key in layer.parameters}
+        P = layer.pack(tensors).detach()
+        a = layer.unroll_input(P[0])
+        stats[name] = LayerStats(a, layer.unroll_gradient(P), layer.kernel, layer.bias)
+    return stats
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+def _check_used(uses: dict[str, list[Use]], layers: dict[str, Layer]) -> None:
+    for name, found in uses.items():
+        if not found:
+            raise ValueError(
+                f"Layer {name!r} ({type(layers[name].module).__name__}) was not called in the forward pass or its "
+                "output needs no gradient, expected a layer in use; leave it out with layers=[...]."
+            )
+
+
+def _check_reaching(found: dict[str, LayerStats], layers: dict[str, Layer]) -> None:
+    for name in layers:
+        if name not in found:
+            raise ValueError(
+                f"Layer {name!r} does not influence the model's output, expected that it does; leave it out."
+            )
 
 
 def _check_total(z: Tensor, S: Tensor, layers: dict[str, Layer], found: dict[str, LayerStats]) -> None:
     """The sum of all captured gradients of a layer is autograd's gradient of its parameters, or ValueError."""
-    parameters = [p for layer in layers.values() for p in layer.parameters.values()]
+    parameters: list[Tensor] = []
+    for layer in layers.values():
+        parameters += layer.parameters.values()
     if not parameters:
         return
-    allowed, eps = ALLOWED.get(z.dtype, 1e-2), torch.finfo(z.dtype)
+    allowed = agreement(z.dtype)
+    info = torch.finfo(z.dtype)
     totals = iter(torch.autograd.grad(z, parameters, S.sum(0), allow_unused=True))
     sizes = {name: _size_of_terms(found[name]) for name in layers}
     # where gradients cancel (a mean behind a norm layer), rounding on the scale of the largest is all there is
-    floor = max(1e4 * eps.eps / allowed * max(sizes.values()), eps.tiny)
+    floor = max(1e4 * info.eps / allowed * max(sizes.values()), info.tiny)
     for name, layer in layers.items():
-        pairs = [(key, p, next(totals)) for key, p in layer.parameters.items()]
-        expected = layer.pack({key: torch.zeros_like(p) if total is None else total for key, p, total in pairs})
+        tensors = {}
+        for key, parameter in layer.parameters.items():
+            total = next(totals)
+            tensors[key] = torch.zeros_like(parameter) if total is None else total
+        expected = layer.pack(tensors)
         ones = S.new_ones(S.shape[:2])
-        deviation = float((found[name].combine(ones) - expected).norm()) / max(sizes[name], floor)
+        difference = (found[name].combine(ones) - expected).norm()
+        deviation = float(difference) / max(sizes[name], floor)
         if not deviation <= allowed:
             raise ValueError(
                 f"The gradients captured for layer {name!r} deviate from autograd's by {deviation:.1e}, expected at "
@@ -147,71 +404,6 @@ def _check_total(z: Tensor, S: Tensor, layers: dict[str, Layer], found: dict[str
 def _size_of_terms(stats: LayerStats) -> float:
     """Size of what may cancel in the sum of all gradients."""
     assert stats.a is not None
-    return float((stats.a.flatten(1).norm(dim=1) * stats.g.sum(0).flatten(1).norm(dim=1)).sum())
-
-
-def _by_hooks(
-    z: Tensor, S: Tensor, uses: dict[str, list[Use]], layers: dict[str, Layer], retain_graph: bool
-) -> dict[str, LayerStats]:
-    """Stats of the layers whose uses were recorded; several uses are so many more positions.
-
-    Args:
-        z: model output `[N, *output]`.
-        S: output columns `[R, N, *output]`.
-        uses: from `recording`.
-        layers: the layers' adapters.
-        retain_graph: whether the graph is needed again.
-    """
-    _check_used(uses, layers)
-    edges = [use.edge for found in uses.values() for use in found]
-    if not edges:
-        return {}
-    gradients = iter(torch.autograd.grad(z, edges, S, retain_graph, is_grads_batched=True, allow_unused=True))
-    stats = {}
-    for name, layer in layers.items():
-        parts = []
-        for use in uses[name]:
-            g = next(gradients)
-            check_examples(name, use.a.shape[0], z.shape[0])
-            if g is not None:  # None: this use does not reach the output
-                parts.append((use.a, use.layer.unroll_gradient(g)))
-        if not parts:
-            raise ValueError(
-                f"Layer {name!r} does not influence the model's output, expected that it does; leave it out."
-            )
-        a = torch.cat([a for a, _ in parts], 1) if len(parts) > 1 else parts[0][0]
-        g = torch.cat([g for _, g in parts], 2) if len(parts) > 1 else parts[0][1]
-        stats[name] = LayerStats(a, g.detach(), layer.kernel, layer.bias)
-    return stats
-
-
-def check_examples(name: str, seen: int, N: int) -> None:
-    """Raise ValueError where the first dimension of a layer's input is not the examples."""
-    if seen != N:
-        raise ValueError(
-            f"Layer {name!r} sees {seen} examples for a batch of {N}, expected its first dimension to be the examples; "
-            "keep [N, ...] in the model (expand what all examples share, such as positions) or measure other layers."
-        )
-
-
-def _by_gradients(model: nn.Module, layers: dict[str, Layer], x: Tensor, S: Tensor) -> dict[str, LayerStats]:
-    """Stats of the layers in gradient form: a = 1, g = their per-example gradients."""
-    flat = {name: layer for name, layer in layers.items() if layer.gradient_form}
-    names = [layer.full_name(key) for layer in flat.values() for key in layer.parameters]
-    if not names:
-        return {}
-    gradients = per_example_gradients(model, names, x, S)
-    stats = {}
-    for name, layer in flat.items():
-        P = layer.pack({key: gradients[layer.full_name(key)] for key in layer.parameters}).detach()
-        stats[name] = LayerStats(layer.unroll_input(x), layer.unroll_gradient(P), layer.kernel, layer.bias)
-    return stats
-
-
-def _check_used(uses: dict[str, list[Use]], layers: dict[str, Layer]) -> None:
-    for name, found in uses.items():
-        if not found:
-            raise ValueError(
-                f"Layer {name!r} ({type(layers[name].module).__name__}) was not called in the forward pass or its "
-                "output needs no gradient, expected a layer in use; leave it out with layers=[...]."
-            )
+    inputs = stats.a.flatten(1).norm(dim=1)
+    gradients = stats.g.sum(0).flatten(1).norm(dim=1)
+    return float((inputs * gradients).sum())

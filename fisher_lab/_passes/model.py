@@ -1,24 +1,25 @@
-"""The model as a pure function: an evaluation copy, per-example gradients and directional derivatives by torch.func.
-
-Nothing here knows of layers or hooks, so that it can check what `capture` does.
-"""
+"""The user's model: an evaluation copy, how it is called, and what of its output is z."""
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp, vmap
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
+
+from fisher_lab._passes.batches import Batch, Inputs, leading, mapped
+from fisher_lab._passes.labels import Outputs
 
 NOT_FINITE = "The model returned NaN or infinite outputs, expected finite ones; check inputs and parameters."
 
@@ -102,21 +103,121 @@ def untouched_randomness() -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def probe(model: nn.Module, x: Tensor) -> Any:
-    """The model's output for the first example of x `[N, ...]`.
+Output = str | int | Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The model as a function of the inputs of a batch.
+
+    Attributes:
+        module: the model.
+        output: what of its output is z: a name (an attribute or a key), an index, a function of it, or None for a
+            tensor itself, or what has `logits` (the outputs of the transformers library).
+    """
+
+    module: nn.Module
+    output: Output | None = None
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """The output z `[N, *output]`; the inputs are copied, since the first operation may work in place."""
+        copies = mapped(inputs, Tensor.clone)
+        args, kwargs = arguments(copies)
+        return self.picked(self.module(*args, **kwargs))
+
+    def of_tensors(self, tensors: dict[str, Tensor], inputs: Inputs) -> Tensor:
+        """The output as a function of all parameters and buffers, by name."""
+        copies = mapped(inputs, Tensor.clone)
+        args, kwargs = arguments(copies)
+        found = functional_call(self.module, tensors, args, kwargs, tie_weights=False)
+        return self.picked(found)
+
+    def picked(self, found: Any) -> Tensor:
+        """z of what the model returned.
+
+        Raises:
+            TypeError: if `output` names nothing in it, or what it names is no tensor.
+        """
+        if self.output is None:
+            return default_output(found)
+        try:
+            z = _picked(found, self.output)
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise TypeError(
+                f"The model returned a {type(found).__name__} without output={self.output!r}, expected one that has "
+                "it; give the name, the index or a function of the output."
+            ) from error
+        if not isinstance(z, Tensor):
+            raise TypeError(
+                f"output={self.output!r} of the model is a {type(z).__name__}, expected a tensor [N, *output]; name "
+                "another part of its output."
+            )
+        return z
+
+
+def default_output(found: Any) -> Any:
+    """A tensor as it is, or the `logits` of what has them (the outputs of the transformers library)."""
+    logits = None if isinstance(found, Tensor) else getattr(found, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    return found
+
+
+def _picked(found: Any, output: Output) -> Any:
+    if callable(output):
+        return output(found)
+    if isinstance(output, str) and not isinstance(found, Mapping):
+        return getattr(found, output)
+    return found[output]
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments that inputs stand for."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return tuple(inputs), {}
+
+
+def probe(forward: Forward, batch: Batch) -> Tensor:
+    """The model's output for the first example of a batch.
 
     Raises:
         ValueError: if the model cannot take it.
     """
+    one = batch.part(slice(0, 1)).inputs
     try:
         with torch.no_grad():
-            return model(x[:1].clone())
+            return forward(one)
     except (RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[0]
+        x = leading(one)
         raise ValueError(
-            f"The model failed on one example of shape {tuple(x[:1].shape)} and type {x.dtype} ({reason}), expected "
+            f"The model failed on one example of shape {tuple(x.shape)} and type {x.dtype} ({reason}), expected "
             "inputs that it takes; check the data (x.float() for integers that are numbers)."
         ) from error
+
+
+def outputs_of(forward: Forward, batch: Batch, output: tuple[int, ...], chunk: int) -> Outputs:
+    """The outputs of a batch, computed `chunk` examples at a time.
+
+    Args:
+        forward: the model.
+        batch: the examples.
+        output: shape of an example's output.
+        chunk: most examples in a forward pass.
+    """
+
+    def compute(some: slice) -> Tensor:
+        pieces = []
+        for start in range(some.start, some.stop, chunk):
+            part = batch.part(slice(start, min(start + chunk, some.stop)))
+            with torch.no_grad():
+                pieces.append(forward(part.inputs))
+        return torch.cat(pieces)
+
+    return Outputs(batch.N, math.prod(output), compute)
 
 
 @contextmanager
@@ -129,115 +230,3 @@ def plain_kernels() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def label_seed(seed: int, batch: int) -> int:
-    """Seed of the labels sampled for one batch: the same in every pass and every way to compute."""
-    return (seed * 1_000_003 + batch) % 2**63
-
-
-def sample_labels(model: nn.Module, draw: Callable[[Tensor], Tensor], x: Tensor, chunk: int) -> Tensor:
-    """Labels `draw(z)` for the outputs z of all examples x `[N, ...]`, sampled in one go whatever the chunk size."""
-    with torch.no_grad():
-        return draw(torch.cat([model(part.clone()) for part in x.split(chunk)]))
-
-
-def per_example_gradients(model: nn.Module, names: list[str], x: Tensor, S: Tensor) -> dict[str, Tensor]:
-    """S_rn^T J_n for the named parameters: `{name: [R, N, *shape]}`, by vmap of vjp.
-
-    Where an operation cannot be vectorised (recurrent layers, branches on data), example by example.
-
-    Args:
-        model: the model, acting per example.
-        names: parameter names.
-        x: inputs `[N, ...]`.
-        S: output columns `[R, N, *output]`.
-    """
-    chosen, call = _pure(model, names)
-
-    def pull_back(example: Tensor) -> Any:
-        def output(params: dict[str, Tensor]) -> Tensor:
-            return call(params, example.unsqueeze(0)).squeeze(0)
-
-        return vjp(output, chosen)[1]
-
-    def one_example(example: Tensor, columns: Tensor) -> dict[str, Tensor]:
-        pull = pull_back(example)
-        return vmap(lambda s: pull(s)[0])(columns)
-
-    with plain_kernels(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes that an operation is vectorised by a loop
-        try:
-            return vmap(one_example, in_dims=(0, 1), out_dims=1, randomness="error")(x, S)
-        except RuntimeError:
-            rows = [[pull(s)[0] for s in S[:, n]] for n, pull in enumerate(map(pull_back, x))]
-    return {name: torch.stack([torch.stack([g[name] for g in row]) for row in rows], 1) for name in chosen}
-
-
-Output = Callable[[dict[str, Tensor]], Tensor]
-SMALL = 10**8  # examples times parameters up to which reverse mode twice takes no time
-
-
-def directional_derivative(model: nn.Module, V: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Output z `[N, *output]` and its derivative J V `[N, *output]` in the direction V of the named parameters.
-
-    In forward mode, whose first use loads modules for two seconds; small models derive the gradient again instead, and
-    so do operations without forward mode.
-    """
-    chosen, call = _pure(model, list(V))
-
-    def output(params: dict[str, Tensor]) -> Tensor:
-        return call(params, x)
-
-    first, second = _forward_mode, _reverse_mode
-    if x.shape[0] * sum(p.numel() for p in model.parameters()) <= SMALL:
-        first, second = second, first
-    try:
-        return first(output, chosen, V)
-    except (NotImplementedError, RuntimeError):
-        return second(output, chosen, V)
-
-
-def _forward_mode(output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    with plain_kernels(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes of the first use of forward mode
-        derived = jvp(output, (chosen,), (V,))
-        return derived[0], derived[1]
-
-
-def _reverse_mode(output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    with plain_kernels(), torch.enable_grad():
-        params = {name: p.clone().requires_grad_() for name, p in chosen.items()}
-        z = output(params)
-        u = torch.zeros_like(z, requires_grad=True)
-        pulled = torch.autograd.grad(z, list(params.values()), u, create_graph=True)
-        inner = torch.stack([(g * V[name]).sum() for name, g in zip(params, pulled, strict=True)]).sum()
-        return z.detach(), torch.autograd.grad(inner, u)[0]
-
-
-def _pure(
-    model: nn.Module, names: list[str]
-) -> tuple[dict[str, Tensor], Callable[[dict[str, Tensor], Tensor], Tensor]]:
-    """The named parameters, and the model as a function of them and of x `[N, ...]`.
-
-    Parameters and buffers that modules share are passed under all their names: torch's own tying leaves tensors behind
-    where one module has two names. The input is copied, since the first operation may work in place.
-    """
-    tensors: dict[str, Tensor] = {}
-    first: dict[int, str] = {}  # by identity: the name in model.named_parameters()
-    shared: dict[str, str] = {}
-    for prefix, module in model.named_modules():
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            name = f"{prefix}.{key}" if prefix else key
-            if tensor is not None and first.setdefault(id(tensor), name) == name:
-                tensors[name] = tensor.detach()
-            elif tensor is not None:
-                shared[name] = first[id(tensor)]
-    chosen = {name: tensors.pop(name) for name in names}
-
-    def call(params: dict[str, Tensor], x: Tensor) -> Tensor:
-        known = tensors | params
-        everything = known | {name: known[source] for name, source in shared.items()}
-        return functional_call(model, everything, (x.clone(),), tie_weights=False)
-
-    return chosen, call

@@ -1,108 +1,106 @@
-"""Source: a model and data, ready to be captured again and again within a memory budget."""
+"""Source: a question (Setup) ready to be captured again and again within its memory budget."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fisher_lab._ground.arguments import seed_of
-from fisher_lab._ground.memory import budget_bytes, readable
-from fisher_lab._passes.batches import Batches
-from fisher_lab._passes.capture import capture, check_examples, first_input
-from fisher_lab._passes.model import (
-    evaluation_copy,
-    label_seed,
-    plain_kernels,
-    probe,
-    sample_labels,
-    untouched_randomness,
+from fisher_lab._ground.memory import readable
+from fisher_lab._passes.batches import Batch, examples_of
+from fisher_lab._passes.capture import (
+    Placements,
+    capture,
+    find_placements,
+    recording,
 )
-from fisher_lab.layers import Layer, select
-from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
+from fisher_lab._passes.labels import Outputs, gradient_labels, output_factors
+from fisher_lab._passes.model import Forward, outputs_of, probe, untouched_randomness
+from fisher_lab._passes.placement import Placement
+from fisher_lab._passes.setup import Setup
+from fisher_lab.layers import GradientForm, Layer
+from fisher_lab.likelihoods import Likelihood
 from fisher_lab.statistics import LayerStats, joined
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some examples of a batch, in a number that fits the memory.
+
+    Attributes:
+        batch: inputs and the data's labels.
+        label: labels at which the loss is differentiated; None where the kind of Fisher needs none.
+    """
+
+    batch: Batch
+    label: Tensor | None
+
+
 class Source:
-    """A model and data, ready to be captured again and again: the copy, the layers, the batches and the labels.
+    """A question ready to be captured: the copy of the model, the layers, the batches and the labels.
 
     Args:
-        model: the user's model; only a copy in evaluation precision is used.
-        likelihood: a Likelihood or a torch loss module.
-        data: see `fisher_lab._passes.batches.Batches`.
-        layers: names of layers, None for all.
-        fisher: "true", "mc" or "empirical".
-        seed: of the sampled labels.
-        dtype: precision of all computations.
-        device: where to compute; None for the model's own.
-        memory: budget in GiB; None for half of what is free.
-        on_unknown: "error" or "skip" for modules without adapter.
+        setup: the question.
 
     Raises:
         ValueError, TypeError: whatever cannot be measured, in one sentence.
+
+    Attributes:
+        forward: the copy of the model.
+        layers: adapters by name.
+        R: directions per example.
+        outputs: shape of an example's output.
+        chunk: most examples whose columns of all layers fit the memory at once.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        likelihood: Likelihood | nn.Module,
-        data: Any,
-        *,
-        layers: Sequence[str] | None = None,
-        fisher: FisherKind = "true",
-        seed: int = 0,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str | None = None,
-        memory: float | None = None,
-        on_unknown: Any = "error",
-    ) -> None:
-        check_fisher(fisher)
-        self.fisher, self.seed, self.dtype = fisher, seed_of(seed), dtype
-        self.budget = budget_bytes(memory)
-        self.likelihood = as_likelihood(likelihood)
-        self.model = evaluation_copy(model, dtype, device)
-        self._item = torch.finfo(dtype).bits // 8
-        self.selection = select(self.model, layers, on_unknown)
-        self.layers = self.selection.layers
-        self._check_memory()
-        own = next(self.model.parameters()).device
-        self.batches = Batches(data, dtype, own, self.budget)
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        prepared = setup.prepared()
+        self.prepared = prepared
+        self.forward: Forward = prepared.forward
+        self.likelihood: Likelihood = prepared.likelihood
+        self.selection = prepared.selection
+        self.batches = prepared.batches
+        self.labels = prepared.labels
+        self.budget = prepared.budget
+        self.dtype = prepared.dtype
+        self.layers: dict[str, Layer] = dict(self.selection.layers)
+        self._itemsize = torch.finfo(self.dtype).bits // 8
+        self._check_factors()
         with untouched_randomness():  # which a DataLoader draws its seed from
-            x, y = self.batches.first()
-            z = probe(self.model, x)
-        self.likelihood.check_output(z)
-        if z.shape[0] != 1:
-            raise ValueError(f"The model returned shape {tuple(z.shape)} for 1 example, expected [1, *output].")
-        if y is None:
-            self.likelihood.check_unlabelled(z)
-        if fisher == "empirical" and y is None:
-            raise ValueError('fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".')
+            first = self.batches.first()
+            z = probe(self.forward, first)
+        self._check_first(z, first)
         self.outputs = tuple(z.shape[1:])
-        self.first_batch = x.shape[0]
-        self.R = self.likelihood.directions(z, fisher)
-        self._outputs, self._unrolled = self._sizes(x[:1])
+        self.first_batch = first.N
+        self.R = self.labels.directions(self.likelihood, z)
+        with untouched_randomness():
+            self.placements: Placements = find_placements(self.forward, self.layers, first)
+            self._take_gradient_form()
+            self._output_numbers, self._input_numbers = self._sizes(first)
         self._check_example()
         self.chunk = self._chunk(self.layers)
         self._verified: set[str] = set()  # layers whose first capture was checked
-        self._cached: tuple[tuple[str, ...], dict[str, LayerStats]] = ((), {})
+        self._kept: dict[str, LayerStats] = {}  # columns that fit the memory and are captured once
 
-    def _check_memory(self) -> None:
-        for name, layer in self.layers.items():
-            need = 4 * layer.factor_size() * self._item  # a matrix, its eigenvectors, a result
-            if need > self.budget:
-                raise ValueError(
-                    f"Layer {name!r} ({type(layer.module).__name__}, W {layer.shape[0]} x {layer.shape[1]}) needs "
-                    f"{readable(need)}, expected at most {readable(self.budget)}; leave it out with layers=[...] or "
-                    "raise memory=."
-                )
+    # -- what is asked ---------------------------------------------------------------------------------------------
+    @property
+    def model(self) -> nn.Module:
+        """The copy of the model."""
+        return self.forward.module
 
-    def kept(self, names: Iterable[str] | None = None) -> bool:
-        """Whether the data is one batch whose columns, for these layers, are captured once and kept."""
-        numbers = sum(self._captured_numbers(name) for name in (self.layers if names is None else names))
-        return self.batches.single and self.first_batch * numbers * self._item <= self.budget / 4
+    @property
+    def fisher(self) -> str:
+        """Name of the kind of Fisher."""
+        return self.labels.kind
+
+    @property
+    def seed(self) -> int:
+        """Of everything that is drawn."""
+        return self.labels.seed
 
     @property
     def N(self) -> int:
@@ -113,57 +111,92 @@ class Source:
     @property
     def scale(self) -> float:
         """What an assembled matrix is multiplied with: N for losses that are sums over examples."""
-        return float(self.N) if self.likelihood.summed else 1.0
+        if self.likelihood.summed:
+            return float(self.N)
+        return 1.0
 
-    def _sizes(self, x: Tensor) -> tuple[int, dict[str, int]]:
+    # -- checks before anything is computed --------------------------------------------------------------------------
+    def _check_factors(self) -> None:
+        """Refuse layers with a factor that no approximation avoids and that does not fit."""
+        for name, layer in self.layers.items():
+            need = self.budget.for_factor(layer.factor_size() * self._itemsize)
+            if need > self.budget.total:
+                raise ValueError(
+                    f"Layer {name!r} ({type(layer.module).__name__}, W {layer.shape[0]} x {layer.shape[1]}) needs "
+                    f"{readable(need)}, expected at most {readable(self.budget.total)}; leave it out with layers=[...] "
+                    "or raise memory=."
+                )
+
+    def _check_first(self, z: Any, first: Batch) -> None:
+        """Refuse outputs and labels that do not fit the likelihood and the kind of Fisher."""
+        self.likelihood.check_output(z)
+        if z.shape[0] != 1:
+            raise ValueError(f"The model returned shape {tuple(z.shape)} for 1 example, expected [1, *output].")
+        if first.y is None:
+            self.likelihood.check_unlabelled(z)
+            self.labels.check_unlabelled()
+
+    def _take_gradient_form(self) -> None:
+        """Layers whose rows several examples use in other ways than sharing one have no inputs of their own."""
+        for name, kinds in self.placements.items():
+            if Placement.MIXED not in kinds:
+                continue
+            layer = self.layers[name]
+            form = GradientForm.joined(layer.uses)
+            form.reason = "its rows are shared by several examples"
+            self.layers[name] = form
+        for name, layer in self.layers.items():
+            if layer.gradient_form:
+                self.placements.pop(name, None)
+        self._check_factors()
+
+    def _check_example(self) -> None:
+        """Refuse examples that do not fit one by one, even where layers are captured one by one."""
+        need = max(self.example_bytes([name]) for name in self.layers)
+        if need > self.budget.total:
+            cure = "raise memory="
+            if self.R > 1:
+                cure = 'use fisher="mc", whose R is 1, or raise memory='
+            raise ValueError(
+                f"One example with R = {self.R} directions needs {readable(need)}, expected at most "
+                f"{readable(self.budget.total)}; {cure}."
+            )
+
+    # -- sizes -------------------------------------------------------------------------------------------------------
+    def _sizes(self, first: Batch) -> tuple[int, dict[str, int]]:
         """Numbers per example: all modules' outputs, and each layer's unrolled input (or explicit gradients)."""
         outputs: list[int] = []
-        unrolled = {n: layer.shape[0] * (self.R + 2) for n, layer in self.layers.items() if layer.gradient_form}
 
-        def look(name: str, use: Layer, x: Tensor) -> None:
-            a = use.unroll_input(x)
-            check_examples(use.name, a.shape[0], 1)  # with one example no other dimension passes for the examples
-            unrolled[name] = unrolled.get(name, 0) + a.numel()
+        def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                outputs.append(output.numel())
 
-        hooks = [
-            m.register_forward_hook(
-                lambda _m, _i, out: outputs.append(out.numel()) if isinstance(out, Tensor) else None
-            )
-            for m in self.model.modules()
-        ]
-        for name, layer in self.layers.items():
-            for use in () if layer.gradient_form else layer.uses:
-                hooks.append(
-                    use.module.register_forward_hook(
-                        lambda _m, inputs, named, _o, use=use, name=name: look(name, use, first_input(inputs, named)),
-                        with_kwargs=True,
-                    )
-                )
+        hooked = {name: layer for name, layer in self.layers.items() if not layer.gradient_form}
+        handles = [module.register_forward_hook(count) for module in self.model.modules()]
+        one = first.part(slice(0, 1)).inputs
         try:
-            with untouched_randomness(), torch.no_grad(), plain_kernels():
-                self.model(x.clone())
+            with torch.enable_grad(), recording(hooked) as uses:
+                self.forward(one)
         finally:
-            for hook in hooks:
-                hook.remove()
+            for handle in handles:
+                handle.remove()
+        unrolled = {}
+        for name, layer in self.layers.items():
+            if layer.gradient_form:
+                unrolled[name] = layer.shape[0] * (self.R + 2)
+            else:
+                unrolled[name] = sum(use.a.numel() for use in uses[name])
         return sum(outputs), unrolled
 
     def _chunk(self, names: Iterable[str]) -> int:
-        """Examples whose unrolled inputs and batched gradients take at most a quarter of the budget."""
-        return max(1, self.budget // 4 // self.example_bytes(names))
+        """Examples whose unrolled inputs and batched gradients fit the share of a piece."""
+        return max(1, int(self.budget.for_piece // self.example_bytes(names)))
 
     def example_bytes(self, names: Iterable[str]) -> int:
         """Bytes per example of all outputs, and of unrolled inputs and gradients of these layers."""
-        numbers = (self.R + 2) * self._outputs + 2 * sum(self._unrolled.get(name, 0) for name in names)
-        return max(1, numbers * self._item)
-
-    def _check_example(self) -> None:
-        need = max(self.example_bytes([name]) for name in self.layers)  # layers can be captured one by one
-        if need > self.budget:
-            cure = 'use fisher="mc", whose R is 1, or raise memory=' if self.R > 1 else "raise memory="
-            raise ValueError(
-                f"One example with R = {self.R} directions needs {readable(need)}, expected at most "
-                f"{readable(self.budget)}; {cure}."
-            )
+        inputs = sum(self._input_numbers.get(name, 0) for name in names)
+        numbers = (self.R + 2) * self._output_numbers + 2 * inputs
+        return max(1, numbers * self._itemsize)
 
     def column_numbers(self, name: str) -> float:
         """Numbers per example that the columns of a layer's block take: inputs and output gradients, or P if fewer."""
@@ -175,49 +208,99 @@ class Source:
         rows, columns = self.layers[name].shape
         if self.layers[name].gradient_form:
             return self.R * rows * columns
-        return self._unrolled.get(name, 0) / max(1, columns) * (columns + self.R * rows)
+        positions = self._input_numbers.get(name, 0) / max(1, columns)
+        return positions * (columns + self.R * rows)
 
-    def parts(self, names: Iterable[str] | None = None) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
-        """One pass over the data in pieces that fit the memory: x, the data's labels, labels to differentiate at."""
-        for index, (x, y) in enumerate(self.batches):
-            if index:
-                probe(self.model, x)  # batches need not be alike
-            if y is not None:
-                self.likelihood.check_labels(torch.empty(x.shape[0], *self.outputs, device="meta"), y)
-            label = y
-            if self.fisher == "mc":
-                generator = torch.Generator(x.device).manual_seed(label_seed(self.seed, index))
-                label = sample_labels(self.model, partial(self.likelihood.sample, generator=generator), x, self.chunk)
-                label = label if y is None else self.likelihood.masked(label, y)
-            chunk = self.chunk if names is None else self._chunk(names)
-            for start in range(0, x.shape[0], chunk):
-                piece = slice(start, start + chunk)
-                yield x[piece], None if y is None else y[piece], None if label is None else label[piece]
+    def fits_at_once(self, names: Iterable[str] | None = None) -> bool:
+        """Whether the data is one batch whose columns, for these layers, are captured once and kept."""
+        if not self.batches.single:
+            return False
+        chosen = self.layers if names is None else names
+        numbers = sum(self._captured_numbers(name) for name in chosen)
+        return self.first_batch * numbers * self._itemsize <= self.budget.for_columns
+
+    # -- passes over the data ----------------------------------------------------------------------------------------
+    def batches_with_labels(self) -> Iterator[Piece]:
+        """One pass over the batches, their labels drawn."""
+        for batch in self.batches:
+            if batch.index:
+                probe(self.forward, batch)  # batches need not be alike
+            if batch.y is not None:
+                like_outputs = torch.empty(batch.N, *self.outputs, device="meta")
+                self.likelihood.check_labels(like_outputs, batch.y)
+            label = self.labels.draw(self.likelihood, self._outputs_of(batch), batch.index)
+            yield Piece(batch, label)
+
+    def parts(self, names: Iterable[str] | None = None) -> Iterator[Piece]:
+        """One pass over the data in pieces in which the columns of these layers (None: all) fit the memory."""
+        chunk = self.chunk if names is None else self._chunk(names)
+        for whole in self.batches_with_labels():
+            for start in range(0, whole.batch.N, chunk):
+                some = slice(start, start + chunk)
+                label = None if whole.label is None else whole.label[some]
+                yield Piece(whole.batch.part(some), label)
+
+    def _outputs_of(self, batch: Batch) -> Outputs:
+        """The outputs of a batch, computed a piece at a time."""
+        return outputs_of(self.forward, batch, self.outputs, self.chunk)
+
+    def factors_of(self, piece: Piece) -> Callable[[Tensor], Tensor]:
+        """The output factors of a piece as a function of its outputs."""
+
+        def factors(z: Tensor) -> Tensor:
+            return self.labels.factors(self.likelihood, z, piece.label, piece.batch.y)
+
+        return factors
 
     def sweep(self, names: Sequence[str] | None = None) -> Iterator[dict[str, LayerStats]]:
-        """One pass: the LayerStats of some layers, piece by piece, or at once where they are kept (see `kept`).
+        """One pass: the LayerStats of some layers, piece by piece, or at once where they are kept.
 
         Callers guard the global random state: a generator that is left half-way would restore it too late.
 
         Args:
             names: the layers; None for all.
         """
-        key = tuple(self.layers if names is None else names)
-        known, stats = self._cached
-        if known and set(key) <= set(known):
-            yield {name: stats[name] for name in key}
+        wanted = tuple(self.layers if names is None else names)
+        if set(wanted) <= set(self._kept):
+            yield {name: self._kept[name] for name in wanted}
             return
-        everything = self.kept()
-        layers = {name: layer for name, layer in self.layers.items() if everything or name in key}
-        keep, pieces = self.kept(layers), []
-        for x, _, label in self.parts(layers):
+        chosen = wanted
+        if self.fits_at_once():  # then all layers are captured in this pass
+            chosen = tuple(self.layers)
+        layers = {name: self.layers[name] for name in self.layers if name in chosen}
+        if not self.fits_at_once(layers):
+            for stats in self._captured(layers):
+                yield {name: stats[name] for name in wanted}
+            return
+        pieces = list(self._captured(layers))
+        self._kept = {name: joined([piece.pop(name) for piece in pieces]) for name in layers}
+        yield {name: self._kept[name] for name in wanted}
+
+    def _captured(self, layers: dict[str, Layer]) -> Iterator[dict[str, LayerStats]]:
+        """The LayerStats of these layers, piece by piece; the first piece is checked against autograd."""
+        for piece in self.parts(layers):
             verify = not set(layers) <= self._verified
-            stats = capture(self.model, layers, self.likelihood, x, self.fisher, label, verify)
+            yield capture(self.forward, layers, piece.batch.inputs, self.factors_of(piece), self.placements, verify)
             self._verified.update(layers)
-            if keep:
-                pieces.append(stats)
-            else:
-                yield {name: stats[name] for name in key}
-        if keep:
-            self._cached = (tuple(layers), {name: joined([piece.pop(name) for piece in pieces]) for name in layers})
-            yield {name: self._cached[1][name] for name in key}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradient of the mean loss over every W: at the data's labels, or at labels drawn from the model."""
+        totals: dict[str, Tensor] = {}
+        for batch in self.batches:
+            label = gradient_labels(self.likelihood, self._outputs_of(batch), batch.y, self.seed, batch.index)
+            for start in range(0, batch.N, self.chunk):
+                some = slice(start, start + self.chunk)
+                self._add_gradients(totals, batch.part(some), label[some])
+        return {name: total / self.N for name, total in totals.items()}
+
+    def _add_gradients(self, totals: dict[str, Tensor], batch: Batch, label: Tensor) -> None:
+        """Add the sums of the examples' gradients."""
+
+        def factors(z: Tensor) -> Tensor:
+            return output_factors(self.likelihood, z, "empirical", label)
+
+        found = capture(self.forward, self.layers, batch.inputs, factors, self.placements)
+        ones = torch.ones(1, examples_of(batch.inputs), dtype=self.dtype, device=batch.device)
+        for name, stats in found.items():
+            part = stats.combine(ones)
+            totals[name] = totals[name] + part if name in totals else part

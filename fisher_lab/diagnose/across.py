@@ -44,10 +44,10 @@ def off_block(source: Source) -> Measured:
         ValueError: if the columns of all layers do not fit the budget together.
     """
     need = source.N * source.example_bytes(source.layers)
-    if need > source.budget:
+    if need > source.budget.total:
         raise ValueError(
             f"off_block needs the columns of all layers at once, {readable(need)}, expected at most "
-            f'{readable(source.budget)}; use fewer examples, fisher="mc", or raise memory=.'
+            f'{readable(source.budget.total)}; use fewer examples, fisher="mc", or raise memory=.'
         )
     pieces = list(source.sweep())
     outside = whole = 0.0

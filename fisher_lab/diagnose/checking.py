@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.progress import Progress
-from fisher_lab._passes.batches import checksum
-from fisher_lab._passes.model import directional_derivative
+from fisher_lab._ground.tolerances import agreement
+from fisher_lab._passes.batches import batch_checksum, checksum
+from fisher_lab._passes.derivatives import directional_derivative
 from fisher_lab._passes.source import Source
 from fisher_lab.matrices import FisherMatrix
-
-AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative deviation of the captured block from torch.func
 
 
 class Check:
@@ -40,15 +39,20 @@ class Check:
             V = torch.randn(layer.shape, generator=generator, dtype=torch.float64)
             self._directions[name] = V.to(next(source.model.parameters()))
         sums = dict.fromkeys(source.layers, 0.0)
-        for x, y, label in source.parts():
-            crc = checksum(x, crc if y is None else checksum(y, crc))
+        for piece in source.parts():
+            inputs = piece.batch.inputs
+            crc = batch_checksum(inputs, None, crc if piece.batch.y is None else checksum(piece.batch.y, crc))
+            factors = source.factors_of(piece)
             S = None
             for name, layer in source.layers.items():
                 bar.say(f"checking {name}")
-                tangent = {layer.full_name(k): v for k, v in layer.unpack(self._directions[name]).items()}
-                z, Jv = directional_derivative(source.model, tangent, x)
-                S = source.likelihood.columns(z, source.fisher, label) if S is None else S
-                sums[name] += float((S * Jv).flatten(2).sum(2).square().sum())
+                parts = layer.unpack(self._directions[name])
+                tangent = {layer.full_name(key): part for key, part in parts.items()}
+                z, Jv = directional_derivative(source.forward, tangent, inputs)
+                if S is None:
+                    S = factors(z)
+                derivatives = (S * Jv).flatten(2).sum(2)  # [R, n]
+                sums[name] += float(derivatives.square().sum())
         bar.advance(len(source.layers))
         self._expected = {name: total / source.N for name, total in sums.items()}
         # v^T F v tells what no tensor does: the forward function, the likelihood and its settings
@@ -63,7 +67,7 @@ class Check:
         Raises:
             ValueError: where it is more than rounding.
         """
-        V, most = self._directions[name], AGREEMENT.get(self.source.dtype, 1e-2)
+        V, most = self._directions[name], agreement(self.source.dtype)
         found, expected = float((V * (exact @ V)).sum()), self._expected[name]
         # Directional derivatives have rounding errors on the scale of the largest one: where gradients cancel (the bias
         # of a key in attention, a normalised scalar) they are all there is. Hence roots, and a floor relative to it.

@@ -13,14 +13,17 @@ from torch import nn
 from fisher_lab import errors as measures
 from fisher_lab._ground.files import check_output
 from fisher_lab._ground.progress import Progress
-from fisher_lab._passes.model import untouched_randomness
+from fisher_lab._passes.batches import LABELS
+from fisher_lab._passes.labels import FisherKind
+from fisher_lab._passes.model import Output, untouched_randomness
+from fisher_lab._passes.setup import Setup
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation
 from fisher_lab.diagnose.across import OFF_BLOCK, split
 from fisher_lab.diagnose.asked import Matrices, all_settings, check_dampings, check_ready, named
 from fisher_lab.diagnose.run import Run
 from fisher_lab.errors import DAMPINGS
-from fisher_lab.likelihoods import FisherKind, Likelihood
+from fisher_lab.likelihoods import Likelihood
 from fisher_lab.results.comparison import Comparison, load_unfinished
 
 
@@ -44,6 +47,8 @@ def compare(
     progress: bool | None = None,
     resume: str | Path | None = None,
     problem: Mapping[str, Any] | None = None,
+    labels: str = LABELS,
+    output: Output | None = None,
 ) -> Comparison:
     """Measure approximations of every layer's Fisher block against the exact block.
 
@@ -73,6 +78,8 @@ def compare(
         progress: show a progress bar; None: when stderr is a terminal.
         resume: file to save to after every layer, and to go on from if it exists: a regular file of your own, no link.
         problem: settings of the problem, kept in the result.
+        labels: the key of y where batches are mappings.
+        output: what of the model's output is z: a name, an index or a function; None for a tensor, or `logits`.
 
     Returns:
         The Comparison.
@@ -92,12 +99,13 @@ def compare(
         raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
     path = None if resume is None else check_output(resume, (".json",))
     earlier = None if path is None else load_unfinished(path)
-    source = Source(
-        model, likelihood, data, layers=layers, fisher=fisher, seed=seed,
-        dtype=dtype, device=device, memory=memory, on_unknown=on_unknown,
+    setup = Setup(
+        model, likelihood, data, layers=layers, fisher=fisher, seed=seed, dtype=dtype, device=device,
+        memory=memory, on_unknown=on_unknown, labels=labels, output=output,
     )  # fmt: skip
+    source = Source(setup)
     check_ready(candidates, source)
-    if standard_errors and (exact == "func" or not all(source.kept([name]) for name in source.layers)):
+    if standard_errors and (exact == "func" or not all(source.fits_at_once([name]) for name in source.layers)):
         raise ValueError(
             'standard_errors=True needs all examples at once and exact="captured", got data in pieces or exact="func"; '
             "pass the data as (x, y), use fewer examples or raise memory=."

@@ -16,8 +16,6 @@ from torch import Tensor
 from fisher_lab import errors as measures
 from fisher_lab._ground.memory import peak_bytes
 from fisher_lab._ground.progress import Progress
-from fisher_lab._passes.capture import capture
-from fisher_lab._passes.model import label_seed
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, Exact
 from fisher_lab.approximations.exact import is_dense
@@ -26,7 +24,7 @@ from fisher_lab.diagnose.asked import Matrices
 from fisher_lab.diagnose.checking import Check
 from fisher_lab.diagnose.standard_errors import Found, StandardErrors
 from fisher_lab.errors import DampedPair, Measure, Measured, Total, absolute_damping
-from fisher_lab.estimation.exact import exact_fisher
+from fisher_lab.estimation.exact import exact_blocks
 from fisher_lab.estimation.running import Running, sweep_all
 from fisher_lab.matrices import FisherMatrix, LowRank, Streamed
 from fisher_lab.results.comparison import ALL, Comparison, Cost, Row
@@ -83,16 +81,19 @@ class Run:
         for name in (name for name in self.source.layers if name not in self.done):
             rows, columns = self.source.layers[name].shape
             kept = min(float(rows * columns) ** 2, self.source.N * self.source.column_numbers(name))
-            if 2 * kept * torch.finfo(self.source.dtype).bits // 8 > self.source.budget and self.exact == "captured":
+            if (
+                self.source.budget.for_block(kept * torch.finfo(self.source.dtype).bits // 8) > self.source.budget.total
+                and self.exact == "captured"
+            ):
                 self.streamed.add(name)
-            if name in self.streamed or self.source.kept() or self.source.kept([name]):
+            if name in self.streamed or self.source.fits_at_once() or self.source.fits_at_once([name]):
                 groups.append([name])
                 room = 0.0
                 continue
             need = 8.0 * (len(self.candidates) * (rows**2 + columns**2 + 2 * rows * columns) + 3 * kept)
             if room < need:
                 groups.append([])
-                room = self.source.budget / 3
+                room = self.source.budget.for_group
             groups[-1].append(name)
             room -= need
         return groups
@@ -100,10 +101,10 @@ class Run:
     def measure(self, names: list[str], bar: Progress) -> None:
         """Build the exact block and every approximation of some layers and measure them."""
         source = self.source
-        kept = next(iter(source.sweep(names))) if source.kept() or source.kept(names) else {}
+        kept = next(iter(source.sweep(names))) if source.fits_at_once() or source.fits_at_once(names) else {}
         for name in names:
             if name in kept:
-                kept[name].hold(source.budget / 3)
+                kept[name].hold(source.budget.for_gradients)
         running: dict[Any, Running] = {}
         for name in names:
             bar.say(f"building {name}")
@@ -114,14 +115,11 @@ class Run:
                     running[name, label] = Running(candidate)
         sweep_all(running, source)
         if self.exact == "func" and not self.blocks:
-            self.blocks = exact_fisher(
-                source.model, source.likelihood, list(source.batches), layers=list(source.layers),
-                fisher=source.fisher, seed=source.seed, dtype=source.dtype, memory=source.budget / 2**30,
-            )  # fmt: skip
+            self.blocks = exact_blocks(source.prepared, source.layers)
         for name in names:
             captured = self._captured(name, kept, running)
             checked = self.check.deviation(name, captured)
-            block = self.blocks[name].scaled(1 / source.scale) if self.exact == "func" else captured
+            block = self.blocks[name] if self.exact == "func" else captured
             self._check_scale(name, block)
             bar.advance()
             self._layer(name, block, checked, running, kept.get(name), bar)
@@ -143,7 +141,9 @@ class Run:
         """The candidates, but for those that would hold the columns of a layer that do not fit into the memory."""
         if name not in self.streamed:
             return self.candidates
-        room = self.source.budget / (2 * self.source.column_numbers(name) * torch.finfo(self.source.dtype).bits // 8)
+        room = self.source.budget.total / (
+            2 * self.source.column_numbers(name) * torch.finfo(self.source.dtype).bits // 8
+        )
         return {
             k: c for k, c in self.candidates.items()
             if not isinstance(c, Approximation) or min(c.keeps_examples, self.source.N) <= room
@@ -173,7 +173,7 @@ class Run:
         exact = block.scaled(scale) if scale != 1.0 else block
         seconds = running[name, "exact"].seconds if (name, "exact") in running else None
         if isinstance(exact, LowRank):
-            exact.stats.hold(self.source.budget / 3)
+            exact.stats.hold(self.source.budget.for_gradients)
         route = exact.stats.route if isinstance(exact, LowRank) else type(exact).__name__.lower()
         about = {"route": route, "bytes": exact.nbytes, "seconds": seconds, "checked": checked}
         measurable = self._measurable(name)
@@ -198,7 +198,7 @@ class Run:
         pairs = measures.pairs(exact, matrices)
         if any(m.name == "spectral" for m in undamped):
             bar.say(f"{name}: spectral norms")
-            measures.advance(pairs.values(), self.source.budget / 4)
+            measures.advance(pairs.values(), self.source.budget.for_lanczos)
         stderr: Found = {}
         if self.standard_errors is not None and stats is not None:
             bar.say(f"{name}: standard errors")
@@ -248,22 +248,9 @@ class Run:
     def _gradient(self, name: str) -> Tensor:
         """Gradient of the mean loss over W: of the data's labels, or of labels sampled from the model."""
         if not self.gradients:
-            source = self.source
-            totals: dict[str, Tensor] = {}
-            for index, (x, y, label) in enumerate(source.parts()):
-                generator = torch.Generator(x.device).manual_seed(label_seed(source.seed, index))
-                target = y if y is not None else label
-                if target is None:
-                    with torch.no_grad():
-                        target = source.likelihood.sample(source.model(x.clone()), generator)
-                for layer, stats in capture(
-                    source.model, source.layers, source.likelihood, x, "empirical", target
-                ).items():
-                    part = stats.combine(torch.ones(1, stats.N, dtype=source.dtype, device=x.device))
-                    totals[layer] = part if layer not in totals else totals[layer] + part
-            labels = source.batches.first()[1] is not None
-            self.settings["gradient"] = "of the data's labels" if labels else "of labels sampled from the model"
-            self.gradients = {layer: total / source.N for layer, total in totals.items()}
+            labelled = self.source.batches.first().y is not None
+            self.settings["gradient"] = "of the data's labels" if labelled else "of labels sampled from the model"
+            self.gradients = self.source.gradients()
         return self.gradients[name]
 
     def across(self) -> None:

@@ -6,28 +6,24 @@ output Hessian) are pulled back through the model by vmap of vjp, and F = 1/N su
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fisher_lab._ground.arguments import seed_of
-from fisher_lab._ground.memory import budget_bytes, readable
-from fisher_lab._passes.batches import Batches
-from fisher_lab._passes.model import (
-    NOT_FINITE,
-    evaluation_copy,
-    label_seed,
-    per_example_gradients,
-    probe,
-    sample_labels,
-    untouched_randomness,
-)
-from fisher_lab.layers import select
-from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood, check_fisher
+from fisher_lab._ground.memory import Budget, readable
+from fisher_lab._passes.batches import LABELS, Inputs
+from fisher_lab._passes.capture import check_examples_apart, check_output
+from fisher_lab._passes.derivatives import per_example_gradients
+from fisher_lab._passes.labels import FisherKind
+from fisher_lab._passes.model import Output, outputs_of, probe, untouched_randomness
+from fisher_lab._passes.setup import Prepared, Setup
+from fisher_lab.layers import Layer
+from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import Dense, FisherMatrix
+
+LARGEST_JACOBIAN = 2**28  # most bytes of per-example gradients at once: more makes no pass faster
 
 
 def exact_fisher(
@@ -41,19 +37,25 @@ def exact_fisher(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
     memory: float | None = None,
+    labels: str = LABELS,
+    output: Output | None = None,
 ) -> dict[str, FisherMatrix]:
     """Exact Fisher block of every layer, dense.
+
+    Every argument is that of `compare`; sampled labels are those that `estimate` and `compare` draw from the same seed.
 
     Args:
         model: any module that acts per example; it is not changed.
         likelihood: a Likelihood or a torch loss module.
-        data: (x, y), x, a DataLoader or an iterable of batches.
+        data: (inputs, y), inputs, a DataLoader or an iterable of batches.
         layers: names of modules that own trainable parameters; None for all.
-        fisher: "true", "mc" (labels sampled from the model) or "empirical" (the labels given).
-        seed: of the sampled labels, which are those that `estimate` and `compare` draw from the same seed.
+        fisher: "true", "mc" or "empirical".
+        seed: of the sampled labels.
         dtype: precision of the computation, which runs on a copy.
         device: where to compute; None for the model's own.
         memory: budget in GiB; None for half of what is free.
+        labels: the key of y where batches are mappings.
+        output: what of the model's output is z.
 
     Returns:
         `{layer: FisherMatrix}`, each over W `[d_out, d_in]` (bias as last column), or W `[P, 1]` for other modules.
@@ -61,61 +63,98 @@ def exact_fisher(
     Raises:
         ValueError, TypeError: what cannot be computed or would not fit, in one sentence.
     """
-    check_fisher(fisher)
-    likelihood, budget, seed = as_likelihood(likelihood), budget_bytes(memory), seed_of(seed)
-    model = evaluation_copy(model, dtype, device)
-    blocks = select(model, layers, "flatten").layers
-    item = torch.finfo(dtype).bits // 8
-    need = sum((b.shape[0] * b.shape[1]) ** 2 for b in blocks.values()) * item
-    if need > budget:
-        raise ValueError(
-            f"The dense blocks need {readable(need)}, expected at most {readable(budget)}; name fewer layers, raise "
-            "memory=, or use compare, which needs no dense block."
-        )
-    batches = Batches(data, dtype, next(model.parameters()).device, budget)
-    names = [block.full_name(key) for block in blocks.values() for key in block.parameters]
-    totals = {name: torch.zeros(()) for name in blocks}
+    setup = Setup(
+        model, likelihood, data, layers=layers, fisher=fisher, seed=seed, dtype=dtype, device=device,
+        memory=memory, on_unknown="flatten", labels=labels, output=output,
+    )  # fmt: skip
+    prepared = setup.prepared()
+    blocks = exact_blocks(prepared, prepared.selection.layers)
+    if not prepared.likelihood.summed:
+        return blocks
+    N = prepared.batches.N
+    assert N is not None
+    return {name: block.scaled(N) for name, block in blocks.items()}
+
+
+def exact_blocks(prepared: Prepared, blocks: dict[str, Layer]) -> dict[str, FisherMatrix]:
+    """The dense blocks of a question: means over the examples, also for losses that are sums.
+
+    Args:
+        prepared: the question.
+        blocks: adapters by name, which say how parameters form W.
+
+    Raises:
+        ValueError: if the blocks do not fit the memory.
+    """
+    _check_memory(blocks, prepared.budget, prepared.dtype)
+    names = []
+    for block in blocks.values():
+        names += [block.full_name(key) for key in block.parameters]
+    totals: dict[str, Tensor] = {name: torch.zeros(()) for name in blocks}
     with untouched_randomness():
-        for x, S in _columns(model, likelihood, batches, fisher, seed, budget, names):
-            gradients = per_example_gradients(model, names, x, S)
+        for inputs, S in _pieces(prepared, names):
+            gradients = per_example_gradients(prepared.forward, names, inputs, S)
             for name, block in blocks.items():
                 tensors = {key: gradients[block.full_name(key)] for key in block.parameters}
-                U = block.pack(tensors).flatten(2).flatten(0, 1)
+                P = block.pack(tensors)  # [R, n, Q d_out, d_in]
+                U = P.flatten(2).flatten(0, 1)
                 totals[name] = torch.addmm(totals[name].to(U), U.T, U)
-    assert batches.N is not None
-    scale = 1.0 if likelihood.summed else 1.0 / batches.N
-    return {name: Dense(total * scale, blocks[name].shape) for name, total in totals.items()}
+    N = prepared.batches.N
+    assert N is not None
+    return {name: Dense(total / N, blocks[name].shape) for name, total in totals.items()}
 
 
-def _columns(
-    model: nn.Module,
-    likelihood: Likelihood,
-    batches: Batches,
-    fisher: FisherKind,
-    seed: int,
-    budget: int,
-    names: list[str],
-) -> Any:
-    """Inputs and output columns `(x [n, ...], S [R, n, *output])` in pieces that fit the memory."""
-    numbers = sum(p.numel() for name, p in model.named_parameters() if name in set(names))
-    for index, (x, y) in enumerate(batches):
-        z = probe(model, x)
+def _check_memory(blocks: dict[str, Layer], budget: Budget, dtype: torch.dtype) -> None:
+    itemsize = torch.finfo(dtype).bits // 8
+    need = 0
+    for block in blocks.values():
+        d = block.shape[0] * block.shape[1]
+        need += d**2 * itemsize
+    if need > budget.total:
+        raise ValueError(
+            f"The dense blocks need {readable(need)}, expected at most {readable(budget.total)}; name fewer layers, "
+            "raise memory=, or use compare, which needs no dense block."
+        )
+
+
+def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tensor]]:
+    """Inputs of n examples and their output factors S `[R, n, *output]`, in pieces that fit the memory."""
+    forward = prepared.forward
+    likelihood = prepared.likelihood
+    labels = prepared.labels
+    wanted = set(names)
+    numbers = sum(p.numel() for name, p in forward.module.named_parameters() if name in wanted)
+    for batch in prepared.batches:
+        z = probe(forward, batch)
         likelihood.check_output(z)
-        if y is None:
+        if batch.y is None:
             likelihood.check_unlabelled(z)
+            labels.check_unlabelled()
         else:
-            likelihood.check_labels(torch.empty(x.shape[0], *z.shape[1:], device="meta"), y)
-        R = likelihood.directions(z, fisher)
-        chunk = max(1, int(min(budget // 8, 2**28) // (8 * R * numbers)))
-        label = y
-        if fisher == "mc":
-            generator = torch.Generator(x.device).manual_seed(label_seed(seed, index))
-            label = sample_labels(model, partial(likelihood.sample, generator=generator), x, chunk)
-            label = label if y is None else likelihood.masked(label, y)
-        for start in range(0, x.shape[0], chunk):
-            piece = slice(start, start + chunk)
+            like_outputs = torch.empty(batch.N, *z.shape[1:], device="meta")
+            likelihood.check_labels(like_outputs, batch.y)
+        R = labels.directions(likelihood, z)
+        _check_factors(R, z, prepared.budget)
+        room = min(prepared.budget.for_jacobian, LARGEST_JACOBIAN)
+        chunk = max(1, room // (8 * R * max(numbers, z.numel())))
+        label = labels.draw(likelihood, outputs_of(forward, batch, tuple(z.shape[1:]), chunk), batch.index)
+        for start in range(0, batch.N, chunk):
+            some = slice(start, start + chunk)
+            piece = batch.part(some)
             with torch.no_grad():
-                z = model(x[piece].clone())
-            if not bool(torch.isfinite(z).all()):
-                raise ValueError(NOT_FINITE)
-            yield x[piece], likelihood.columns(z, fisher, None if label is None else label[piece])
+                z = forward(piece.inputs)
+            check_output(z, piece.N)
+            if start == 0:
+                check_examples_apart(forward, piece.inputs, z)
+            own = None if label is None else label[some]
+            yield piece.inputs, labels.factors(likelihood, z, own, piece.y)
+
+
+def _check_factors(R: int, z: Tensor, budget: Budget) -> None:
+    """Refuse output factors that do not fit for one example."""
+    need = R * z.numel() * z.element_size()
+    if need > budget.total:
+        raise ValueError(
+            f"The output factors of one example with R = {R} directions need {readable(need)}, expected at most "
+            f'{readable(budget.total)}; use fisher="mc", whose R is 1, or raise memory=.'
+        )

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisher_lab._passes.model import untouched_randomness
+from fisher_lab._passes.batches import LABELS
+from fisher_lab._passes.labels import FisherKind
+from fisher_lab._passes.model import Output, untouched_randomness
+from fisher_lab._passes.setup import OnUnknown, Setup
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, check_approximation
-from fisher_lab.likelihoods import FisherKind, Likelihood
+from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.statistics import LayerStats
 
@@ -81,7 +84,9 @@ def estimate(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
     memory: float | None = None,
-    on_unknown: str = "error",
+    on_unknown: OnUnknown = "error",
+    labels: str = LABELS,
+    output: Output | None = None,
 ) -> dict[str, FisherMatrix]:
     """One approximation of every layer's Fisher block.
 
@@ -97,6 +102,8 @@ def estimate(
         device: where to compute; None for the model's own.
         memory: budget in GiB; None for half of what is free.
         on_unknown: "error" or "skip" for modules without adapter.
+        labels: the key of y where batches are mappings.
+        output: what of the model's output is z.
 
     Returns:
         `{layer: FisherMatrix}`, each over W `[d_out, d_in]` with the bias as last column.
@@ -108,10 +115,11 @@ def estimate(
         compare, which measures many approximations at once; exact_fisher, the independent truth.
     """
     check_approximation(approximation)
-    source = Source(
+    setup = Setup(
         model, likelihood, data, layers=layers, fisher=fisher, seed=seed, dtype=dtype, device=device, memory=memory,
-        on_unknown=on_unknown,
+        on_unknown=on_unknown, labels=labels, output=output,
     )  # fmt: skip
+    source = Source(setup)
     running = {name: Running(approximation) for name in source.layers}
     with untouched_randomness():
         sweep_all(running, source)

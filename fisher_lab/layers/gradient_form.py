@@ -53,6 +53,7 @@ class GradientForm(Layer):
         super().__init__(name, module)
         self.bias = False  # nothing is folded in as a last column
         self._names: dict[str, str] = {}
+        self.reason = ""  # why a layer that has an adapter of its own is in this form
 
     @classmethod
     def joined(cls, layers: Sequence[Layer]) -> GradientForm:
@@ -65,7 +66,8 @@ class GradientForm(Layer):
                     parameters[layer.full_name(key)] = parameter
         block._names = {full: full for full in parameters}
         block.parameters = parameters
-        block.tied = tuple(layer.name for layer in layers)
+        if len(layers) > 1:
+            block.tied = tuple(layer.name for layer in layers)
         return block
 
     def full_name(self, parameter: str) -> str:
@@ -117,4 +119,8 @@ class GradientForm(Layer):
 
     def notes(self) -> dict[str, Any]:
         """Also the parameters inside, in their order."""
-        return super().notes() | {"parameters": [self.full_name(key) for key in self.parameters]}
+        found = super().notes()
+        found["parameters"] = [self.full_name(key) for key in self.parameters]
+        if self.reason:
+            found["reason"] = self.reason
+        return found

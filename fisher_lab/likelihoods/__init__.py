@@ -1,8 +1,6 @@
 """Likelihoods p(y | z) of a model output z, and torch's losses in their place."""
 
-from fisher_lab.likelihoods.base import FisherKind as FisherKind
 from fisher_lab.likelihoods.base import Likelihood as Likelihood
-from fisher_lab.likelihoods.base import check_fisher as check_fisher
 from fisher_lab.likelihoods.bernoulli import Bernoulli as Bernoulli
 from fisher_lab.likelihoods.categorical import Categorical as Categorical
 from fisher_lab.likelihoods.gaussian import Gaussian as Gaussian

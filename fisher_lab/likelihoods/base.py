@@ -1,15 +1,13 @@
-"""The Likelihood noun: p(y | z) of a model output z, and the output columns from which every Fisher is built."""
+"""The Likelihood noun: p(y | z) of a model output z, and the factors of its Hessian that every Fisher is built from."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-
-FisherKind = Literal["true", "mc", "empirical"]
 
 
 class Likelihood(ABC):
@@ -46,52 +44,28 @@ class Likelihood(ABC):
 
     summed: bool = False  # whether the loss is a sum over the examples, which scales the assembled matrix by N
 
-    def directions(self, z: Tensor, fisher: FisherKind) -> int:
-        """Number R of columns per example of `columns`."""
-        return math.prod(z.shape[1:]) if fisher == "true" else 1
+    smoothing: float = 0.0  # label smoothing of the loss, which no likelihood of the labels has
+    weighted: bool = False  # whether the weight of an example follows from its label
 
-    def columns(
-        self, z: Tensor, fisher: FisherKind, y: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Output columns S `[R, N, *output]`; the Fisher is the mean over n of sum_r (J_n^T S_rn)(J_n^T S_rn)^T.
+    def rank(self, z: Tensor) -> int:
+        """Number of output factors per example that `factor` gives."""
+        return math.prod(z.shape[1:])
 
-        Args:
-            z: model output `[N, *output]`.
-            fisher: "true" (label expectation in closed form), "mc" (one sampled label per example) or "empirical"
-                (the labels given: not the Fisher, but what many trainers use).
-            y: the data's labels for "empirical"; for "mc" labels already sampled from the model, None to draw them;
-                for "true" the data's labels where there are any, read only by losses that weigh or ignore positions.
-            generator: source of the labels drawn.
-
-        Raises:
-            ValueError: unknown `fisher`, or "empirical" without labels.
-        """
-        check_fisher(fisher)
-        z = z.detach()
-        if fisher == "true":
-            S = self.factor(z)
-            if S.shape[1:] != z.shape:
-                raise ValueError(
-                    f"{self.name}.factor returned shape {tuple(S.shape)} for outputs {tuple(z.shape)}, expected "
-                    "[R, *the shape of the outputs]."
-                )
-            return S * math.sqrt(self.kappa(z))
-        if fisher == "mc":
-            return self._score(z, self.sample(z, generator) if y is None else y) * math.sqrt(self.kappa(z))
-        if y is None:
-            raise ValueError('fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".')
-        return self._score(z, y) * self.kappa(z)
-
-    def masked(self, sampled: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
-        """Labels `sampled` from the model, with those of the data's y that the loss ignores put back in."""
-        return sampled
-
-    def _score(self, z: Tensor, y: Tensor) -> Tensor:
+    def score(self, z: Tensor, y: Tensor) -> Tensor:
         """Gradient of log p(y | z) in z, as one column `[1, N, *output]`."""
         with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            (score,) = torch.autograd.grad(self.log_prob(z, y).sum(), z)
-        return score.unsqueeze(0)
+            leaf = z.detach().requires_grad_()
+            log_prob = self.log_prob(leaf, y).sum()
+            (gradient,) = torch.autograd.grad(log_prob, leaf)
+        return gradient.unsqueeze(0)
+
+    def known(self, y: Tensor) -> Tensor:
+        """Labels y with something harmless in place of those that the loss ignores."""
+        return y
+
+    def weights(self, z: Tensor, y: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Weights of the loss's terms, to be multiplied with the outputs `[N, *output]`; None where all are 1."""
+        return None
 
     def check_output(self, z: Any) -> None:
         """Raise ValueError or TypeError where the model output cannot be z."""
@@ -128,13 +102,8 @@ class Likelihood(ABC):
         return f"{self.name}()"
 
 
-def check_fisher(fisher: str) -> None:
-    """Raise ValueError for an unknown kind of Fisher."""
-    if fisher not in get_args(FisherKind):
-        raise ValueError(f'Got fisher={fisher!r}, expected "true", "mc" or "empirical".')
-
-
-def diagonal_columns(root: Tensor) -> Tensor:
-    """Columns root_c e_c `[K, N, *output]` of independent outputs: `root` `[N, *output]`, K outputs per example."""
+def diagonal_factors(root: Tensor) -> Tensor:
+    """Factors root_c e_c `[K, N, *output]` of independent outputs: `root` `[N, *output]`, K outputs per example."""
     flat = root.flatten(1)
-    return torch.diag_embed(flat).permute(1, 0, 2).reshape(-1, *root.shape)
+    diagonal = torch.diag_embed(flat)
+    return diagonal.permute(1, 0, 2).reshape(-1, *root.shape)

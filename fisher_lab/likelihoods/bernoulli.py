@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fisher_lab.likelihoods.base import Likelihood, diagonal_columns
+from fisher_lab.likelihoods.base import Likelihood, diagonal_factors
 
 
 class Bernoulli(Likelihood):
@@ -15,7 +15,7 @@ class Bernoulli(Likelihood):
     def factor(self, z: Tensor) -> Tensor:
         """S `[K, N, *output]`, K outputs per example."""
         p = z.sigmoid()
-        return diagonal_columns((p * (1 - p)).sqrt())
+        return diagonal_factors((p * (1 - p)).sqrt())
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Zeros and ones `[N, *output]`."""

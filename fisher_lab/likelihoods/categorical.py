@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from fisher_lab.likelihoods.base import FisherKind, Likelihood
+from fisher_lab.likelihoods.base import Likelihood
 
 
 class Categorical(Likelihood):
@@ -42,10 +42,11 @@ class Categorical(Likelihood):
             root = torch.einsum("cnlk,lm->lcnmk", root, eye).flatten(0, 1)
         return root.reshape(-1, N, *positions, C).movedim(-1, self._class_dim(z) + 1)
 
-    def directions(self, z: Tensor, fisher: FisherKind) -> int:
-        """L * (C - 1) for the true Fisher, otherwise 1."""
+    def rank(self, z: Tensor) -> int:
+        """L * (C - 1)."""
         C = z.shape[self.dim]
-        return math.prod(z.shape[1:]) // C * (C - 1) if fisher == "true" else 1
+        L = math.prod(z.shape[1:]) // C
+        return L * (C - 1)
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Class indices `[N, *positions]`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.arguments import number
-from fisher_lab.likelihoods.base import Likelihood, diagonal_columns
+from fisher_lab.likelihoods.base import Likelihood, diagonal_factors
 
 
 class Gaussian(Likelihood):
@@ -28,7 +28,7 @@ class Gaussian(Likelihood):
 
     def factor(self, z: Tensor) -> Tensor:
         """S `[K, N, *output]`, K outputs per example."""
-        return diagonal_columns(torch.full_like(z, self.variance**-0.5))
+        return diagonal_factors(torch.full_like(z, self.variance**-0.5))
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """z + N(0, variance) `[N, *output]`."""

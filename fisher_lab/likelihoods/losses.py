@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fisher_lab.likelihoods.base import FisherKind, Likelihood
+from fisher_lab.likelihoods.base import Likelihood
 from fisher_lab.likelihoods.bernoulli import Bernoulli
 from fisher_lab.likelihoods.categorical import Categorical
 from fisher_lab.likelihoods.gaussian import Gaussian
@@ -47,6 +47,8 @@ class TorchLoss(Likelihood):
         self.summed = module.reduction == "sum"
         self.weight: Tensor | None = getattr(module, "weight", None)
         self.ignored: int | None = getattr(module, "ignore_index", None)
+        self.weighted = self.weight is not None
+        self.smoothing = getattr(module, "label_smoothing", 0.0)
         self._check_weights()
 
     def _check_weights(self) -> None:
@@ -92,42 +94,26 @@ class TorchLoss(Likelihood):
         scale = 2.0 if isinstance(self.module, nn.MSELoss) else 1.0
         return scale if self.summed else scale / outputs
 
-    def directions(self, z: Tensor, fisher: FisherKind) -> int:
+    def rank(self, z: Tensor) -> int:
         """As the likelihood's."""
-        return self.base.directions(z, fisher)
+        return self.base.rank(z)
 
-    def columns(
-        self, z: Tensor, fisher: FisherKind, y: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """As `Likelihood.columns`, each position's part times its weight (0 where the label is ignored).
-
-        Label smoothing leaves "true" and "mc" as they are and is refused for "empirical".
-        """
-        if fisher == "empirical" and getattr(self.module, "label_smoothing", None):
-            raise ValueError(
-                f"CrossEntropyLoss has label_smoothing={self.module.label_smoothing}, expected 0 for "
-                'fisher="empirical"; use fisher="true" or a loss without smoothing.'
-            )
-        indices = y is not None and not y.is_floating_point()
-        if self.weight is not None and (fisher == "mc" or not indices):
-            raise ValueError(
-                f"CrossEntropyLoss has weight set and got fisher={fisher!r} or no class indices, expected both known: "
-                "the data's labels tell the weight of an example; pass (x, y) and fisher='true' or 'empirical'."
-            )
-        if y is None or not indices or not isinstance(self.module, nn.CrossEntropyLoss):
-            return super().columns(z, fisher, y, generator)
-        kept = y.ne(self.module.ignore_index)
-        y = torch.where(kept, y, torch.zeros_like(y))
-        weight = kept.to(z.dtype) if self.weight is None else kept * self.weight.to(z)[y]
-        S = super().columns(z, fisher, y, generator)
-        # of a weighted term c * (-log p), "true" takes the Hessian's root, sqrt(c), and "empirical" the gradient, c
-        return S * (weight if fisher == "empirical" else weight.sqrt()).unsqueeze(1)
-
-    def masked(self, sampled: Tensor, y: Tensor) -> Tensor:
-        """Sampled labels, `ignore_index` where the data's label is."""
+    def known(self, y: Tensor) -> Tensor:
+        """Class 0 in place of `ignore_index`."""
         if self.ignored is None or y.is_floating_point():
-            return sampled
-        return torch.where(y == self.ignored, y, sampled)
+            return y
+        return torch.where(y.eq(self.ignored), torch.zeros_like(y), y)
+
+    def weights(self, z: Tensor, y: Tensor) -> Tensor | None:
+        """For class indices y `[N, *positions]`: 0 where the loss ignores one, else the weight of its class."""
+        if self.ignored is None or y.is_floating_point():
+            return None
+        kept = y.ne(self.ignored)
+        if self.weight is None:
+            weight = kept.to(z.dtype)
+        else:
+            weight = kept * self.weight.to(z)[self.known(y)]
+        return weight.unsqueeze(1)  # the same for all classes
 
     def check_output(self, z: Tensor) -> None:
         """As the likelihood's."""

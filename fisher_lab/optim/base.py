@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fisher_lab._ground.linalg import kept
 from fisher_lab._ground.memory import budget_bytes
-from fisher_lab._passes.batches import Batches
+from fisher_lab._passes.batches import Batch, Batches
 from fisher_lab.layers import Layer
 from fisher_lab.optim.describing import (
     describe_fallback,
@@ -153,7 +153,7 @@ class LayerOptimizer(torch.optim.Optimizer):
                 self.generator.set_state(self._generator_state)
         return self.generator
 
-    def batches(self, data: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(self, data: Any) -> Iterator[Batch]:
         """The data in batches, on the parameters' device and in their type."""
         p = self.param_groups[0]["params"][0]
         yield from Batches(data, p.dtype, p.device, budget_bytes())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fisher_lab._ground.arguments import number
 from fisher_lab._ground.linalg import kept, spd_inverse, symmetrize
+from fisher_lab._passes.model import Forward as ModelForward
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import Kronecker
@@ -266,9 +267,10 @@ class KBFGS(LayerOptimizer):
         """The mean of A over the data, and H_a as its damped inverse."""
         totals: dict[str, Tensor] = {}
         examples = dict.fromkeys(self.layers, 0)
-        for x, _ in self.batches(data):
+        forward = ModelForward(self.model)
+        for batch in self.batches(data):
             with torch.no_grad(), self._watching() as passes:
-                self.model(x)
+                forward(batch.inputs)
             for name, seen in passes.items():
                 if seen.a:
                     a = seen.inputs()

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab._ground.linalg import kept
+from fisher_lab._passes.labels import FisherKind
+from fisher_lab._passes.model import Forward as ModelForward
 from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.layers import Layer
-from fisher_lab.likelihoods import FisherKind, Likelihood, as_likelihood
+from fisher_lab.likelihoods import Likelihood, as_likelihood
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.comparing import compare_in_use
@@ -276,15 +278,16 @@ class NaturalGradient(LayerOptimizer, register=False):
     def _sweep(self, data: Any) -> None:
         """One pass over the data, which replaces the moments."""
         self.window.close()
-        for x, y in self.batches(data):
+        forward = ModelForward(self.model)
+        for batch in self.batches(data):
             with watching(self.model, self.layers) as forwards:
-                self.model(x)
+                forward(batch.inputs)
             check_forwards(forwards, self.likelihood)
             if not self.window.is_open:
                 # only now: data that cannot be used must not cost what was learnt before
                 for c in self.curvature.values():
                     c.restart()
-            labels = y if self.options.fisher == "empirical" else None
+            labels = batch.y if self.options.fisher == "empirical" else None
             self._absorb(forwards, labels)
             self.window.open(self.steps)
         for c in self.curvature.values():

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
 from fisher_lab._ground.linalg import kept
-from fisher_lab._passes.capture import Use, recording
+from fisher_lab._passes.capture import pull_back, recording
+from fisher_lab._passes.labels import FisherKind, output_factors
+from fisher_lab._passes.model import default_output
+from fisher_lab._passes.placement import Use
 from fisher_lab.layers import Layer
-from fisher_lab.likelihoods import FisherKind, Likelihood
+from fisher_lab.likelihoods import Likelihood
 from fisher_lab.optim.finite import all_finite
 from fisher_lab.statistics import LayerStats
 
@@ -52,7 +54,7 @@ def watching(model: nn.Module, layers: dict[str, Layer]) -> Iterator[list[Forwar
     with _uncompiled(), recording(layers) as uses:
 
         def finished(module: nn.Module, inputs: Any, z: Any) -> None:  # noqa: ARG001
-            forwards.append(Forward(z, {name: list(found) for name, found in uses.items()}))
+            forwards.append(Forward(default_output(z), {name: list(found) for name, found in uses.items()}))
             for found in uses.values():
                 found.clear()
 
@@ -130,15 +132,11 @@ def statistics(
     z = forward.z.detach()
     finite = all_finite([z])
     safe = kept(finite, z).to(statistics_dtype(z.dtype, dtype))  # sampling refuses NaN
-    S = likelihood.columns(safe, fisher, y, generator).to(z.dtype)
-    edges = [use.edge for uses in forward.uses.values() for use in uses]
-    gradients = iter(_pull_back(forward.z, edges, S))
+    S = output_factors(likelihood, safe, fisher, y, generator).to(z.dtype)
+    captured = pull_back(forward.z, S, forward.uses, layers, retain_graph=True)
     found = {}
-    for name, layer in layers.items():
-        pulled = [(use, next(gradients)) for use in forward.uses[name]]
-        parts = [(use.a, use.layer.unroll_gradient(g)) for use, g in pulled if g is not None]
-        if parts:
-            found[name] = _observed(layer, parts, z.shape[0], finite, likelihood.summed, dtype)
+    for name, stats in captured.items():
+        found[name] = _observed(layers[name], stats, finite, likelihood.summed, dtype)
     return found
 
 
@@ -147,44 +145,17 @@ def statistics_dtype(own: torch.dtype, chosen: torch.dtype | None) -> torch.dtyp
     return chosen or torch.promote_types(own, torch.float32)
 
 
-def _pull_back(z: Tensor, edges: list[GradientEdge], S: Tensor) -> list[Tensor | None]:
-    """Gradients `[R, N, *output]` at every edge, None where an edge does not reach z; the graph is kept."""
-    if not edges:
-        return []
-    try:
-        if S.shape[0] > 1:
-            found = torch.autograd.grad(z, edges, S, retain_graph=True, allow_unused=True, is_grads_batched=True)
-            return list(found)
-        found = torch.autograd.grad(z, edges, S[0], retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        if "second time" not in str(error):
-            raise
-        raise ValueError(
-            "The graph of the observed forward pass is gone, expected it to live until observing() ends; call "
-            "loss.backward() after the `with` block."
-        ) from error
-    return [None if g is None else g.unsqueeze(0) for g in found]
-
-
-def _observed(
-    layer: Layer, parts: list[tuple[Tensor, Tensor]], N: int, finite: Tensor, summed: bool, dtype: torch.dtype | None
-) -> Observed:
-    """Statistics from inputs `a` and output gradients `g` of every use; uses in one forward pass are positions."""
+def _observed(layer: Layer, stats: LayerStats, finite: Tensor, summed: bool, dtype: torch.dtype | None) -> Observed:
+    """Statistics in working precision, zero where they are not finite."""
     dtype = statistics_dtype(next(iter(layer.parameters.values())).dtype, dtype)
-    inputs = [a.to(dtype) for a, _ in parts]
-    outputs = [g.to(dtype) for _, g in parts]
-    a = torch.cat(inputs, 1) if len(parts) > 1 else inputs[0]
-    g = torch.cat(outputs, 2) if len(parts) > 1 else outputs[0]
-    if a.shape[0] != N:
-        raise ValueError(
-            f"Layer {layer.name!r} sees {a.shape[0]} examples for a batch of {N}, expected its first dimension to be "
-            "the examples; keep [N, ...] in the model, or precondition other layers with layers=[...]."
-        )
+    assert stats.a is not None
+    a = stats.a.to(dtype)
+    g = stats.g.to(dtype)
     ok = finite & all_finite([a, g])
     g = kept(ok, g)
     if summed:  # the loss is N times its mean, and so is its Fisher
-        g = g * math.sqrt(N)
-    return Observed(LayerStats(kept(ok, a), g, layer.kernel, layer.bias), ok, N)
+        g = g * math.sqrt(stats.N)
+    return Observed(LayerStats(kept(ok, a), g, layer.kernel, layer.bias), ok, stats.N)
 
 
 def of_batch_mean(stats: LayerStats) -> LayerStats:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.arguments import is_whole, number, seed_of
-from fisher_lab.likelihoods import FisherKind, check_fisher
+from fisher_lab._passes.labels import FisherKind, check_fisher
 
 Statistics = Literal["per_example", "mean", "gradient"]
 MomentumOrder = Literal["before", "after"]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 
 from torch import Tensor, nn
 
-from fisher_lab.likelihoods import FisherKind
+from fisher_lab._passes.labels import FisherKind
 
 FISHERS = get_args(FisherKind)
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisher_lab.likelihoods import FisherKind, Likelihood
+from fisher_lab._passes.labels import FisherKind
+from fisher_lab.likelihoods import Likelihood
 from fisher_lab.problems.data import Dataset, local_generator, standard_torch
 from fisher_lab.problems.registry import Problem
 

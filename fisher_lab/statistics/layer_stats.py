@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fisher_lab.statistics import contractions
 from fisher_lab.statistics.contractions import (
@@ -396,8 +397,18 @@ class LayerStats:
 
 
 def joined(pieces: Sequence[LayerStats]) -> LayerStats:
-    """The stats of all examples of pieces of one batch."""
+    """The stats of all examples of pieces of one batch; positions that some pieces lack are zeros."""
+    first = pieces[0]
     if len(pieces) == 1:
-        return pieces[0]
-    inputs = [piece.a for piece in pieces if piece.a is not None]
-    return pieces[0].like(torch.cat(inputs) if inputs else None, torch.cat([piece.g for piece in pieces], 1))
+        return first
+    if first.a is None:
+        return first.like(None, torch.cat([piece.g for piece in pieces], 1))
+    T = max(piece.T for piece in pieces)
+    inputs = []
+    gradients = []
+    for piece in pieces:
+        assert piece.a is not None
+        missing = T - piece.T
+        inputs.append(pad(piece.a, (0, 0, 0, 0, 0, missing)) if missing else piece.a)
+        gradients.append(pad(piece.g, (0, 0, 0, 0, 0, missing)) if missing else piece.g)
+    return first.like(torch.cat(inputs), torch.cat(gradients, 1))

@@ -167,21 +167,6 @@ def test_hooks_are_gone_after_an_exception() -> None:
     assert not model[0]._forward_hooks
 
 
-def test_a_dimension_that_is_not_the_examples_is_refused() -> None:
-    """A layer that sees positions before examples is refused by name."""
-
-    class Flat(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(3, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x.flatten(0, 1)).reshape(len(x), -1)
-
-    with pytest.raises(ValueError, match=r"'linear' sees 2 examples for a batch of 1"):
-        fl.estimate(fl.Exact(), Flat(), fl.Gaussian(), normal(4, 2, 3))
-
-
 def test_unused_layers_are_refused() -> None:
     """A layer outside of the forward pass has no block."""
     model = nn.Sequential(nn.Linear(3, 2))
@@ -221,7 +206,7 @@ def test_batches_of_sequences_of_different_length(approximation) -> None:
 
 
 def test_a_shared_dimension_of_the_same_size_as_the_batch() -> None:
-    """Positions that all examples share are refused even where there are as many as examples."""
+    """Positions that all examples share are not taken for the examples, even where there are as many."""
 
     class Shared(nn.Module):
         def __init__(self) -> None:
@@ -231,8 +216,11 @@ def test_a_shared_dimension_of_the_same_size_as_the_batch() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.out((x + self.position(torch.arange(4))).tanh())
 
-    with pytest.raises(ValueError, match=r"'position' sees 4 examples .*expand"):
-        fl.estimate(fl.Exact(), Shared(), fl.Gaussian(), normal(4, 4, 3))
+    model, x = randomised(Shared()), normal(4, 4, 3)
+    block = fl.estimate(fl.Exact(), model, fl.Gaussian(), x)["position"]
+    parameters = dict(model.position.named_parameters())
+    expected = naive_block(model, parameters, flattened, x, lambda z, n: 0.5 * z.square().sum())
+    assert_same(block.dense(), expected, 1e-10)
 
 
 class Behind(nn.Module):
@@ -284,10 +272,10 @@ def test_gradients_that_cancel_are_not_refused() -> None:
 
 def test_stats_are_those_of_the_oracle() -> None:
     """Captured statistics give the block by the naive sums too."""
-    from fisher_lab._passes.capture import capture
+    from tests.helpers import captured
 
     model, x = randomised(Reused()), normal(3, 4, 3)
-    found = capture(model, select(model).layers, fl.Gaussian(), x, "true")
+    found = captured(model, select(model).layers, fl.Gaussian(), x, "true")
     exact = fl.exact_fisher(model, fl.Gaussian(), x)
     for name, stats in found.items():
         assert_same(dense_fisher(stats), exact[name].dense(), 1e-10)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import fisher_lab as fl
-from fisher_lab._passes.capture import capture
 from fisher_lab.layers import Layer, WeightBias, registry, select
-from tests.helpers import assert_same, gradients
+from tests.helpers import assert_same, captured, gradients
 from tests.layers.cases import CASES, FACTOR_FORM
 from tests.layers.oracle import normal, randomised
 
@@ -60,7 +59,7 @@ def test_shapes(name: str) -> None:
     """`shape`, `kernel`, `groups` and `bias` fit the parameters and the captured statistics."""
     case = CASES[name]()
     layers = select(case.model, [case.layer]).layers
-    layer, stats = layers[case.layer], capture(case.model, layers, fl.Gaussian(), case.x, "true")[case.layer]
+    layer, stats = layers[case.layer], captured(case.model, layers, fl.Gaussian(), case.x, "true")[case.layer]
     assert layer.shape == stats.shape
     assert layer.kernel == stats.kernel
     assert layer.groups == stats.Q
@@ -78,7 +77,7 @@ def test_sum_of_positions_is_the_gradient(name: str) -> None:
     S = normal(2, *case.model(case.x).shape, seed=7)
     likelihood = fl.Gaussian()
     likelihood.factor = lambda z: S  # type: ignore[method-assign]  # any columns will do
-    P = gradients(capture(case.model, layers, likelihood, case.x, "true")[case.layer]).flatten(2, 3)  # [R, N, ...]
+    P = gradients(captured(case.model, layers, likelihood, case.x, "true")[case.layer]).flatten(2, 3)  # [R, N, ...]
     for n in range(len(case.x)):
         z = case.model(case.x[n : n + 1])
         for r in range(2):

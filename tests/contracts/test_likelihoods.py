@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 
 import fisher_lab as fl
+from fisher_lab._passes.labels import labels_of
 from fisher_lab.likelihoods import Likelihood, as_likelihood, registry
-from fisher_lab.likelihoods.base import diagonal_columns
-from tests.helpers import assert_same
+from fisher_lab.likelihoods.base import diagonal_factors
+from tests.helpers import assert_same, columns_at
 from tests.layers.oracle import generator, normal, randomised
 
 
@@ -23,7 +24,7 @@ class Poisson(Likelihood):
 
     def factor(self, z: Tensor) -> Tensor:
         """Hessian of exp(z) - y z."""
-        return diagonal_columns((z / 2).exp())
+        return diagonal_factors((z / 2).exp())
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Counts."""
@@ -83,7 +84,7 @@ def test_factor_is_a_root_of_the_hessian(pair) -> None:
     likelihood, z = pair
     S, y = likelihood.factor(z), likelihood.sample(z, generator())
     assert S.shape[1:] == z.shape
-    assert S.shape[0] == likelihood.directions(z, "true")
+    assert S.shape[0] == likelihood.rank(z)
     for n in range(len(z)):
         K = z[n].numel()
         H = hessian(lambda out, n=n: -likelihood.log_prob(out, y[n : n + 1]).sum(), z[n : n + 1]).reshape(K, K)
@@ -104,11 +105,11 @@ def test_expected_score_is_the_factor(name: str) -> None:
     for labels in itertools.product(range(C), repeat=math.prod(places)):
         y = torch.tensor(labels).reshape(1, *places)
         p = likelihood.log_prob(z, y).exp()
-        column = likelihood.columns(z, "mc", y)
+        column = columns_at(likelihood, z, "mc", y)
         F, mean, total = F + p * outer(column, 0), mean + p * column, total + p
     assert float(total) == pytest.approx(1)
     assert float(mean.abs().max()) < 1e-12
-    assert_same(F, outer(likelihood.columns(z, "true", y), 0), 1e-10)
+    assert_same(F, outer(columns_at(likelihood, z, "true", y), 0), 1e-10)
 
 
 @pytest.mark.parametrize("name", ["Gaussian", "Gaussian at positions", "MSELoss", "Poisson"])
@@ -116,8 +117,8 @@ def test_sampled_score_is_the_factor(name: str) -> None:
     """By sampling: the mean of score score^T comes near sum_r S S^T."""
     likelihood, shape = LIKELIHOODS[name]
     z = normal(1, *shape, seed=3).expand(40_000, *shape)
-    score = likelihood.columns(z, "mc", likelihood.sample(z, generator(1)))[0].flatten(1)
-    expected = outer(likelihood.columns(z[:1], "true", likelihood.sample(z[:1], generator())), 0)
+    score = columns_at(likelihood, z, "mc", likelihood.sample(z, generator(1)))[0].flatten(1)
+    expected = outer(columns_at(likelihood, z[:1], "true", likelihood.sample(z[:1], generator())), 0)
     assert_same(score.T @ score / len(score), expected, 0.03)
 
 
@@ -139,10 +140,10 @@ def test_examples_are_independent(pair) -> None:
     likelihood, z = pair
     y = likelihood.sample(z, generator(4))
     for kind in ("true", "mc", "empirical"):
-        whole = likelihood.columns(z, kind, y)
-        parts = torch.cat([likelihood.columns(z[n : n + 1], kind, y[n : n + 1]) for n in range(len(z))], 1)
+        whole = columns_at(likelihood, z, kind, y)
+        parts = torch.cat([columns_at(likelihood, z[n : n + 1], kind, y[n : n + 1]) for n in range(len(z))], 1)
         assert_same(whole, parts, 1e-12)
-        assert whole.shape == (likelihood.directions(z, kind), *z.shape)
+        assert whole.shape == (labels_of(kind).directions(likelihood, z), *z.shape)
 
 
 def test_empirical_is_the_gradient_of_the_loss(pair) -> None:
@@ -151,14 +152,14 @@ def test_empirical_is_the_gradient_of_the_loss(pair) -> None:
     y = likelihood.sample(z, generator(4))
     out = z[:1].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(likelihood.loss(out, y[:1]), out)
-    assert_same(likelihood.columns(z, "empirical", y)[0, :1], -gradient, 1e-12)
+    assert_same(columns_at(likelihood, z, "empirical", y)[0, :1], -gradient, 1e-12)
 
 
 def test_single_precision(pair) -> None:
     """Columns have the type of the output."""
     likelihood, z = pair
     y = likelihood.sample(z.float(), generator())
-    assert likelihood.columns(z.float(), "true", y).dtype == torch.float32
+    assert columns_at(likelihood, z.float(), "true", y).dtype == torch.float32
 
 
 def test_the_users_likelihood_in_compare(registered) -> None:

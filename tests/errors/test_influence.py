@@ -96,9 +96,10 @@ def test_standard_errors_agree_with_a_bootstrap_on_the_digits() -> None:
     comparison = fl.compare(
         model, nn.CrossEntropyLoss(), (x, y), chosen, errors=names, layers=["2"], standard_errors=True
     )
+    from fisher_lab._passes.setup import Setup
     from fisher_lab._passes.source import Source
 
-    stats = next(iter(Source(model, nn.CrossEntropyLoss(), (x, y), layers=["2"]).sweep()))["2"]
+    stats = next(iter(Source(Setup(model, nn.CrossEntropyLoss(), (x, y), layers=["2"])).sweep()))["2"]
     generator, draws = torch.Generator().manual_seed(0), 120
     seen: dict[tuple[str, str], list[float]] = {}
     for _ in range(draws):

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import fisher_lab as fl
-from fisher_lab._passes.capture import capture
 from fisher_lab.layers import select
-from tests.helpers import assert_same, dense
+from tests.helpers import assert_same, captured, dense
 from tests.layers.cases import CASES, FACTOR_FORM, GRADIENT_FORM, Case, N
 from tests.layers.oracle import generator, naive_block, normal
 from tests.naive import (
@@ -138,7 +137,7 @@ def test_approximations_of_shared_weights(
     layers = select(case.model, [case.layer]).layers
     # enough examples that the factors have full rank: in a null space eigenvectors are arbitrary
     x = torch.randint(0, 5, (40, 3), generator=generator()) if name == "Embedding" else normal(40, *case.x.shape[1:])
-    stats = capture(case.model, layers, fl.Categorical(), x, "true")[case.layer]
+    stats = captured(case.model, layers, fl.Categorical(), x, "true")[case.layer]
     rel = 1e-4 if approximation == "Shampoo" else 1e-7  # roots of eigenvalues that are rounding noise
     assert_same(dense(approximation, stats, **options), naive(stats, **options), rel)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fisher_lab as fl
 from fisher_lab import optim
+from tests.helpers import columns_at
 
 # every named natural-gradient method of the library, so that a new one is tested by being defined
 PRESETS = tuple(name for name, cls in optim.registry().items() if cls.__module__ == optim.methods.__name__)
@@ -78,7 +79,7 @@ def layer_stats(model: nn.Sequential, likelihood, x, fisher: str, y=None) -> dic
         h = module(h)
         if isinstance(module, nn.Linear):
             outputs[name] = h
-    columns = likelihood.columns(h, fisher, y)
+    columns = columns_at(likelihood, h, fisher, y)
     found = [torch.autograd.grad((h * S).sum(), list(outputs.values()), retain_graph=True) for S in columns]
     stats = {}
     for i, name in enumerate(outputs):

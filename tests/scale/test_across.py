@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import fisher_lab as fl
+from fisher_lab._passes.setup import Setup
 from fisher_lab._passes.source import Source
 
 
@@ -23,7 +24,7 @@ def share(found: fl.Comparison) -> float:
 def test_off_block_equals_the_dense_fisher_of_the_network(loss: nn.Module) -> None:
     x = torch.randn(7, 1, 4, 4)
     found = fl.compare(network(), loss, x, [fl.KFAC()], errors=["frobenius", "off_block"])
-    stats = next(iter(Source(network(), loss, x).sweep()))
+    stats = next(iter(Source(Setup(network(), loss, x)).sweep()))
     U = torch.cat([s.gradients().flatten(2).flatten(0, 1) for s in stats.values()], 1)
     F = U.T @ U
     blocks = torch.block_diag(

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import fisher_lab as fl
+from fisher_lab._passes.setup import Setup
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations.base import build
 from fisher_lab.matrices import Kronecker, LowRank
@@ -58,10 +59,10 @@ def test_one_batch_captured_in_pieces_is_kept_as_one() -> None:
     hidden[0] = nn.Linear(4, 40)
     model = nn.Sequential(*hidden, nn.Tanh(), nn.Linear(40, 3))
     x, y = torch.randn(20, 4), torch.arange(20) % 3
-    whole = Source(model, nn.CrossEntropyLoss(), (x, y), layers=["0"])
-    pieces = Source(model, nn.CrossEntropyLoss(), (x, y), layers=["0"], memory=4e-4)
+    whole = Source(Setup(model, nn.CrossEntropyLoss(), (x, y), layers=["0"]))
+    pieces = Source(Setup(model, nn.CrossEntropyLoss(), (x, y), layers=["0"], memory=4e-4))
     assert pieces.chunk < 20 <= whole.chunk
-    assert pieces.kept()
+    assert pieces.fits_at_once()
     (expected,), (found,) = list(whole.sweep()), list(pieces.sweep())
     assert found["0"].N == 20
     torch.testing.assert_close(found["0"].g, expected["0"].g)
@@ -108,3 +109,21 @@ def test_pieces_of_gram_matrices_are_small(held: bool, monkeypatch) -> None:
     assert len(blocks) == 4 * 5 / 2
     stats._memo.clear()
     assert float(stats.overlap()) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("fisher", ["true", "mc"])
+def test_damped_errors_do_not_depend_on_the_memory(labelled: bool, fisher: str) -> None:
+    """Labels are drawn for a whole batch before it is cut into pieces, also those of the gradient."""
+    draw = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).eval()
+    x = torch.randn(40, 5, generator=draw)
+    data = (x, torch.arange(40) % 4) if labelled else x
+    values = []
+    for memory in (None, 1e-4, 5e-5, 3e-5):
+        comparison = fl.compare(
+            model, fl.Categorical(), data, [fl.KFAC()], fisher=fisher, errors=["damped_cosine"], dampings=[1e-2],
+            layers=["0"], memory=memory,
+        )  # fmt: skip
+        values.append(comparison.value("0", "KFAC", "damped_cosine", 1e-2))
+    assert values == pytest.approx([values[0]] * len(values), rel=1e-9)

@@ -17,6 +17,7 @@ from tests.helpers import (
     assert_differs,
     assert_same,
     build,
+    columns_at,
     dense,
     dense_fisher,
     explicit_stats,
@@ -202,7 +203,7 @@ def expectation(a: Tensor, p: Tensor, function) -> Tensor:
 
 def true_stats(a: Tensor, p: Tensor) -> LayerStats:
     """Statistics of the layer with the categorical factor of the library."""
-    return LayerStats(a[:, None, None, :], fl.Categorical().columns(p.log(), "true")[:, :, None, None, :])
+    return LayerStats(a[:, None, None, :], columns_at(fl.Categorical(), p.log(), "true")[:, :, None, None, :])
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisher_lab as fl
+from fisher_lab._passes.setup import Setup
 from fisher_lab._passes.source import Source
 from tests.helpers import assert_differs, assert_same
 from tests.layers.oracle import normal, randomised
@@ -86,14 +87,14 @@ def test_06_and_07_kfc_normalisation() -> None:
 
 def test_08_stride_counts_in_the_positions() -> None:
     """The number of positions is that of the output."""
-    from fisher_lab._passes.capture import capture
     from fisher_lab.layers import select
+    from tests.helpers import captured
 
     model = randomised(
         nn.Sequential(nn.Conv2d(1, 2, 3, stride=(2, 3), padding=1), nn.Flatten(), nn.Linear(2 * 3 * 3, 2))
     )
     layers = select(model).layers
-    assert capture(model, layers, fl.Gaussian(), normal(2, 1, 5, 7), "true")["0"].T == 3 * 3
+    assert captured(model, layers, fl.Gaussian(), normal(2, 1, 5, 7), "true")["0"].T == 3 * 3
 
 
 def test_09_factor_two_of_squared_errors() -> None:
@@ -166,7 +167,7 @@ def test_15_and_36_every_route_gives_the_same() -> None:
     """A budget so small that examples come one at a time changes nothing, for any approximation."""
     model = randomised(nn.Sequential(nn.Conv1d(2, 3, 2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(15, 3)))
     x, y = normal(7, 2, 4), torch.arange(7) % 3
-    assert Source(model, nn.CrossEntropyLoss(), (x, y), memory=2e-5).chunk < 4
+    assert Source(Setup(model, nn.CrossEntropyLoss(), (x, y), memory=2e-5)).chunk < 4
     for approximation in fl.approximations.default_approximations():
         whole = fl.estimate(approximation, model, nn.CrossEntropyLoss(), (x, y))
         pieces = fl.estimate(approximation, model, nn.CrossEntropyLoss(), (x, y), memory=2e-5)

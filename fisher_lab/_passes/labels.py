@@ -1,0 +1,250 @@
+"""Which Fisher: the labels at which the loss is differentiated, and the output factors S that are pulled back.
+
+The only file that knows the three kinds. With J_n the Jacobian of example n, each of them is the mean over the examples
+of sum_r (J_n^T S_rn)(J_n^T S_rn)^T:
+
+    true        S S^T is the Hessian of the loss in the outputs: the expectation over labels in closed form
+    mc          one column, the gradient at a label drawn from the model: unbiased
+    empirical   one column, the gradient at the label of the data: not the Fisher, but what many trainers use
+
+Labels are drawn once for a whole batch, from a seed of its own, before the batch is cut into pieces; so neither the
+memory nor the number of passes nor the way to compute changes them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fisher_lab.likelihoods import Likelihood
+
+FisherKind = Literal["true", "mc", "empirical"]
+DRAWN_AT_ONCE = 2**22  # numbers of the outputs whose labels are drawn together: 32 MB in float64, some copies beside it
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs of a batch, computed when they are needed.
+
+    Attributes:
+        N: examples.
+        numbers: of the output of one example.
+        compute: outputs `[n, *output]` of some of the examples.
+    """
+
+    N: int
+    numbers: int
+    compute: Callable[[slice], Tensor]
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The outputs in blocks whose size follows from the outputs alone, so that labels do not depend on memory."""
+        step = max(1, DRAWN_AT_ONCE // max(1, self.numbers))
+        for start in range(0, self.N, step):
+            yield self.compute(slice(start, min(self.N, start + step)))
+
+
+class Labels(ABC):
+    """One kind of Fisher.
+
+    Args:
+        seed: of labels that are drawn.
+    """
+
+    kind: FisherKind
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    @abstractmethod
+    def directions(self, likelihood: Likelihood, z: Tensor) -> int:
+        """Number R of output factors per example for outputs z `[N, *output]`."""
+
+    def draw(self, likelihood: Likelihood, outputs: Outputs, batch: int) -> Tensor | None:
+        """Labels of a whole batch at which the loss is differentiated, None where the kind draws none.
+
+        Args:
+            likelihood: p(y | z).
+            outputs: of the batch.
+            batch: its index in the data, from which its seed follows.
+        """
+        return None
+
+    def check_unlabelled(self) -> None:  # noqa: B027 - nothing to refuse unless a kind says so
+        """Raise ValueError where this kind needs the data's labels and there are none."""
+
+    @abstractmethod
+    def factors(self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None) -> Tensor:
+        """Output factors S `[R, N, *output]`, the scale of the loss inside.
+
+        Args:
+            likelihood: p(y | z).
+            z: outputs `[N, *output]`.
+            label: what `draw` gave for these examples.
+            y: the data's labels of these examples, which tell the weights of the loss's terms; None without labels.
+
+        Raises:
+            ValueError: where the loss has no factors of this kind, or labels are missing.
+        """
+
+
+class TrueFisher(Labels):
+    """The expectation over labels; the data's are read only by losses that weigh or ignore some of them."""
+
+    kind = "true"
+
+    def directions(self, likelihood: Likelihood, z: Tensor) -> int:
+        """As many as the Hessian of the loss has factors."""
+        return likelihood.rank(z)
+
+    def factors(self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None) -> Tensor:
+        """Factors of the Hessian, whose terms have the weights of the data's labels."""
+        _check_weights_known(likelihood, self.kind, y)
+        z = z.detach()
+        S = likelihood.factor(z)
+        if S.shape[1:] != z.shape:
+            raise ValueError(
+                f"{likelihood.name}.factor returned shape {tuple(S.shape)} for outputs {tuple(z.shape)}, expected "
+                "[R, *the shape of the outputs]."
+            )
+        return _weighted(S * math.sqrt(likelihood.kappa(z)), likelihood, z, y)
+
+
+class MonteCarlo(Labels):
+    """One label per example (and position) drawn from the model."""
+
+    kind = "mc"
+
+    def directions(self, likelihood: Likelihood, z: Tensor) -> int:
+        """One."""
+        return 1
+
+    def draw(self, likelihood: Likelihood, outputs: Outputs, batch: int) -> Tensor | None:
+        """Labels from the seed of the batch, for all positions alike."""
+        generator: torch.Generator | None = None
+        drawn = []
+        for z in outputs.blocks():
+            if generator is None:
+                generator = torch.Generator(z.device).manual_seed(label_seed(self.seed, batch))
+            drawn.append(likelihood.sample(z, generator))
+        return torch.cat(drawn)
+
+    def factors(self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None) -> Tensor:
+        """The gradient at the labels drawn, times the root of the loss's scale: its second moment is the Hessian."""
+        if label is None:
+            raise ValueError('fisher="mc" needs labels drawn from the model, got none; call `draw` first.')
+        _check_weights_known(likelihood, self.kind, y)
+        S = likelihood.score(z, label) * math.sqrt(likelihood.kappa(z))
+        return _weighted(S, likelihood, z, y)
+
+
+class Empirical(Labels):
+    """The labels of the data."""
+
+    kind = "empirical"
+
+    def directions(self, likelihood: Likelihood, z: Tensor) -> int:
+        """One."""
+        return 1
+
+    def check_unlabelled(self) -> None:
+        """Never without labels."""
+        raise ValueError('fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".')
+
+    def factors(self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None) -> Tensor:
+        """The gradient of the loss at the data's labels."""
+        if y is None:
+            self.check_unlabelled()
+        assert y is not None
+        if likelihood.smoothing:
+            raise ValueError(
+                f"{likelihood.name} has label_smoothing={likelihood.smoothing}, expected 0 for "
+                'fisher="empirical"; use fisher="true" or a loss without smoothing.'
+            )
+        _check_weights_known(likelihood, self.kind, y)
+        S = likelihood.score(z, likelihood.known(y)) * likelihood.kappa(z)
+        weight = likelihood.weights(z, y)
+        if weight is None:
+            return S
+        return S * weight  # the gradient of a weighted term has the weight, not its root
+
+
+KINDS: dict[str, type[Labels]] = {kind.kind: kind for kind in (TrueFisher, MonteCarlo, Empirical)}
+
+
+def labels_of(fisher: FisherKind, seed: int = 0) -> Labels:
+    """The kind of Fisher of that name.
+
+    Raises:
+        ValueError: for another name.
+    """
+    check_fisher(fisher)
+    return KINDS[fisher](seed)
+
+
+def check_fisher(fisher: str) -> None:
+    """Raise ValueError for an unknown kind of Fisher."""
+    if fisher not in get_args(FisherKind):
+        raise ValueError(f'Got fisher={fisher!r}, expected "true", "mc" or "empirical".')
+
+
+def _weighted(S: Tensor, likelihood: Likelihood, z: Tensor, y: Tensor | None) -> Tensor:
+    """Factors of a Hessian whose terms have weights: times their roots."""
+    weight = None if y is None else likelihood.weights(z, y)
+    if weight is None:
+        return S
+    return S * weight.sqrt()
+
+
+def output_factors(
+    likelihood: Likelihood,
+    z: Tensor,
+    fisher: FisherKind,
+    y: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Output factors S `[R, N, *output]` in one call.
+
+    Args:
+        likelihood: p(y | z).
+        z: outputs `[N, *output]`.
+        fisher: the kind.
+        y: the data's labels, if there are any.
+        generator: source of the labels that "mc" draws.
+    """
+    labels = labels_of(fisher)
+    label = None
+    if fisher == "mc":
+        label = likelihood.sample(z.detach(), generator)
+    return labels.factors(likelihood, z, label, y)
+
+
+def gradient_labels(likelihood: Likelihood, outputs: Outputs, y: Tensor | None, seed: int, batch: int) -> Tensor:
+    """Labels for the gradient of the training loss: those of the data, or drawn from the model where there are none."""
+    if y is not None:
+        return y
+    drawn = MonteCarlo(seed).draw(likelihood, outputs, batch)
+    assert drawn is not None
+    return drawn
+
+
+def label_seed(seed: int, batch: int) -> int:
+    """Seed of the labels drawn for one batch: the same in every pass and every way to compute."""
+    return (seed * 1_000_003 + batch) % 2**63
+
+
+def _check_weights_known(likelihood: Likelihood, kind: str, y: Tensor | None) -> None:
+    """Class weights ask for the data's class indices, which sampled labels are not."""
+    if not likelihood.weighted:
+        return
+    indices = y is not None and not y.is_floating_point()
+    if kind == "mc" or not indices:
+        raise ValueError(
+            f"{likelihood.name} has weight set and got fisher={kind!r} or no class indices, expected both known: "
+            "the data's labels tell the weight of an example; pass (x, y) and fisher='true' or 'empirical'."
+        )

@@ -1,0 +1,96 @@
+"""Setup: what was asked, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fisher_lab._ground.arguments import seed_of
+from fisher_lab._ground.memory import Budget
+from fisher_lab._passes.batches import LABELS, Batches
+from fisher_lab._passes.labels import FisherKind, Labels, labels_of
+from fisher_lab._passes.model import Forward, Output, evaluation_copy
+from fisher_lab.layers import Selection, select
+from fisher_lab.likelihoods import Likelihood, as_likelihood
+
+OnUnknown = Literal["error", "skip", "flatten"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A question about a model: whose Fisher, on which data, of which kind, and how it is to be computed.
+
+    The public functions take these as keyword arguments and hand them on; this is where they are described.
+
+    Attributes:
+        model: any module that acts per example, in evaluation mode; it is not changed, only a copy is used.
+        likelihood: a Likelihood or a torch loss module (then: the Fisher that equals the GGN of that loss).
+        data: (inputs, y), inputs alone, a DataLoader or an iterable of such batches; inputs are a tensor x `[N, ...]`,
+            a tuple (the model is called as `model(*inputs)`) or a mapping (`model(**inputs)`).
+        layers: names of layers; None for all.
+        fisher: "true" (expectation over labels), "mc" (labels sampled from the model) or "empirical" (the labels
+            given). "true" costs R = number of outputs backward passes, "mc" one.
+        seed: of everything that is drawn; sampled labels are the same for every way to compute.
+        dtype: precision of the computation: torch.float64 or torch.float32.
+        device: where to compute; None for the model's own.
+        memory: budget in GiB; None for half of what is free.
+        on_unknown: modules that no adapter understands: "error" measures those with few parameters over their
+            flattened parameters and refuses larger ones, "skip" leaves them out and says so.
+        labels: the key of y where batches are mappings.
+        output: what of the model's output is z: a name, an index or a function; None for a tensor, or `logits`.
+    """
+
+    model: nn.Module
+    likelihood: Likelihood | nn.Module
+    data: Any
+    layers: Sequence[str] | None = None
+    fisher: FisherKind = "true"
+    seed: int = 0
+    dtype: torch.dtype = torch.float64
+    device: torch.device | str | None = None
+    memory: float | None = None
+    on_unknown: OnUnknown = "error"
+    labels: str = LABELS
+    output: Output | None = None
+
+    def prepared(self) -> Prepared:
+        """The question checked and brought to one form.
+
+        Raises:
+            ValueError, TypeError: whatever cannot be measured, in one sentence.
+        """
+        kind = labels_of(self.fisher, seed_of(self.seed))
+        budget = Budget.of(self.memory)
+        likelihood = as_likelihood(self.likelihood)
+        module = evaluation_copy(self.model, self.dtype, self.device)
+        selection = select(module, self.layers, self.on_unknown)
+        device = next(module.parameters()).device
+        batches = Batches(self.data, self.dtype, device, budget.total, self.labels)
+        return Prepared(Forward(module, self.output), likelihood, selection, batches, kind, budget, self.dtype)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A Setup in one form.
+
+    Attributes:
+        forward: the copy of the model, and what of its output is z.
+        likelihood: p(y | z).
+        selection: the layers' adapters, and what was left out.
+        batches: the data.
+        labels: the kind of Fisher.
+        budget: the memory.
+        dtype: the precision.
+    """
+
+    forward: Forward
+    likelihood: Likelihood
+    selection: Selection
+    batches: Batches
+    labels: Labels
+    budget: Budget
+    dtype: torch.dtype

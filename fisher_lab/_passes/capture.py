@@ -140,6 +140,25 @@ def find_placements(forward: Forward, layers: dict[str, Layer], batch: Batch) ->
     return found
 
 
+def learn_placements(z: Tensor, uses: dict[str, list[Use]], known: Placements) -> None:
+    """Find the placements of layers whose rows are not as many as the examples, where they are not known yet.
+
+    Args:
+        z: outputs `[N, *output]` with their graph, which is kept.
+        uses: from `recording`.
+        known: what is known of earlier batches; added to.
+    """
+    N = z.shape[0]
+    for name, of_layer in uses.items():
+        if name in known or all(use.a.shape[0] == N for use in of_layer):
+            continue
+        found = []
+        for use, owner in zip(of_layer, owners(z, of_layer), strict=True):
+            M, T = use.a.shape[:2]
+            found.append(placement_of(owner, M, T, N))
+        known[name] = found
+
+
 def check_output(z: Tensor, N: int) -> None:
     """Raise ValueError where the output is not finite or not of N examples."""
     if z.shape[0] != N:
@@ -314,7 +333,7 @@ def _kinds(name: str, uses: list[Use], placements: Placements | None, N: int) ->
             raise ValueError(
                 f"Layer {name!r} sees {M} rows for a batch of {N} examples, expected its first dimension to be the "
                 "examples; keep [N, ...] in the model (expand what all examples share, such as positions) or leave "
-                "the layer out."
+                "the layer out with layers=[...]."
             )
         found.append(kind)
     return found

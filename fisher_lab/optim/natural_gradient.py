@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab._ground.linalg import kept
+from fisher_lab._passes.capture import Placements
 from fisher_lab._passes.labels import FisherKind
 from fisher_lab._passes.model import Forward as ModelForward
 from fisher_lab.approximations import Approximation, check_approximation
@@ -151,6 +152,7 @@ class NaturalGradient(LayerOptimizer, register=False):
         _check_factors(statistics, self.curvature)
         self.window = Window()
         self._buckets: list[list[Bucket]] = [[] for _ in self.method_groups]  # of every group
+        self._placements: Placements = {}  # of layers whose rows are not the examples
         self._read_at = 0  # step at which the counters of what went wrong were read last
         self._enter = torch.compiler.disable(type(self)._observe)  # see LayerOptimizer
 
@@ -240,7 +242,9 @@ class NaturalGradient(LayerOptimizer, register=False):
             with self.plain_precision(forward.z.device):
                 generator = self._generator(forward.z.device)
                 dtype = self.options.dtype
-                found = statistics(forward, self.layers, self.likelihood, kind, labels, generator, dtype)
+                found = statistics(
+                    forward, self.layers, self.likelihood, kind, labels, generator, dtype, self._placements
+                )
                 with torch.no_grad():
                     self._join(found)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab._ground.linalg import kept
-from fisher_lab._passes.capture import pull_back, recording
+from fisher_lab._passes.capture import Placements, learn_placements, pull_back, recording
 from fisher_lab._passes.labels import FisherKind, output_factors
 from fisher_lab._passes.model import default_output
 from fisher_lab._passes.placement import Use
@@ -117,6 +117,7 @@ def statistics(
     y: Tensor | None,
     generator: torch.Generator | None,
     dtype: torch.dtype | None,
+    placements: Placements,
 ) -> dict[str, Observed]:
     """Statistics of every layer that took part in a forward pass, at labels of the chosen kind.
 
@@ -128,12 +129,14 @@ def statistics(
         y: the data's labels, for "empirical".
         generator: source of sampled labels.
         dtype: of the statistics; None for each layer's own, at least float32.
+        placements: of layers whose rows are not the examples, as far as they are known; added to.
     """
     z = forward.z.detach()
     finite = all_finite([z])
     safe = kept(finite, z).to(statistics_dtype(z.dtype, dtype))  # sampling refuses NaN
     S = output_factors(likelihood, safe, fisher, y, generator).to(z.dtype)
-    captured = pull_back(forward.z, S, forward.uses, layers, retain_graph=True)
+    learn_placements(forward.z, forward.uses, placements)
+    captured = pull_back(forward.z, S, forward.uses, layers, placements, retain_graph=True)
     found = {}
     for name, stats in captured.items():
         found[name] = _observed(layers[name], stats, finite, likelihood.summed, dtype)

@@ -222,19 +222,51 @@ def test_a_skipped_due_step_is_made_up_for():
     assert opt.observed_at == 5
 
 
-def test_a_layer_that_flattens_its_examples_is_refused():
-    class Flattens(nn.Module):
+class AtPositions(nn.Module):
+    """A layer at positions, which sees examples and positions in one dimension, or apart."""
+
+    def __init__(self, flat):
+        super().__init__()
+        self.layer, self.flat = nn.Linear(2, 2), flat
+
+    def forward(self, x):
+        x = x.unflatten(1, (-1, 2))
+        if self.flat:
+            return self.layer(x.flatten(0, 1)).unflatten(0, (len(x), -1)).flatten(1)
+        return self.layer(x).flatten(1)
+
+
+@pytest.mark.parametrize("method", ["KFAC", "TNT", "TENGraD"])
+def test_a_layer_that_flattens_its_examples_is_put_in_order(method):
+    found = []
+    for flat in (False, True):
+        torch.manual_seed(0)
+        model = AtPositions(flat).double()
+        opt = getattr(optim, method)(model, fl.Gaussian(), 0.1)
+        for _ in range(3):
+            x = torch.randn(3, 4, dtype=torch.float64)
+            with opt.observing():
+                z = model(x)
+            opt.zero_grad()
+            z.square().mean().backward()
+            opt.step()
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(found[0], found[1], rtol=1e-12)
+
+
+def test_a_row_that_all_examples_share_is_refused():
+    class Shares(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = nn.Linear(2, 2)
+            self.position = nn.Linear(2, 2)
 
         def forward(self, x):
-            return self.layer(x.reshape(-1, 2)).reshape(len(x), -1)
+            return x * self.position(torch.ones(1, 2))
 
-    model = Flattens()
+    model = Shares()
     opt = optim.KFAC(model, fl.Gaussian(), 0.1)
-    with pytest.raises(ValueError, match=r"sees 6 examples for a batch of 3.*layers="), opt.observing():
-        model(torch.randn(3, 4))
+    with pytest.raises(ValueError, match=r"sees 1 rows for a batch of 3 examples.*layers="), opt.observing():
+        model(torch.randn(3, 2))
 
 
 def test_a_layer_that_is_not_always_used_waits():

@@ -18,6 +18,7 @@ SAMPLES: dict[str, tuple[type[layers.Layer], nn.Module, tuple[int, ...]]] = {
     "_": (layers.ConvLayer, nn.Conv2d(2, 4, 3), (2, 5, 5)),
     "with groups": (layers.ConvLayer, nn.Conv2d(4, 4, 3, groups=2), (4, 5, 5)),
     "__": (layers.EmbeddingLayer, nn.Embedding(6, 4), (3,)),
+    "___": (layers.EmbeddingBagLayer, nn.EmbeddingBag(6, 4), (3,)),
     "(gradient form)": (layers.GradientForm, nn.LayerNorm(5), (5,)),
 }
 STRUCTURES = {
@@ -53,7 +54,7 @@ def status(method: fl.Approximation, module: nn.Module, shape: tuple[int, ...]) 
     """What the approximation is on a layer: its structure, "exact", or "refused"."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(40, *shape, generator=draw, dtype=torch.float64)
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         x = torch.randint(0, module.num_embeddings, (40, *shape), generator=draw)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -26,8 +26,9 @@ from torch.nn.utils.parametrize import is_parametrized
 class Layer(ABC):
     """One module of a model, seen as a weight matrix W `[Q * d_out, d_in]` with the bias as its last column.
 
-    A subclass names the module `types` it understands and writes `unroll_input`, `unroll_gradient`, `pack` and
-    `unpack`. Parameters that do not require gradients are left out of W.
+    A subclass names the module `types` it understands (for libraries that need not be installed, their `type_names`)
+    and writes `unroll_input`, `unroll_gradient`, `pack` and `unpack`. Parameters that do not require gradients are left
+    out of W.
 
     Args:
         name: the module's name in the model.
@@ -35,16 +36,20 @@ class Layer(ABC):
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = ()
+    type_names: ClassVar[tuple[str, ...]] = ()  # full names of types, such as "transformers.pytorch_utils.Conv1D"
     # a module that owns others is not understood; None for any
     parameter_names: ClassVar[tuple[str, ...] | None] = ("weight", "bias")
     gradient_form: ClassVar[bool] = False  # whether per-example gradients by torch.func stand in for inputs and hooks
 
     _registry: ClassVar[dict[type[nn.Module], type[Layer]]] = {}
+    _by_name: ClassVar[dict[str, type[Layer]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for module_type in cls.types:
             Layer._registry[module_type] = cls
+        for name in cls.type_names:
+            Layer._by_name[name] = cls
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
@@ -55,6 +60,7 @@ class Layer(ABC):
         self.bias = "bias" in self.parameters
         self.uses: tuple[Layer, ...] = (self,)  # adapters of all modules that hold these parameters
         self.tied: tuple[str, ...] = ()  # names of these modules where there are several
+        self.unknown = False  # whether no adapter names the module's type
 
     @property
     @abstractmethod
@@ -109,6 +115,8 @@ class Layer(ABC):
             found |= {"groups": self.groups, "cross_group": "in the exact block; counts as error of factors per group"}
         if self.tied:
             found["tied"] = list(self.tied)
+        if self.unknown:
+            found["unknown"] = f"no adapter for {type(self.module).__name__}: measured over its flattened parameters"
         return found
 
     def with_bias(self, a: Tensor) -> Tensor:

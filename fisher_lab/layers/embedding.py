@@ -1,8 +1,8 @@
-"""nn.Embedding: a Linear layer without bias on one-hot inputs."""
+"""nn.Embedding and nn.EmbeddingBag: Linear layers without bias on one-hot inputs and on their sums."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ class EmbeddingLayer(Layer):
     The row of `padding_idx`, which never gets a gradient, is left out of W.
     """
 
-    types = (nn.Embedding,)
+    types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Embedding,)
     parameter_names = ("weight",)
     module: Any
 
@@ -88,3 +88,37 @@ class EmbeddingLayer(Layer):
         if row is not None:
             found["left_out_row"] = f"padding_idx={row}"
         return found
+
+
+class EmbeddingBagLayer(EmbeddingLayer):
+    """nn.EmbeddingBag on bags `[N, length]`: a Linear layer without bias whose input counts the indices of a bag.
+
+    With mode="mean" the counts are divided by the number of indices; those equal to `padding_idx` do not count.
+    """
+
+    types: ClassVar[tuple[type[nn.Module], ...]] = (nn.EmbeddingBag,)
+
+    @classmethod
+    def refusal(cls, module: Any) -> str | None:
+        """Also mode="max", which is not linear in the weight's rows."""
+        if module.mode == "max":
+            return (
+                'has mode="max", whose input is no sum over rows, expected "sum" or "mean"; use an Embedding and amax'
+            )
+        return super().refusal(module)
+
+    def unroll_input(self, x: Tensor) -> Tensor:
+        """`[N, 1, 1, rows]` of bags x `[N, length]`."""
+        if x.ndim != 2:
+            raise ValueError(
+                f"Layer {self.name!r} (EmbeddingBag) got indices of shape {tuple(x.shape)}, expected bags of equal "
+                "length [N, length] without offsets; pad the bags and set padding_idx."
+            )
+        counts = super().unroll_input(x).sum(1, keepdim=True)
+        if self.module.mode == "mean":
+            counts = counts / counts.sum(-1, keepdim=True).clamp(min=1)
+        return counts
+
+    def unroll_gradient(self, g: Tensor) -> Tensor:
+        """`[R, N, 1, 1, embedding_dim]` of g `[R, N, embedding_dim]`."""
+        return g.reshape(g.shape[0], g.shape[1], 1, 1, g.shape[-1])

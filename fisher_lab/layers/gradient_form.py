@@ -19,8 +19,9 @@ class GradientForm(Layer):
     """All trainable parameters of a module, flattened one after the other; makes no assumption on its forward.
 
     Serves norm layers (batch statistics are refused elsewhere), Bilinear, transposed convolutions, attention and its
-    output projection (whose forward is never called), recurrent layers, bare parameters and parametrised modules.
-    A layer type of your own that no adapter understands is served by a subclass with one line, `types = (MyLayer,)`.
+    output projection (whose forward is never called), recurrent layers and cells, bare parameters, parametrised modules
+    and every module of an unknown type that has few parameters. A large one of your own is served by a subclass with
+    one line, `types = (MyLayer,)`.
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = (
@@ -42,6 +43,9 @@ class GradientForm(Layer):
         nn.RNN,
         nn.LSTM,
         nn.GRU,
+        nn.RNNCell,
+        nn.LSTMCell,
+        nn.GRUCell,
         nn.PReLU,
         nn.ParameterList,
         nn.ParameterDict,

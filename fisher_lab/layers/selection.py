@@ -16,6 +16,7 @@ from fisher_lab.layers.gradient_form import GradientForm
 
 OnUnknown = Literal["error", "skip", "flatten"]
 FROZEN = "frozen (requires_grad=False)"
+LARGEST_UNKNOWN = 4096  # parameters of a module of unknown type: its block then takes 128 MB in float64
 HARMLESS = {"__init__", "extra_repr", "reset_parameters", "__repr__", "__doc__", "__module__", "__qualname__"}
 
 
@@ -35,8 +36,9 @@ def select(model: nn.Module, names: Sequence[str] | None = None, on_unknown: OnU
     Args:
         model: the model.
         names: module names as in `model.named_modules()`; None for all.
-        on_unknown: "error" refuses modules that no adapter understands, "skip" leaves them out and says so, "flatten"
-            takes their flattened parameters (the gradient form) as a block.
+        on_unknown: what becomes of modules that no adapter understands. "error" measures those with few parameters in
+            the gradient form, over their flattened parameters, and refuses larger ones; "skip" leaves them out and says
+            so; "flatten" takes the gradient form whatever their size.
 
     Raises:
         ValueError: unknown names or options, nothing to measure, a module that no adapter understands.
@@ -49,7 +51,7 @@ def select(model: nn.Module, names: Sequence[str] | None = None, on_unknown: OnU
     left_out: dict[str, str] = {}
     for name in _choose(model, owners, shared, names):
         members = [(other, owners[other]) for other in shared[name]]
-        found = _block(model, members, flatten=on_unknown == "flatten")
+        found = _block(model, members, on_unknown)
         if isinstance(found, Layer):
             layers[name] = found
             for parameter in found.frozen:
@@ -71,9 +73,9 @@ def adapt(name: str, module: nn.Module, container: bool = False) -> Layer | str:
     """The adapter of a module, or the sentence that says why there is none.
 
     Known are the module types that an adapter names, and subclasses of them that change nothing but their
-    construction. Every type is known to the gradient form behind a parametrisation of a known type, and where a
-    container (a module with children, or the whole model) owns bare parameters. Any other module that owns parameters
-    is unknown: nothing is guessed from its class or its parameters' names.
+    construction. Every type is known to the gradient form behind a parametrisation of a known type, where a container
+    (a module with children, or the whole model) owns bare parameters, and where the module's own parameters are few:
+    that form needs no knowledge of the module. Nothing is guessed from a class or from the names of its parameters.
 
     Args:
         name: the module's name.
@@ -87,9 +89,9 @@ def adapt(name: str, module: nn.Module, container: bool = False) -> Layer | str:
             f"Layer {name!r} ({kind.__name__}) has uninitialised parameters, expected them to be initialised; "
             "run one batch through the model."
         )
-    known = _known_type(kind) if "forward" not in vars(module) else None
-    if known is not None:
-        adapter = Layer._registry[known]
+    replaced = "forward" in vars(module)  # of this one instance
+    adapter = None if replaced else _adapter_of(kind)
+    if adapter is not None:
         reason = adapter.refusal(module)
         if reason is not None:
             return f"Layer {name!r} ({kind.__name__}) {reason}, or leave it out with layers=[...]."
@@ -99,21 +101,31 @@ def adapt(name: str, module: nn.Module, container: bool = False) -> Layer | str:
             return adapter(name, module)
     elif (container or any(True for _ in module.children())) and not isinstance(module, tuple(Layer._registry)):
         return GradientForm(name, module)
-    types = ", ".join(sorted(t.__name__ for t in Layer._registry))
+    count = sum(p.numel() for p in own.values() if p.requires_grad)
+    if count <= LARGEST_UNKNOWN and not replaced:
+        layer = GradientForm(name, module)
+        layer.unknown = True
+        return layer
+    found = "has a forward of its own" if replaced else f"has {count:,} parameters and no adapter"
     return (
-        f"Layer {name!r} is a {kind.__module__}.{kind.__name__}, expected one of {types}, with their own forward and "
-        'parameters; choose layers with layers=[...], leave it out with on_unknown="skip", or write an adapter '
-        "(a subclass of fisher_lab.layers.Layer, or of fisher_lab.layers.GradientForm with types = (MyLayer,))."
+        f"Layer {name!r} ({kind.__module__}.{kind.__name__}) {found}, expected a type that has one, or at most "
+        f'{LARGEST_UNKNOWN:,} parameters; choose layers with layers=[...], leave it out with on_unknown="skip", or '
+        "write an adapter (a subclass of fisher_lab.layers.Layer, or of fisher_lab.layers.GradientForm with "
+        f"types = ({kind.__name__},))."
     )
 
 
-def _known_type(kind: type) -> type[nn.Module] | None:
-    """The registered type that a module class is, or inherits all its behaviour from."""
+def _adapter_of(kind: type) -> type[Layer] | None:
+    """The adapter of a module class: its own, or that of a class it inherits all its behaviour from."""
     if kind in Layer._registry:
-        return kind
-    for known in Layer._registry:
+        return Layer._registry[kind]
+    for known, adapter in Layer._registry.items():
         if issubclass(kind, known) and _overridden(kind, known) <= HARMLESS:
-            return known
+            return adapter
+    for known in kind.__mro__:
+        named = Layer._by_name.get(f"{known.__module__}.{known.__qualname__}")
+        if named is not None and _overridden(kind, known) <= HARMLESS:
+            return named
     return None
 
 
@@ -208,14 +220,16 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _block(model: nn.Module, members: list[tuple[str, nn.Module]], flatten: bool) -> Layer | str:
+def _block(model: nn.Module, members: list[tuple[str, nn.Module]], on_unknown: OnUnknown) -> Layer | str:
     """One adapter for the modules that share parameters (most often a single one), or why there is none."""
     found: list[Layer] = []
     for name, module in members:
         layer = adapt(name, module, container=module is model)
+        if isinstance(layer, Layer) and layer.unknown and on_unknown == "skip":
+            return f"no adapter for {type(module).__module__}.{type(module).__name__}"
         if isinstance(layer, str):
             uninitialised = any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False))
-            if not flatten or uninitialised:
+            if on_unknown != "flatten" or uninitialised:
                 return layer
             layer = GradientForm(name, module)
         found.append(layer)
@@ -223,7 +237,7 @@ def _block(model: nn.Module, members: list[tuple[str, nn.Module]], flatten: bool
         return found[0]
     # a row that one module trains and the other does not belongs to no common W
     padded = [layer.name for layer in found if getattr(layer.module, "padding_idx", None) is not None]
-    if padded and not flatten:
+    if padded and on_unknown != "flatten":
         return (
             f"Layer {padded[0]!r} has a padding_idx and shares its weight with other layers, expected no padding_idx, "
             "because its row is trained by the one and not by the other; set padding_idx to None or untie the weight."

@@ -104,6 +104,37 @@ def embedding(**options: Any) -> Callable[[], Case]:
     return lambda: Case(randomised(Head(nn.Embedding(5, 3, **options), 3, channels=-1)), indices, "layer", pack)
 
 
+def bag(**options: Any) -> Callable[[], Case]:
+    """An EmbeddingBag on bags of four indices."""
+    padding = options.get("padding_idx")
+
+    def pack(gradient: dict[str, Tensor]) -> Tensor:
+        rows = [row for row in range(5) if row != padding]
+        return gradient["weight"][rows].T.flatten()
+
+    indices = torch.randint(0, 5, (N, 4), generator=generator())
+    return lambda: Case(randomised(Head(nn.EmbeddingBag(5, 3, **options), 3)), indices, "layer", pack)
+
+
+class Conv1D(nn.Module):
+    """The Conv1D of the transformers library, under its name there: y = x V + b."""
+
+    __module__ = "transformers.pytorch_utils"
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+def transposed(gradient: dict[str, Tensor]) -> Tensor:
+    """W of a Conv1D: `[V^T | b]`."""
+    return torch.cat([gradient["weight"].T, gradient["bias"][:, None]], 1).flatten()
+
+
 def attention(**options: Any) -> Callable[[], Case]:
     return simple(lambda: nn.MultiheadAttention(4, 2, batch_first=True, **options), 4, 3, 4, call="xxx", channels=-1)
 
@@ -135,6 +166,9 @@ GRADIENT_FORM: dict[str, Callable[[], Case]] = {
     "RNN": simple(lambda: nn.RNN(3, 2, batch_first=True), 2, 4, 3, channels=-1),
     "LSTM": simple(lambda: nn.LSTM(3, 2, batch_first=True), 2, 3, 3, channels=-1),
     "GRU": simple(lambda: nn.GRU(3, 2, batch_first=True, bidirectional=True), 4, 3, 3, channels=-1),
+    "RNNCell": simple(lambda: nn.RNNCell(3, 2), 2, 3),
+    "LSTMCell": simple(lambda: nn.LSTMCell(3, 2), 2, 3),
+    "GRUCell": simple(lambda: nn.GRUCell(3, 2, bias=False), 2, 3),
     "weight norm": simple(lambda: parametrizations.weight_norm(nn.Linear(3, 4)), 4, 3),
     "weight norm of a convolution": simple(lambda: parametrizations.weight_norm(nn.Conv1d(2, 3, 2)), 3, 2, 4),
     "spectral norm": simple(lambda: parametrizations.spectral_norm(nn.Linear(3, 4)), 4, 3),
@@ -177,6 +211,10 @@ FACTOR_FORM: dict[str, Callable[[], Case]] = {
     "Conv3d options": conv(3, stride=(1, 2, 1), padding=(1, 0, 1), padding_mode="replicate", groups=2, channels=(2, 2)),
     "Embedding": embedding(),
     "Embedding padding": embedding(padding_idx=2),
+    "EmbeddingBag": bag(),
+    "EmbeddingBag sum": bag(mode="sum"),
+    "EmbeddingBag padding": bag(padding_idx=2),
+    "Conv1D of transformers": simple(lambda: Conv1D(2, 4), 2, 3, 4, channels=-1, pack=transposed),
 }
 
 CASES = FACTOR_FORM | GRADIENT_FORM

@@ -103,6 +103,24 @@ def directional_derivative(forward: Forward, V: dict[str, Tensor], inputs: Input
         return second(output, chosen, V)
 
 
+def column_derivatives(forward: Forward, V: dict[str, Tensor], inputs: Inputs, S: Tensor) -> Tensor:
+    """S_rn^T J_n V `[R, N]` by derivatives in the direction V, or by per-example gradients where there are none.
+
+    Args:
+        forward: the model.
+        V: a direction, by parameter.
+        inputs: of N examples.
+        S: output factors `[R, N, *output]`.
+    """
+    try:
+        _, Jv = directional_derivative(forward, V, inputs)
+    except (NotImplementedError, RuntimeError):  # operations with neither forward mode nor a second derivative
+        gradients = per_example_gradients(forward, list(V), inputs, S)
+        terms = [(gradients[name] * direction).flatten(2).sum(2) for name, direction in V.items()]
+        return torch.stack(terms).sum(0)
+    return (S * Jv).flatten(2).sum(2)
+
+
 def _forward_mode(output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     with plain_kernels(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes of the first use of forward mode

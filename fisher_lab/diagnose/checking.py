@@ -11,7 +11,7 @@ from torch import Tensor
 from fisher_lab._ground.progress import Progress
 from fisher_lab._ground.tolerances import agreement
 from fisher_lab._passes.batches import batch_checksum, checksum
-from fisher_lab._passes.derivatives import directional_derivative
+from fisher_lab._passes.derivatives import column_derivatives
 from fisher_lab._passes.source import Source
 from fisher_lab.matrices import FisherMatrix
 
@@ -42,16 +42,14 @@ class Check:
         for piece in source.parts():
             inputs = piece.batch.inputs
             crc = batch_checksum(inputs, None, crc if piece.batch.y is None else checksum(piece.batch.y, crc))
-            factors = source.factors_of(piece)
-            S = None
+            with torch.no_grad():
+                z = source.forward(inputs)
+            S = source.factors_of(piece)(z)
             for name, layer in source.layers.items():
                 bar.say(f"checking {name}")
                 parts = layer.unpack(self._directions[name])
                 tangent = {layer.full_name(key): part for key, part in parts.items()}
-                z, Jv = directional_derivative(source.forward, tangent, inputs)
-                if S is None:
-                    S = factors(z)
-                derivatives = (S * Jv).flatten(2).sum(2)  # [R, n]
+                derivatives = column_derivatives(source.forward, tangent, inputs, S)
                 sums[name] += float(derivatives.square().sum())
         bar.advance(len(source.layers))
         self._expected = {name: total / source.N for name, total in sums.items()}

@@ -68,7 +68,7 @@ def closure(roots: Iterable[Requirement]) -> set[str]:
 
 
 def provided() -> set[str]:
-    """The distributions that `pip install -e '.[data,dev]'` and then requirements-peers.txt (no dependencies) install."""
+    """What `pip install -e '.[data,dev]'` and then `pip install --no-deps -r requirements-peers.txt` install."""
     return closure(declared()) | {"fisher-lab"} | set(peer_pins())
 
 

@@ -18,6 +18,14 @@ LEFT_OUT = {
 }
 
 
+@pytest.fixture(autouse=True)
+def all_pins_installed():
+    """An environment from before a pin was added cannot say what the pins provide."""
+    installed = {canonicalize_name(found.name) for found in importlib.metadata.distributions()}
+    absent = sorted(set(peer_pins()) - installed)
+    assert not absent, "run pip install --no-deps -r requirements-peers.txt"
+
+
 def modules_of_peers() -> list[str]:
     """The packages of every pinned peer, and the modules below them that a test imports."""
     owners = importlib.metadata.packages_distributions()

@@ -16,8 +16,8 @@ FLOORS = [
     ["_ground"],  # what users write, in one form; the machine; numerics
     ["statistics", "likelihoods", "layers", "results"],  # LayerStats; p(y|z); module adapters; rows and their files
     ["matrices", "_passes"],  # structures; model + data -> {layer: LayerStats}
-    ["approximations", "errors", "plots", "problems"],  # one method a file; one measure a row; figures; named problems
-    ["estimation"],  # estimates and torch.func's truth
+    ["approximations", "errors", "problems"],  # one method a file; one measure a row; named problems
+    ["estimation", "plots"],  # estimates and torch.func's truth; figures
     ["diagnose"],  # compare(...)
     ["optim"],  # optimizers
     ["report", "training"],  # HTML report, training loop

@@ -195,7 +195,7 @@ def of_error(measure: Measure, quantities: Any, influences: Influences) -> Tenso
     values = {name: getattr(quantities, name) for name in names if _has(measure, name)}
     floats = {name: v.value if isinstance(v, Measured) else float(v) for name, v in values.items()}
     value, noise = measure.formula(quantities)
-    if not (abs(value) > noise or measure.name in ("trace", "cosine", "trace_ratio")):
+    if abs(value) <= noise and not measure.smooth:
         return None
     total = torch.zeros_like(next(iter(influences.values())))
     for name, x in floats.items():
@@ -209,7 +209,10 @@ def of_error(measure: Measure, quantities: Any, influences: Influences) -> Tenso
 
 
 def _has(measure: Measure, name: str) -> bool:
-    return name in ("top_exact", "top_difference") if measure.name == "spectral" else not name.startswith("top")
+    """Whether the formula reads a quantity; one that does not say what it reads may read all but the spectral norms."""
+    if measure.needs is None:
+        return not name.startswith("top")
+    return name in measure.needs
 
 
 def _evaluate(measure: Measure, floats: dict[str, float], eps: float) -> float | None:

@@ -196,7 +196,7 @@ class Run:
                 self.costs.append(Cost(name, label, 0.0, candidate[name].nbytes))
         undamped = [m for m in self.wanted if not m.damped]
         pairs = measures.pairs(exact, matrices)
-        if any(m.name == "spectral" for m in undamped):
+        if any(m.reads("top_difference") for m in undamped):
             bar.say(f"{name}: spectral norms")
             measures.advance(pairs.values(), self.source.budget.for_lanczos)
         stderr: Found = {}

@@ -46,7 +46,7 @@ class StandardErrors:
             pairs: by approximation.
             candidates: the Approximations, or matrices that are fixed.
         """
-        spectral = any(m.name == "spectral" for m in self.wanted)
+        spectral = any(m.reads("top_difference") for m in self.wanted)
         shared = of_exact(stats, exact)
         for label, pair in pairs.items():
             found = of_pair(stats, pair, candidates[label], shared, spectral)

@@ -10,8 +10,10 @@ from fisher_lab.errors.measures import cosine as cosine
 from fisher_lab.errors.measures import damped_cosine as damped_cosine
 from fisher_lab.errors.measures import damped_efficiency as damped_efficiency
 from fisher_lab.errors.measures import damped_spectral as damped_spectral
+from fisher_lab.errors.measures import exact_value as exact_value
 from fisher_lab.errors.measures import frobenius as frobenius
 from fisher_lab.errors.measures import frobenius_rescaled as frobenius_rescaled
+from fisher_lab.errors.measures import judging as judging
 from fisher_lab.errors.measures import measure as measure
 from fisher_lab.errors.measures import spectral as spectral
 from fisher_lab.errors.measures import spectrum as spectrum

@@ -8,9 +8,9 @@ Called as `errors.frobenius(exact, approximation)` each measure returns the valu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,53 +20,138 @@ from fisher_lab.errors.pair import Pair
 from fisher_lab.errors.quantities import Measured, Quantities
 from fisher_lab.matrices import FisherMatrix
 
+Formula = Callable[[Any], Measured]
+Judges = Literal["size", "matrix", "direction"]
+
 
 @dataclass(frozen=True)
 class Measure:
-    """A registered error measure."""
+    """All that there is to know about an error measure; nothing else of the package knows one by its name.
+
+    Attributes:
+        name: what it is asked for by, the name of its formula.
+        formula: from the quantities of a pair, or of several layers, to a value with its noise floor.
+        default: whether `compare` measures it without being asked.
+        damped: whether it is a function of a DampedPair, one value for each damping.
+        layered: whether it is a function of sums over layers, so that it has a value over all layers.
+        exact: its value where the approximation is the exact block; None for a measure that judges nothing, so that
+            figures draw no such line and the report recommends nothing by it.
+        symbol: its formula in LaTeX for the axes of figures.
+        title: what the report calls it in a sentence.
+        needs: names of the quantities that its formula reads; None for whatever it reads.
+        judges: what of the matrix it judges, which says where the report and the figures put it.
+        smooth: whether it has a derivative at its exact value, and with it a standard error there; a norm has none.
+    """
 
     name: str
-    formula: Callable[[Any], Measured]
+    formula: Formula
     default: bool
     damped: bool
-    layered: bool  # whether it is a function of sums over layers, so that it has a value over all layers
+    layered: bool
+    exact: float | None
+    symbol: str
+    title: str
+    needs: tuple[str, ...] | None
+    judges: Judges | None
+    smooth: bool
+
+    def reads(self, quantity: str) -> bool:
+        """Whether its row says that the formula reads a quantity."""
+        return self.needs is not None and quantity in self.needs
+
+    def describe(self) -> str:
+        """The first line of the formula's docstring."""
+        lines = (self.formula.__doc__ or "").strip().splitlines()
+        return lines[0] if lines else ""
 
 
 MEASURES: dict[str, Measure] = {}
 
 
+def exact_value(name: str) -> float | None:
+    """The value of an error at the exact block; None where no measure of that name says one."""
+    row = MEASURES.get(name)
+    return None if row is None else row.exact
+
+
+def judging(what: Judges, names: Container[str]) -> list[str]:
+    """Those of some errors that judge one thing, in the order of the registry."""
+    return [m.name for m in MEASURES.values() if m.judges == what and m.name in names]
+
+
 def measure(
-    default: bool = False, damped: bool = False, layered: bool = True
-) -> Callable[[Callable[[Any], Measured]], Callable[..., float]]:
+    default: bool = False,
+    damped: bool = False,
+    layered: bool = True,
+    exact: float | None = None,
+    symbol: str = "",
+    title: str | None = None,
+    needs: Sequence[str] | None = None,
+    judges: Judges | None = None,
+    smooth: bool = False,
+) -> Callable[[Formula], Callable[..., float]]:
     """Register an error measure under its function's name; the public function takes matrices and returns a float.
 
     Args:
         default: whether `compare` measures it without being asked.
         damped: whether it is a function of a DampedPair, one value for each damping.
         layered: whether it has a value over all layers.
+        exact: its value at the exact block, usually 0 or 1; None for a measure that judges nothing: it is measured,
+            but neither recommended by nor drawn with a line that says what is exact.
+        symbol: its formula in LaTeX, for the axes of figures.
+        title: what the report calls it; None for its name.
+        needs: names of the quantities that the formula reads, attributes of `Quantities` or of a DampedPair; None for
+            whatever it reads. A measure that says it needs `top_difference` shares the Lanczos runs with others.
+        judges: "matrix" (how far all of it is), "direction" (up to a factor) or "size": which of several measures the
+            report names first.
+        smooth: whether it has a derivative at its exact value.
+
+    Returns:
+        The decorator.
     """
 
-    def decorate(formula: Callable[[Any], Measured]) -> Callable[..., float]:
+    def decorate(formula: Formula) -> Callable[..., float]:
         name = formula.__name__
-        MEASURES[name] = Measure(name, formula, default, damped, layered)
-        if damped:
-
-            def public(
-                exact: FisherMatrix, approx: FisherMatrix, gradient: Tensor | None = None, damping: float = 1e-2
-            ) -> float:
-                _check_blocks(exact, approx)
-                return formula(DampedPair(exact, approx, gradient, damping)).value
-
-        else:
-
-            def public(exact: FisherMatrix, approx: FisherMatrix) -> float:  # type: ignore[misc]
-                _check_blocks(exact, approx)
-                return formula(Pair(exact, approx)).value
-
-        public.__name__, public.__doc__ = name, formula.__doc__
+        names = None if needs is None else tuple(needs)
+        MEASURES[name] = Measure(
+            name=name,
+            formula=formula,
+            default=default,
+            damped=damped,
+            layered=layered,
+            exact=exact,
+            symbol=symbol,
+            title=title or name,
+            needs=names,
+            judges=judges,
+            smooth=smooth,
+        )
+        public = _damped_function(formula) if damped else _plain_function(formula)
+        public.__name__ = name
+        public.__qualname__ = name
+        public.__module__ = formula.__module__
+        public.__doc__ = formula.__doc__
         return public
 
     return decorate
+
+
+def _plain_function(formula: Formula) -> Callable[..., float]:
+    def public(exact: FisherMatrix, approx: FisherMatrix) -> float:
+        _check_blocks(exact, approx)
+        return formula(Pair(exact, approx)).value
+
+    return public
+
+
+def _damped_function(formula: Formula) -> Callable[..., float]:
+    def public(
+        exact: FisherMatrix, approx: FisherMatrix, gradient: Tensor | None = None, damping: float = 1e-2
+    ) -> float:
+        _check_blocks(exact, approx)
+        return formula(DampedPair(exact, approx, gradient, damping)).value
+
+    return public
 
 
 def _check_blocks(*blocks: FisherMatrix) -> None:
@@ -86,14 +171,28 @@ def _relative(numerator: float, denominator: float) -> float:
     return 0.0 if numerator == 0 else math.copysign(math.inf, numerator)
 
 
-@measure(default=True)
+@measure(
+    default=True,
+    exact=0.0,
+    symbol=r"$(\mathrm{tr}\,\hat F - \mathrm{tr}\,F)\;/\;\mathrm{tr}\,F$",
+    needs=["trace_exact", "trace_approx"],
+    judges="size",
+    smooth=True,
+)
 def trace(q: Quantities) -> Measured:
     """(tr F^ - tr F) / tr F."""
     noise = 16 * q.eps * (1 + abs(_relative(q.trace_approx, q.trace_exact)))
     return _floored(_relative(q.trace_approx - q.trace_exact, q.trace_exact), noise)
 
 
-@measure(default=True)
+@measure(
+    default=True,
+    exact=1.0,
+    symbol=r"$\mathrm{tr}\,\hat F\;/\;\mathrm{tr}\,F$",
+    needs=["trace_exact", "trace_approx"],
+    judges="size",
+    smooth=True,
+)
 def trace_ratio(q: Quantities) -> Measured:
     """tr F^ / tr F."""
     ratio = _relative(q.trace_approx, q.trace_exact)
@@ -108,13 +207,26 @@ def _root(square: Measured, scale: float, eps: float) -> Measured:
     return Measured(value, max(value * square.noise / (2 * square.value), min(16 * eps, value)))
 
 
-@measure(default=True)
+@measure(
+    default=True,
+    exact=0.0,
+    symbol=r"$|\hat F - F|_F\;/\;|F|_F$",
+    title="Frobenius",
+    needs=["square_exact", "square_difference"],
+    judges="matrix",
+)
 def frobenius(q: Quantities) -> Measured:
     """|F^ - F|_F / |F|_F."""
     return _root(q.square_difference, q.square_exact, q.eps)
 
 
-@measure(default=True)
+@measure(
+    default=True,
+    exact=0.0,
+    symbol=r"$\min_c\,|c\hat F - F|_F\;/\;|F|_F$",
+    needs=["square_exact", "square_approx", "inner", "square_difference"],
+    judges="matrix",
+)
 def frobenius_rescaled(q: Quantities) -> Measured:
     """min over c of |c F^ - F|_F / |F|_F = sqrt(1 - cosine^2): the error of the shape alone."""
     # |F^|^2 |F - c F^|^2 = |F|^2 |F^|^2 - <F, F^>^2, written with the difference so that it does not cancel
@@ -126,7 +238,14 @@ def frobenius_rescaled(q: Quantities) -> Measured:
     return _root(Measured(max(square, 0.0), difference.noise + 8 * q.eps * abs(gap)), q.square_exact, q.eps)
 
 
-@measure(default=True)
+@measure(
+    default=True,
+    exact=1.0,
+    symbol=r"$\langle F, \hat F\rangle\;/\;(|F|_F\,|\hat F|_F)$",
+    needs=["square_exact", "square_approx", "inner"],
+    judges="direction",
+    smooth=True,
+)
 def cosine(q: Quantities) -> Measured:
     """<F, F^> / (|F|_F |F^|_F)."""
     if q.square_exact <= 0 and q.square_approx <= 0:
@@ -135,14 +254,26 @@ def cosine(q: Quantities) -> Measured:
     return Measured(min(value, 1.0), 16 * q.eps)
 
 
-@measure(default=True)
+@measure(
+    default=True,
+    exact=0.0,
+    symbol=r"$|\hat F - F|_2\;/\;|F|_2$",
+    title="spectral norm",
+    needs=["top_exact", "top_difference"],
+    judges="matrix",
+)
 def spectral(q: Quantities) -> Measured:
     """|F^ - F|_2 / |F|_2."""
     top = q.top_difference
     return _floored(_relative(top.value, q.top_exact), _relative(top.noise, q.top_exact))
 
 
-@measure(layered=False)
+@measure(
+    layered=False,
+    exact=0.0,
+    symbol="l2 distance of sorted eigenvalues / $|F|_F$",
+    needs=["spectrum_difference", "square_exact", "square_approx"],
+)
 def spectrum(q: Quantities) -> Measured:
     """l2 distance of the sorted eigenvalues, relative to |F|_F; layer by layer only."""
     return _root(
@@ -152,13 +283,25 @@ def spectrum(q: Quantities) -> Measured:
     )
 
 
-@measure(damped=True)
+@measure(
+    damped=True,
+    exact=1.0,
+    symbol="cosine of damped steps",
+    title="direction",
+    needs=["xy", "xx", "yy", "rounding"],
+    judges="direction",
+)
 def damped_cosine(q: Any) -> Measured:
     """Cosine between the damped steps (F + lambda I)^-1 g and (F^ + lambda I)^-1 g."""
     return Measured(min(_relative(q.xy, math.sqrt(q.xx) * math.sqrt(q.yy)), 1.0), 4 * q.rounding)
 
 
-@measure(damped=True)
+@measure(
+    damped=True,
+    exact=1.0,
+    symbol="share of the best model decrease",
+    needs=["yg", "yHy", "gx", "rounding"],
+)
 def damped_efficiency(q: Any) -> Measured:
     """Share of the best decrease of the damped quadratic model that the step along (F^ + lambda I)^-1 g reaches.
 
@@ -167,7 +310,12 @@ def damped_efficiency(q: Any) -> Measured:
     return Measured(min(_relative(q.yg, q.yHy) * _relative(q.yg, q.gx), 1.0), 4 * q.rounding)
 
 
-@measure(damped=True)
+@measure(
+    damped=True,
+    exact=0.0,
+    symbol=r"$\lambda\,|(\hat F+\lambda I)^{-1} - (F+\lambda I)^{-1}|_2$",
+    needs=["inverse_difference"],
+)
 def damped_spectral(q: Any) -> Measured:
     """lambda |(F^ + lambda I)^-1 - (F + lambda I)^-1|_2, which lies between 0 and 1."""
     top = q.inverse_difference

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from fisher_lab.plots.reading import (
     ALL,
-    MEASURES,
     Scale,
     about,
     chosen_layers,
@@ -124,7 +123,7 @@ def heatmap(comparison: Any, error: str = "frobenius", *, damping: float | None 
     for i, line in enumerate(table):
         for j, value in enumerate(line):
             level = 0.0 if scale.log and value <= 0 else float(norm(value)) if math.isfinite(value) else 0.0
-            text = _cell(value, MEASURES.get(error, ("", 0.0))[1])
+            text = _cell(value, scale.exact)
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="black" if level > 0.55 else "white")
     axes.set_xticks(
         range(len(labels)), [plain(label) for label in labels], rotation=35, ha="right", rotation_mode="anchor"
@@ -136,7 +135,7 @@ def heatmap(comparison: Any, error: str = "frobenius", *, damping: float | None 
     return figure
 
 
-def _cell(value: float, exact: float) -> str:
+def _cell(value: float, exact: float | None) -> str:
     if math.isnan(value):
         return ""
     if value == exact:

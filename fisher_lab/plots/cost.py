@@ -17,7 +17,7 @@ UNITS = {"bytes": "bytes held", "seconds": "seconds to build"}
 def cost(
     comparison: Any, error: str = "frobenius", *, layer: str | None = None, damping: float | None = None
 ) -> Figure:
-    """An error against bytes held and seconds to build; the line is the Pareto front.
+    """An error against bytes held and seconds to build; the line is the Pareto front, for errors with a best value.
 
     Args:
         comparison: a Comparison.
@@ -46,7 +46,8 @@ def cost(
             if not price > 0:
                 continue
             height = scale.place(found[label].value)
-            points[label] = (price, height, abs(found[label].value - scale.exact))
+            if scale.exact is not None:  # else nothing says which values are better
+                points[label] = (price, height, abs(found[label].value - scale.exact))
             down, up = whisker(found[label], scale)
             axes.errorbar(
                 [price], [height], [[down], [up]] if up else None, fmt=style.marker, color=style.color,
@@ -59,7 +60,10 @@ def cost(
         scale.apply(axes)
     first = figure.axes[0]
     first.set_ylabel(title_of(error))
-    first.set_title(f"{about(comparison)}, {layer_title(comparison, layer, ' ')}; line: Pareto front", loc="left")
+    title = f"{about(comparison)}, {layer_title(comparison, layer, ' ')}"
+    if scale.exact is not None:
+        title = f"{title}; line: Pareto front"
+    first.set_title(title, loc="left")
     handles, names = first.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper")
     return figure

@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from fisher_lab._ground.files import check_output, file_names, write_atomically
+from fisher_lab.errors.measures import Judges, judging
 from fisher_lab.plots.bars import errors, heatmap, traces
 from fisher_lab.plots.cost import cost
 from fisher_lab.plots.style import RC
@@ -21,7 +22,10 @@ from fisher_lab.plots.sweeps import damping, training
 ENDINGS = (".svg", ".png", ".pdf")
 # What a file would say about the time and the machine it was made at.
 SILENT = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate",), "png": ()}
-ALONG = ("frobenius", "cosine")  # what is drawn along a training
+ALONG: tuple[Judges, ...] = (
+    "matrix",
+    "direction",
+)  # of the errors that judge one of these, the first is drawn
 IDENTIFIER = r"[A-Za-z][A-Za-z0-9_-]*"
 
 
@@ -63,15 +67,15 @@ def drawings(comparison: Any) -> list[Drawing]:
     damped = list(dict.fromkeys(row.error for row in comparison.rows if row.damping is not None))
     found: list[Drawing] = []
     for error in plain:
-        # The trace says the same, and as a difference more clearly.
-        if error == "trace_ratio" and "trace" in plain:
+        # Measures of the size alone say the same; the first, the trace, as a difference more clearly.
+        if error in judging("size", plain)[1:]:
             continue
         found.append(Drawing("errors", error, errors(comparison, error)))
         found.append(Drawing("heatmap", error, heatmap(comparison, error)))
     if any("trace_approx" in entry for entry in comparison.quantities):
         found.append(Drawing("traces", None, traces(comparison)))
     if comparison.costs and plain:
-        main = "frobenius" if "frobenius" in plain else plain[0]
+        main = next(iter(judging("matrix", plain)), plain[0])
         found.append(Drawing("cost", main, cost(comparison, main)))
     for error in damped:
         found.append(Drawing("damped", error, damping(comparison, error)))
@@ -103,15 +107,16 @@ def training_drawings(comparisons: Iterable[Any]) -> list[Drawing]:
     if not one_problem_at_several_steps:
         return []
     found = []
-    for error in ALONG:
-        if all(_holds(comparison, error) for comparison in given):
+    held_by_all = set.intersection(*(_undamped(comparison) for comparison in given))
+    for what in ALONG:
+        for error in judging(what, held_by_all)[:1]:
             found.append(Drawing("training", error, training(steps, error)))
     return found
 
 
-def _holds(comparison: Any, error: str) -> bool:
-    """Whether it holds the error without damping."""
-    return any(row.error == error and row.damping is None for row in comparison.rows)
+def _undamped(comparison: Any) -> set[str]:
+    """Names of the errors that it holds without damping."""
+    return {row.error for row in comparison.rows if row.damping is None}
 
 
 def figures(comparison: Any) -> dict[str, Figure]:

@@ -12,23 +12,10 @@ from matplotlib.axes import Axes
 
 from fisher_lab._ground.arguments import names_of
 from fisher_lab._ground.text import printable
+from fisher_lab.errors.measures import MEASURES, exact_value
 
 ALL = "(all)"
 SPREAD = 30  # a ratio of largest to smallest error above which a log axis reads better
-
-# name of a measure -> what its axis says, and its value for the exact block
-MEASURES = {
-    "trace": (r"$(\mathrm{tr}\,\hat F - \mathrm{tr}\,F)\;/\;\mathrm{tr}\,F$", 0.0),
-    "trace_ratio": (r"$\mathrm{tr}\,\hat F\;/\;\mathrm{tr}\,F$", 1.0),
-    "frobenius": (r"$|\hat F - F|_F\;/\;|F|_F$", 0.0),
-    "frobenius_rescaled": (r"$\min_c\,|c\hat F - F|_F\;/\;|F|_F$", 0.0),
-    "cosine": (r"$\langle F, \hat F\rangle\;/\;(|F|_F\,|\hat F|_F)$", 1.0),
-    "spectral": (r"$|\hat F - F|_2\;/\;|F|_2$", 0.0),
-    "spectrum": ("l2 distance of sorted eigenvalues / $|F|_F$", 0.0),
-    "damped_cosine": (r"cosine of damped steps", 1.0),
-    "damped_efficiency": ("share of the best model decrease", 1.0),
-    "damped_spectral": (r"$\lambda\,|(\hat F+\lambda I)^{-1} - (F+\lambda I)^{-1}|_2$", 0.0),
-}
 
 
 def plain(text: str) -> str:
@@ -44,7 +31,9 @@ def title_of(error: str, damping: float | None = None) -> str:
     title = plain(error)
     if damping is not None:
         title = f"{title} at damping {damping:g} tr F / d"
-    return f"{title}\n{MEASURES[error][0]}" if error in MEASURES else title
+    if error in MEASURES and MEASURES[error].symbol:
+        title = f"{title}\n{MEASURES[error].symbol}"
+    return title
 
 
 def pick(comparison: Any, error: str, damping: float | None = None) -> dict[tuple[str, str], Any]:
@@ -118,7 +107,7 @@ class Scale:
 
     Attributes:
         log: whether the axis is logarithmic; zeros are then drawn at `floor`.
-        exact: the value of the exact block.
+        exact: the value of the exact block; None where the measure says none.
         floor: where a log axis draws zero.
         low: where a log axis begins.
         high: where a log axis ends.
@@ -127,7 +116,7 @@ class Scale:
     """
 
     log: bool
-    exact: float
+    exact: float | None
     floor: float
     low: float
     high: float
@@ -140,8 +129,12 @@ class Scale:
         values = [v for v in values if not math.isnan(v)]
         finite = [v for v in values if math.isfinite(v)]
         positive = [v for v in finite if v > 0]
-        exact = MEASURES.get(error, ("", 0.0))[1]
-        log = exact == 0 and bool(positive) and min(finite) >= 0 and max(positive) / min(positive) > SPREAD
+        exact = exact_value(error)
+        if exact is None:
+            suits = bool(positive) and min(finite) > 0  # where nothing says what a zero means, it is drawn as one
+        else:
+            suits = exact == 0 and bool(positive) and min(finite) >= 0
+        log = suits and max(positive) / min(positive) > SPREAD
         floor = 10 ** math.floor(math.log10(min(positive)) - 0.3) if log and 0 in finite else 0.0
         low = (floor or min(positive)) / 1.6 if log else 0.0
         top = (max(finite, default=1.0) or 1.0) * (10 if log else 1.3)

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 
 from fisher_lab._ground.memory import readable
+from fisher_lab.errors.measures import MEASURES, exact_value, judging
 from fisher_lab.results.comparison import ALL, Comparison, Row
 from fisher_lab.results.tables import number
 
 WITHIN = 1.1  # "cheapest within 10 %": errors up to this factor above the smallest
 TIE = 1e-6  # relative difference below which two errors are called equal
-EXACT_AT_ONE = ("trace_ratio", "cosine", "damped_cosine", "damped_efficiency")
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,47 @@ def best(rows: list[Row]) -> tuple[list[str], float]:
 
 
 def distance(row: Row) -> float:
-    """How far the value is from that of the exact block; 0 within the rounding noise."""
-    far = abs(row.value - (1.0 if row.error in EXACT_AT_ONE else 0.0))
-    return math.inf if math.isnan(far) else 0.0 if far <= row.noise else far
+    """How far the value is from that of the exact block; 0 within the rounding noise, infinite where nobody knows."""
+    exact = exact_value(row.error)
+    if exact is None or math.isnan(row.value):
+        return math.inf
+    far = abs(row.value - exact)
+    if far <= row.noise:
+        return 0.0
+    return far
 
 
 def _sentence(comparison: Comparison, layer: str) -> str:
     rows = [row for row in comparison.rows if row.layer == layer]
-    main = next((e for e in ("frobenius", "frobenius_rescaled", "spectral") if any(r.error == e for r in rows)), None)
-    main = main or rows[0].error
+    main = _main(rows)
+    if main is None:
+        return "Nothing that was measured says which approximation is best."
     measured = [row for row in rows if row.error == main and row.damping == _middle(rows, main)]
-    parts = [f"best by {_word(main)}: {_named(measured)}"]
-    direction = next((e for e in ("damped_cosine", "cosine") if any(r.error == e for r in rows) and e != main), None)
-    if direction is not None:
+    parts = [f"best by {_title(main)}: {_named(measured)}"]
+    direction = _direction(rows)
+    if direction is not None and direction != main:
         damping = _middle(rows, direction)
         at = "" if damping is None else f" at damping {damping:g}"
-        word = "by direction" if direction == "damped_cosine" else "by cosine"
-        parts.append(word + at + ": " + _named([r for r in rows if r.error == direction and r.damping == damping]))
+        at_damping = [row for row in rows if row.error == direction and row.damping == damping]
+        parts.append(f"by {_title(direction)}{at}: {_named(at_damping)}")
     cheap = _cheapest(comparison, layer, measured)
-    text = "; ".join(parts + ([cheap] if cheap else [])) + "."
+    if cheap is not None:
+        parts.append(cheap)
+    text = "; ".join(parts) + "."
     return text[0].upper() + text[1:]
+
+
+def _main(rows: list[Row]) -> str | None:
+    """The error to judge by: how far the whole matrix is, else the first one that has a best value."""
+    known = [row.error for row in rows if exact_value(row.error) is not None]
+    return next(iter(judging("matrix", known) + known), None)
+
+
+def _direction(rows: list[Row]) -> str | None:
+    """The error of the direction: of the damped steps if it was measured, else of the matrix."""
+    known = judging("direction", [row.error for row in rows if exact_value(row.error) is not None])
+    damped = [error for error in known if MEASURES[error].damped]
+    return next(iter(damped + known), None)
 
 
 def _middle(rows: list[Row], error: str) -> float | None:
@@ -70,26 +91,27 @@ def _middle(rows: list[Row], error: str) -> float | None:
     return dampings[len(dampings) // 2] if dampings else None
 
 
-def _word(error: str) -> str:
-    return {"frobenius": "Frobenius", "spectral": "spectral norm"}.get(error, error)
+def _title(error: str) -> str:
+    """What the error is called in a sentence."""
+    return MEASURES[error].title if error in MEASURES else error
 
 
 def _named(rows: list[Row]) -> str:
     labels, value = best(rows)
-    return f"{' and '.join(labels)} ({'exact' if distance_of(rows, labels[0]) == 0 else number(value)})"
-
-
-def distance_of(rows: list[Row], label: str) -> float:
-    """The distance of one approximation."""
-    return next(distance(row) for row in rows if row.approximation == label)
+    nearest = next(row for row in rows if row.approximation == labels[0])
+    said = "exact" if distance(nearest) == 0 else number(value)
+    return f"{' and '.join(labels)} ({said})"
 
 
 def _cheapest(comparison: Comparison, layer: str, rows: list[Row]) -> str | None:
     """The approximation with fewest bytes among those near the best."""
-    known = {(cost.layer, cost.approximation): cost.bytes for cost in comparison.costs}
+    of_one = {(cost.layer, cost.approximation): cost.bytes for cost in comparison.costs}
     parts = comparison.layers if layer == ALL else [layer]
-    complete = [row.approximation for row in rows if all((part, row.approximation) in known for part in parts)]
-    held = {label: sum(known[part, label] for part in parts) for label in complete}
+    held = {}
+    for row in rows:
+        bytes_of_parts = [of_one.get((part, row.approximation)) for part in parts]
+        if None not in bytes_of_parts:
+            held[row.approximation] = sum(size for size in bytes_of_parts if size is not None)
     limit = min(map(distance, rows)) * WITHIN
     near = [row.approximation for row in rows if distance(row) <= limit and row.approximation in held]
     if not near:

@@ -137,9 +137,9 @@ def notes(comparisons: Iterable[Comparison]) -> list[tuple[str, str]]:
     for comparison in comparisons:
         for name in comparison.errors:
             measure = errors.MEASURES.get(name)
-            text = (measure.formula.__doc__ or "").strip() if measure is not None else ""
+            text = "" if measure is None else measure.describe()
             if text:
-                found[name] = text.splitlines()[0]
+                found[name] = text
     return list(found.items())
 
 

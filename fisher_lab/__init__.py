@@ -1,12 +1,12 @@
 """fisher_lab: how far is each curvature approximation from the exact Fisher of a real net, and training with it."""
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fisher_lab import errors as errors
 from fisher_lab import optim as optim
+from fisher_lab._ground.version import __version__ as __version__
 from fisher_lab.approximations import EKFAC as EKFAC
 from fisher_lab.approximations import KFAC as KFAC
 from fisher_lab.approximations import KPSVD as KPSVD
@@ -40,11 +40,6 @@ if TYPE_CHECKING:
     from fisher_lab import report as report
 
 LATE = ("plots", "report")  # imported when first asked for: they load matplotlib and jinja2
-
-try:
-    __version__ = version("fisher-lab")
-except PackageNotFoundError:  # running from a source tree that is not installed
-    __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> ModuleType:

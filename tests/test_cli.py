@@ -229,6 +229,11 @@ def test_problems_lists_all(capsys) -> None:
         assert name in out
 
 
+def test_the_version_is_that_of_the_package(capsys) -> None:
+    assert run(capsys, "--version") == (0, f"fisher-lab {fl.__version__}\n", "")
+    assert "--version" in run(capsys, "--help")[1]
+
+
 def test_help_explains_itself(capsys) -> None:
     code, out, _ = run(capsys, "compare", "--help")
     assert code == 0

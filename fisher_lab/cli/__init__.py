@@ -9,6 +9,7 @@ import tyro
 
 from fisher_lab import problems as named_problems
 from fisher_lab._ground.text import printable
+from fisher_lab._ground.version import __version__
 from fisher_lab.cli.measuring import compare, plot, report
 from fisher_lab.cli.training import train, tune
 
@@ -38,9 +39,14 @@ COMMANDS: dict[str, Any] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `fisher-lab`; bad input ends with one sentence and exit code 2."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given == ["--version"]:
+        print(f"fisher-lab {__version__}")
+        return
+    about = f"{__doc__}\n\n`fisher-lab --version` prints the version."
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="fisher-lab", description=__doc__, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
+            COMMANDS, prog="fisher-lab", description=about, args=given, config=(tyro.conf.OmitArgPrefixes,)
         )
     except (ValueError, TypeError) as error:
         print(f"fisher-lab: {printable(str(error))}", file=sys.stderr)

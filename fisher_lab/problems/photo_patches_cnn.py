@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fisher_lab._ground.optional import require
 from fisher_lab.likelihoods import Categorical
 from fisher_lab.problems.data import (
     SPLIT_SEED,
     Dataset,
     fingerprint,
     local_generator,
-    require,
     standard_torch,
     stratified_order,
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fisher_lab._ground.files import check_output, read_own, write_atomically
+from fisher_lab._ground.optional import require
 from fisher_lab.results.cells import escaped, unescaped, unseparated
 
 if TYPE_CHECKING:
@@ -132,8 +133,12 @@ class Comparison:
         )
 
     def to_frame(self) -> pandas.DataFrame:
-        """The rows as a pandas DataFrame, with the seconds and bytes of each approximation."""
-        import pandas
+        """The rows as a pandas DataFrame, with the seconds and bytes of each approximation.
+
+        Raises:
+            ValueError: if pandas is not installed.
+        """
+        pandas = require("pandas", "pandas")
 
         costs = {(c.layer, c.approximation): c for c in self.costs}
         records = []

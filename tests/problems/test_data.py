@@ -2,22 +2,13 @@
 
 import os
 import stat
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fisher_lab import problems
 from fisher_lab.problems import data
-
-
-def test_a_missing_data_package_is_named_with_the_cure(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ValueError, match=r'scikit-learn.*pip install "fisher-lab\[data\]"') as caught:
-        problems.load("digits_mlp")
-    assert "\n" not in str(caught.value)
 
 
 class TestData:

@@ -46,15 +46,38 @@ def recording(
 ) -> Iterator[dict[str, list[Use]]]:
     """Record, for every use of every layer, its unrolled input and the edge at which its output gradient arrives.
 
-    The edge belongs to the output as the layer returned it, so an in-place activation behind the layer changes
-    nothing. The hooks are gone when the `with` ends, also after an exception.
-
     Args:
         layers: adapters by name.
         placements: of the uses of these layers, as far as they are known; inputs that all examples share are expanded.
         N: number of examples.
     """
     uses: dict[str, list[Use]] = {name: [] for name in layers}
+
+    def used(name: str, use: Use, output: Tensor) -> None:  # noqa: ARG001
+        uses[name].append(use)
+
+    with hooked(layers, used, placements, N), plain_kernels():
+        yield uses
+
+
+@contextmanager
+def hooked(
+    layers: dict[str, Layer],
+    used: Callable[[str, Use, Tensor], None],
+    placements: Placements | None = None,
+    N: int = 1,
+) -> Iterator[None]:
+    """Hand over every use of every layer as it happens; uses without a graph are left out.
+
+    The edge belongs to the output as the layer returned it, so an in-place activation behind the layer changes
+    nothing. The hooks are gone when the `with` ends, also after an exception.
+
+    Args:
+        layers: adapters by name.
+        used: gets the layer's name, the use and the output.
+        placements: as `recording`'s.
+        N: number of examples.
+    """
     handles = []
     try:
         for name, layer in layers.items():
@@ -64,22 +87,21 @@ def recording(
                     expand = _expanding(kinds, N)
                     handle = use.module.register_forward_pre_hook(expand, prepend=True, with_kwargs=True)
                     handles.append(handle)
-                hook = _recorder(use, uses[name])
+                hook = _hook(name, use, used)
                 handles.append(use.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-        with plain_kernels():
-            yield uses
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _recorder(layer: Layer, found: list[Use]) -> Any:
-    """A forward hook that records one use."""
+def _hook(name: str, layer: Layer, used: Callable[[str, Use, Tensor], None]) -> Any:
+    """A forward hook that hands over one use."""
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
         if output.requires_grad:
             a = layer.unroll_input(first_input(inputs, named).detach())
-            found.append(Use(layer, a, get_gradient_edge(output)))
+            used(name, Use(layer, a, get_gradient_edge(output)), output)
 
     return hook
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 
 from fisher_lab._ground.arguments import number
 from fisher_lab._ground.linalg import kept, spd_inverse, symmetrize
-from fisher_lab._passes.model import Forward as ModelForward
+from fisher_lab._passes.capture import hooked
+from fisher_lab._passes.model import Forward
+from fisher_lab._passes.placement import Use
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import Kronecker
@@ -39,44 +42,55 @@ class Means(NamedTuple):
 
 
 class Pass:
-    """Sums of one layer over one call of the closure."""
+    """What one layer saw in one call of the closure, all its forward passes together.
 
-    def __init__(self) -> None:
-        self.a: list[Tensor] = []  # inputs with the bias column [N, d_in], where they are asked for
-        self.h: Tensor | None = None  # sum over examples of the pre-activations [d_out]
-        self.g: Tensor | None = None  # mean over examples of the loss's gradient in h [d_out]
-        self.N = 0
+    Args:
+        dtype: working precision of the layer.
+    """
 
-    def see(self, h: Tensor) -> None:
-        """Add pre-activations `[N, d_out]`."""
-        total = h.sum(0)
-        if self.h is not None:
-            total = self.h + total
-        self.h = total
-        self.N += len(h)
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.a: list[Tensor] = []  # inputs with the bias column [N, d_in]
+        self.h: list[Tensor] = []  # sums over examples of the pre-activations [d_out]
+        self.g: list[Tensor] = []  # the same of the loss's gradient in them
 
-    def arrive(self, g: Tensor) -> None:
-        """Add the sum over examples of a gradient `[d_out]` (of a mean loss it is the mean)."""
-        if self.g is not None:
-            g = self.g + g
-        self.g = g
+    def see(self, use: Use, output: Tensor) -> None:
+        """Add one use of the layer, whose gradient is still to come."""
+        positions = math.prod(use.a.shape[1:3])
+        if positions != 1:
+            raise ValueError(
+                f"Layer {use.layer.name!r} is used at {positions} positions, expected one: K-BFGS for shared "
+                "weights is not defined here; leave it to the fallback with layers=[...]."
+            )
+        self.a.append(use.a[:, 0, 0].to(self.dtype))
+        h = output.detach().flatten(1).to(self.dtype)
+        self.h.append(h.sum(0))
+        output.register_hook(partial(self._arrive, use.layer))
+
+    def _arrive(self, layer: Layer, gradient: Tensor) -> None:
+        g = layer.unroll_gradient(gradient[None])[0].flatten(1)
+        self.g.append(g.sum(0).to(self.dtype))
 
     def inputs(self) -> Tensor:
         """Those of all forward passes `[N, d_in]`."""
-        return self.a[0] if len(self.a) == 1 else torch.cat(self.a)
+        if len(self.a) == 1:
+            return self.a[0]
+        return torch.cat(self.a)
 
     def means(self, scale: Tensor | None) -> Means | None:
-        """The means; None if nothing was differentiated.
+        """The means over the examples; None if nothing was differentiated.
 
         Args:
             scale: by which a GradScaler multiplied the loss; None for an unscaled one.
         """
-        if self.h is None or self.g is None:
+        if not self.g:
             return None
-        g = self.g
+        examples = sum(len(a) for a in self.a)
+        h = sum(self.h[1:], self.h[0])
+        g = sum(self.g[1:], self.g[0])  # of a mean loss, which divides by the examples itself
         if scale is not None:
             g = g / scale
-        return Means(self.h / self.N, g)
+        return Means(h / examples, g)
 
 
 @dataclass
@@ -224,52 +238,23 @@ class KBFGS(LayerOptimizer):
         return nullcontext()
 
     @contextmanager
-    def _watching(self, inputs: bool = True) -> Iterator[dict[str, Pass]]:
-        """Record what every layer sees while the `with` lasts.
+    def _watching(self) -> Iterator[dict[str, Pass]]:
+        """Record what every layer sees while the `with` lasts."""
+        passes = {name: Pass(self.dtype_of(layer)) for name, layer in self.layers.items()}
 
-        Args:
-            inputs: whether to keep the layers' inputs.
-        """
-        passes = {name: Pass() for name in self.layers}
-        handles: list[Any] = []
+        def used(name: str, use: Use, output: Tensor) -> None:
+            passes[name].see(use, output)
 
-        def hook_for(layer: Layer, seen: Pass) -> Any:
-            dtype = self.dtype_of(layer)
-
-            def arrived(g: Tensor) -> None:
-                per_example = layer.unroll_gradient(g[None])[0].flatten(1)
-                seen.arrive(per_example.sum(0).to(dtype))
-
-            def hook(module: nn.Module, x: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
-                positions = math.prod(output.shape[1:-1])
-                if positions != 1:
-                    raise ValueError(
-                        f"Layer {layer.name!r} is used at {positions} positions, expected one: K-BFGS for shared "
-                        "weights is not defined here; leave it to the fallback with layers=[...]."
-                    )
-                if inputs:
-                    seen.a.append(layer.unroll_input(x[0].detach())[:, 0, 0].to(dtype))
-                seen.see(output.detach().flatten(1).to(dtype))
-                if output.requires_grad:
-                    handles.append(output.register_hook(arrived))
-
-            return hook
-
-        for name, layer in self.layers.items():
-            handles.append(layer.module.register_forward_hook(hook_for(layer, passes[name])))
-        try:
+        with hooked(self.layers, used):
             yield passes
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def warm_start(self, data: Any) -> None:
         """The mean of A over the data, and H_a as its damped inverse."""
         totals: dict[str, Tensor] = {}
         examples = dict.fromkeys(self.layers, 0)
-        forward = ModelForward(self.model)
+        forward = Forward(self.model)
         for batch in self.batches(data):
-            with torch.no_grad(), self._watching() as passes:
+            with self._watching() as passes:
                 forward(batch.inputs)
             for name, seen in passes.items():
                 if seen.a:
@@ -301,7 +286,7 @@ class KBFGS(LayerOptimizer):
         with torch.no_grad(), self.plain_precision(self.device):
             self._start_new(before)
             self.update(loss)
-        with torch.enable_grad(), self._watching(inputs=False) as after:
+        with torch.enable_grad(), self._watching() as after:
             closure()
         with torch.no_grad(), self.plain_precision(self.device):
             for name, seen in before.items():
@@ -317,7 +302,7 @@ class KBFGS(LayerOptimizer):
     def _start_new(self, passes: dict[str, Pass]) -> None:
         """Factors of the layers that are differentiated for the first time."""
         for name, seen in passes.items():
-            if seen.g is not None and name not in self.factors:
+            if seen.g and name not in self.factors:
                 a = seen.inputs()
                 self._start(name, a.T @ a / len(a))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fisher_lab._ground.linalg import kept
 from fisher_lab._passes.capture import Placements
 from fisher_lab._passes.labels import FisherKind
-from fisher_lab._passes.model import Forward as ModelForward
+from fisher_lab._passes.model import Forward
 from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood, as_likelihood
@@ -26,9 +26,9 @@ from fisher_lab.optim.finite import as_int
 from fisher_lab.optim.groups import ByLayer
 from fisher_lab.optim.layer_state import LayerCurvature
 from fisher_lab.optim.observation import (
-    Forward,
     Observed,
     Uncompiled,
+    Watched,
     check_forwards,
     check_labels,
     of_batch_mean,
@@ -220,7 +220,7 @@ class NaturalGradient(LayerOptimizer, register=False):
             self._absorb(forwards, y)
         self.window.open(self.steps)
 
-    def _absorb(self, forwards: Sequence[Forward], y: Tensor | None) -> None:
+    def _absorb(self, forwards: Sequence[Watched], y: Tensor | None) -> None:
         """Let forward passes join the present observation.
 
         Args:
@@ -282,7 +282,7 @@ class NaturalGradient(LayerOptimizer, register=False):
     def _sweep(self, data: Any) -> None:
         """One pass over the data, which replaces the moments."""
         self.window.close()
-        forward = ModelForward(self.model)
+        forward = Forward(self.model)
         for batch in self.batches(data):
             with watching(self.model, self.layers) as forwards:
                 forward(batch.inputs)

@@ -26,7 +26,7 @@ from fisher_lab.optim.finite import all_finite
 from fisher_lab.statistics import LayerStats
 
 
-class Forward(NamedTuple):
+class Watched(NamedTuple):
     """One call of the model: its output, and input and output edge of every use of every layer."""
 
     z: Tensor
@@ -48,13 +48,15 @@ class Observed(NamedTuple):
 
 
 @contextmanager
-def watching(model: nn.Module, layers: dict[str, Layer]) -> Iterator[list[Forward]]:
+def watching(model: nn.Module, layers: dict[str, Layer]) -> Iterator[list[Watched]]:
     """Record every forward pass of the model while the `with` lasts."""
-    forwards: list[Forward] = []
+    forwards: list[Watched] = []
     with _uncompiled(), recording(layers) as uses:
 
         def finished(module: nn.Module, inputs: Any, z: Any) -> None:  # noqa: ARG001
-            forwards.append(Forward(default_output(z), {name: list(found) for name, found in uses.items()}))
+            own = {name: list(found) for name, found in uses.items()}
+            forwards.append(Watched(default_output(z), own))
+            # the next pass begins anew
             for found in uses.values():
                 found.clear()
 
@@ -67,14 +69,17 @@ def watching(model: nn.Module, layers: dict[str, Layer]) -> Iterator[list[Forwar
 
 def _uncompiled() -> AbstractContextManager[Any]:
     """Have compiled models run eagerly, as their hooks would be compiled away; nothing is compiled without dynamo."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    if "torch._dynamo" in sys.modules:
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 class Uncompiled(AbstractContextManager[Any]):
     """A context manager whose own code dynamo leaves alone, when it is used inside a compiled function."""
 
     def __init__(self, inner: AbstractContextManager[Any]) -> None:
-        self._enter, self._exit = torch.compiler.disable(inner.__enter__), torch.compiler.disable(inner.__exit__)
+        self._enter = torch.compiler.disable(inner.__enter__)
+        self._exit = torch.compiler.disable(inner.__exit__)
 
     def __enter__(self) -> Any:
         return self._enter()
@@ -83,7 +88,7 @@ class Uncompiled(AbstractContextManager[Any]):
         return self._exit(*error)
 
 
-def check_forwards(forwards: list[Forward], likelihood: Likelihood) -> None:
+def check_forwards(forwards: list[Watched], likelihood: Likelihood) -> None:
     """Refuse a window in which nothing usable happened."""
     if not forwards:
         raise ValueError(
@@ -110,7 +115,7 @@ def check_labels(y: Any, examples: int) -> None:
 
 
 def statistics(
-    forward: Forward,
+    forward: Watched,
     layers: dict[str, Layer],
     likelihood: Likelihood,
     fisher: FisherKind,

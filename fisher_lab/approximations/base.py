@@ -63,6 +63,10 @@ class Approximation(ABC):
         """(1 - weight) old + weight new, which suits every moment that is a mean over examples."""
         return {name: _mixed(old[name], x, weight) for name, x in new.items()}
 
+    def follow(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
+        """A moving average of observations, `new` the latest; a mean that forgets is a mean like any other."""
+        return self.average(old, new, weight)
+
     def carry(self, moments: Moments, matrix: FisherMatrix) -> Moments:
         """Moments after `matrix` was assembled from them (eigenvalues move to the new basis)."""
         return moments

@@ -58,17 +58,31 @@ def _padded(moments: Moments, T: int) -> Moments:
     )
 
 
-def trim(moments: Moments, most: int) -> Moments:
-    """The `most` heaviest examples, ties to the earliest, their weights summing to 1 again.
+def trim(moments: Moments, most: int, newest: bool = False) -> Moments:
+    """At most `most` examples, their weights summing to 1 again.
 
-    In a running mean all examples weigh the same and the first are kept; in a moving average the newest weigh most.
+    Args:
+        moments: columns, older examples first.
+        most: how many.
+        newest: keep the newest that have a weight, in their order (those of a batch that was not finite have none);
+            otherwise the heaviest, ties to the earliest, which in a running mean are the first.
     """
     weight = weights(moments)
-    if len(weight) <= most:
+    n = len(weight)
+    if n <= most:
         return moments
-    order = (weight / weight.max()).mul(-1).mul(1e6).round().argsort(stable=True)[:most]
+    if newest:
+        age = torch.arange(n, device=weight.device)
+        wanted = torch.where(weight > 0, age, -1)
+        order = wanted.argsort(descending=True)[:most].sort().values
+    else:
+        # weights that differ by rounding only are alike
+        heaviness = (weight / weight.max()).mul(1e6).round()
+        order = heaviness.argsort(stable=True, descending=True)[:most]
     kept = {"g": moments["g"][:, order], "weight": weight[order] / weight[order].sum()}
-    return {**kept, "a": moments["a"][order]} if "a" in moments else kept
+    if "a" in moments:
+        kept["a"] = moments["a"][order]
+    return kept
 
 
 def size(moments: Moments) -> int:

@@ -26,7 +26,7 @@ class TENGraD(Approximation):
     Exact on its own batch (spatial="exact"), of rank at most R * batch.
 
     Args:
-        batch: most examples kept; in a moving average the heaviest (newest) ones.
+        batch: most examples kept; the first of a running mean, the newest of a moving average.
         spatial: "exact", "reduce_sum" (the authors' option) or "reduce_mean".
 
     Raises:
@@ -63,3 +63,7 @@ class TENGraD(Approximation):
     def average(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
         """Weighted concatenation, capped at `batch` examples."""
         return columns.trim(columns.mix(old, new, weight), self.batch)
+
+    def follow(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
+        """The newest `batch` examples: heavier than every new one, older ones would else stay for ever."""
+        return columns.trim(columns.mix(old, new, weight), self.batch, newest=True)

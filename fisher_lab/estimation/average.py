@@ -82,7 +82,7 @@ class Average:
             left = torch.pow(decay, n / size)
             weight = 1 - torch.minimum(1 - share, left)
             weight = torch.where(n > 0, weight, 0.0)
-            moments = approximation.average(self.moments, moments, weight)
+            moments = approximation.follow(self.moments, moments, weight)
         return Average(moments, count, size)
 
     def counted(self, n: Tensor) -> tuple[Tensor, Tensor]:

@@ -350,6 +350,25 @@ def test_windows_of_mean_gradients_weigh_by_their_examples():
     assert_same(opt.curvature["0"].moments["mode0"][0], (8 * found[1] + 4 * found[2]) / 12)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.4, 0.5, 0.95])
+@pytest.mark.parametrize("n", [8, 12, 3])
+def test_tengrad_renews_its_columns_whatever_the_decay(n, decay):
+    """At decay >= 0.5 it kept the examples of its first observations for ever."""
+    model, most = net(), 8
+    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.TENGraD(most), 0.0, observe_every=1, decay=decay)
+    seen = []
+    for k in range(30):
+        x, y = batch(n, seed=k)
+        one_step(opt, model, LIKELIHOOD, x, y)
+        seen.append(x[:most])
+    with pytest.warns(RuntimeWarning, match="dropped as non-finite"):
+        one_step(opt, model, LIKELIHOOD, x * float("nan"), y)  # examples without weight take nobody's place
+    moments = opt.curvature["0"].moments
+    kept = moments["a"][moments["weight"] > 0][:, 0, 0, :-1]
+    assert len(kept) == (most if decay else min(n, most))
+    assert torch.equal(kept, torch.cat(seen)[-len(kept) :])
+
+
 def test_a_warm_start_is_the_mean_over_the_data_and_then_moves_slowly():
     model, (x, y) = net(), batch(24)
     opt = fl.NaturalGradient(

@@ -76,9 +76,9 @@ class MiniBlock(Approximation):
         if kind == "a":
             return FactoredRows(moments["a"], moments["w"])
         if kind == "row_avg":
-            return Kronecker((moments["ones"], M / moments["ones"].shape[1]))
+            return Kronecker((moments["ones"], M / moments["ones"].shape[1]), identities=(0,))
         if kind == "col_avg":
-            return Kronecker((M / moments["ones"].shape[1], moments["ones"]))
+            return Kronecker((M / moments["ones"].shape[1], moments["ones"]), identities=(1,))
         if kind == "col":
             Q, d_in, d_out, _ = M.shape
             return BlockDiagonal(M.flatten(0, 1), (Q * d_out, d_in), groups=Q)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -23,12 +24,32 @@ if TYPE_CHECKING:
 
 DampingStyle = Literal["exact", "factored"]
 
+_log = logging.getLogger("fisher_lab")
+_told: set[tuple[type, str]] = set()  # of which structure which slow default was told already
+
+
+def tell_slow(matrix: FisherMatrix, method: str, how: str) -> None:
+    """Say once for a structure which of its methods has only the slow default.
+
+    Args:
+        matrix: of the structure.
+        method: the one to specialise.
+        how: what the default does.
+    """
+    kind = type(matrix)
+    if (kind, method) in _told:
+        return
+    _told.add((kind, method))
+    name = kind.__name__
+    _log.warning("%s has no %s of its own: the default %s. Define it where that takes long.", name, method, how)
+
 
 class FisherMatrix(ABC):
     """Symmetric positive semi-definite matrix over the entries of W `[d_out, d_in]`, row-major.
 
     Structures are frozen dataclasses that hold tensors and owe `shape`, `_apply`, `trace`, `frobenius_norm`,
-    `scaled` and `_powered`; everything else has a right, possibly slow, default here.
+    `scaled` and `_powered`; everything else has a right, possibly slow, default here. The slowest say once, in the log
+    "fisher_lab", which method a structure should define.
     """
 
     @property
@@ -104,6 +125,31 @@ class FisherMatrix(ABC):
             'to damp; use style="exact".'
         )
 
+    @property
+    def has_factors(self) -> bool:
+        """Whether there is something that factored damping can damp."""
+        return type(self)._powered_factored is not FisherMatrix._powered_factored
+
+    @property
+    def damps_exactly(self) -> bool:
+        """Whether exact damping costs no more than factored damping, so that trainers need not make do with that."""
+        return False
+
+    def rescued(self, p: float, damping: float | Tensor) -> FisherMatrix:
+        """(self + damping I)^p by eigendecompositions, which succeed where a Cholesky factorisation failed.
+
+        Args:
+            p: the power.
+            damping: lambda >= 0.
+
+        Raises:
+            ValueError: if the default would need a dense matrix that does not fit into the memory that is free.
+        """
+        from fisher_lab.matrices.dense import Dense
+
+        tell_slow(self, "rescued", "decomposes the dense matrix")
+        return Dense(self.dense(), self.shape).rescued(p, damping)
+
     def power(self, X: Tensor, p: float, damping: float | Tensor = 0.0, style: DampingStyle = "exact") -> Tensor:
         """(self + damping I)^p times vec(X), for X `[..., d_out, d_in]`; see `powered` to factorise once."""
         return self.powered(p, damping, style) @ X
@@ -175,6 +221,49 @@ class FisherMatrix(ABC):
             rmatvec=lambda v: matmat(v.reshape(-1, 1))[:, 0], dtype=dtype,
         )  # fmt: skip
 
+    # -- several matrices as one ----------------------------------------------------------------------------------
+    @property
+    def signature(self) -> Hashable:
+        """What two matrices must have in common so that `stack` can join them; None for one that stays alone.
+
+        Trainers work on all layers of one signature in one batched call; layers that stay alone take a call each.
+        """
+        tell_slow(self, "signature", "works on every layer alone")
+        return None
+
+    def stack(self, others: Sequence[Self]) -> Self:
+        """Matrices of one signature as one over the rows of all, `[L * d_out, d_in]`: this one first, then the others.
+
+        Raises:
+            ValueError: if there are others and the structure says no signature.
+        """
+        if not others:
+            return self
+        if self.signature is None:
+            raise ValueError(
+                f"Got {1 + len(others)} matrices of structure {type(self).__name__} to stack, expected one: it stays "
+                "alone; define signature, stack and part to join several."
+            )
+        every = [matrix.tensors() for matrix in (self, *others)]
+        joined = {}
+        for name in every[0]:
+            joined[name] = torch.cat([tensors[name] for tensors in every])
+        return self.with_tensors(joined)
+
+    def part(self, index: int, count: int) -> Self:
+        """One of the `count` equal matrices that `stack` joined."""
+        if count == 1:
+            return self
+        chunks = {}
+        for name, tensor in self.tensors().items():
+            chunks[name] = tensor.chunk(count)[index]
+        return self.with_tensors(chunks)
+
+    def _shapes(self) -> Hashable:
+        """The signature of structures whose tensors can be joined along their first axis."""
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in self.tensors().items())
+        return type(self).__name__, shapes
+
     # -- tensors: bytes, device, checkpoints -----------------------------------------------------------------------
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor held, by a dotted name."""
@@ -185,6 +274,22 @@ class FisherMatrix(ABC):
     def with_tensors(self, tensors: dict[str, Tensor]) -> Self:
         """The same structure holding other tensors, named as in `tensors`."""
         return self._visit(lambda name, _: tensors[name])
+
+    def forgetful(self) -> Self:
+        """The same matrix without what it remembers: decompositions and norms, which `nbytes` does not count."""
+        return self.with_tensors(self.tensors())
+
+    def remembers(self, name: str) -> bool:
+        """Whether something it computes once was computed, or handed to it, already.
+
+        Args:
+            name: of a cached property: `eigenpairs`, `eigenbasis`, `_eigh`, `_top` and others.
+        """
+        return name in self.__dict__
+
+    def _remember(self, name: str, value: Any) -> None:
+        """Hand over what a cached property would compute."""
+        self.__dict__[name] = value
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
         """The same matrix elsewhere or in another precision."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -77,9 +78,34 @@ class BlockDiagonal(FisherMatrix):
         if p == -1 and (isinstance(damping, Tensor) or damping > 0):
             eye = torch.eye(self.blocks.shape[1], dtype=self.dtype, device=self.device)
             return BlockDiagonal(spd_inverse(symmetrize(self.blocks) + damping * eye), self.weight_shape, self.groups)
+        return self.rescued(p, damping)
+
+    def rescued(self, p: float, damping: float | Tensor) -> BlockDiagonal:
+        """From the eigenvalues of every block, clamped at zero."""
         values, vectors = eigh(self.blocks)
-        powers = (vectors * shifted_power(values, p, damping).unsqueeze(-2)) @ vectors.transpose(-1, -2)
+        scaled = vectors * shifted_power(values, p, damping).unsqueeze(-2)
+        powers = scaled @ vectors.transpose(-1, -2)
         return BlockDiagonal(powers, self.weight_shape, self.groups)
+
+    @property
+    def signature(self) -> Hashable:
+        """By shape where the blocks run along rows; those along columns stay alone: their rows do not follow."""
+        return self._shapes() if self.groups is None else None
+
+    def stack(self, others: Sequence[BlockDiagonal]) -> BlockDiagonal:
+        """All blocks, one matrix after the other."""
+        if not others:
+            return self
+        rows, columns = self.weight_shape
+        joined = super().stack(others)
+        return replace(joined, weight_shape=(rows * (1 + len(others)), columns))
+
+    def part(self, index: int, count: int) -> BlockDiagonal:
+        """The blocks of one of the matrices."""
+        if count == 1:
+            return self
+        rows, columns = self.weight_shape
+        return replace(super().part(index, count), weight_shape=(rows // count, columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +166,15 @@ class FactoredRows(FisherMatrix):
     def eigenvalues(self) -> Tensor:
         """All blocks' eigenvalues, sorted."""
         return self.formed().eigenvalues()
+
+    @property
+    def signature(self) -> None:
+        """It stays alone: every matrix has inputs of its own."""
+        return None
+
+    def rescued(self, p: float, damping: float | Tensor) -> BlockDiagonal:
+        """Of the blocks, once they are formed."""
+        return self.formed().rescued(p, damping)
 
     def _powered(self, p: float, damping: float | Tensor) -> BlockDiagonal:
         return self.formed()._powered(p, damping)

@@ -61,12 +61,21 @@ class Dense(FisherMatrix):
         return Dense(self.matrix * c, self.weight_shape)
 
     def _powered(self, p: float, damping: float | Tensor) -> Dense:
-        if p == -1 and "_eigh" not in self.__dict__ and not isinstance(damping, Tensor) and damping > 0:
+        if p == -1 and not self.remembers("_eigh") and not isinstance(damping, Tensor) and damping > 0:
             shifted = self.matrix.clone()
             shifted.diagonal().add_(damping)
             inverse = spd_inverse(shifted)  # a tenth of an eigendecomposition
             if bool(torch.isfinite(inverse).all()):
                 return Dense(inverse, self.weight_shape)
+        return self.rescued(p, damping)
+
+    @property
+    def signature(self) -> None:
+        """It stays alone: joined ones would be a larger dense matrix."""
+        return None
+
+    def rescued(self, p: float, damping: float | Tensor) -> Dense:
+        """From all eigenvalues, clamped at zero."""
         values, vectors = self._eigh
         return Dense((vectors * shifted_power(values, p, damping)) @ vectors.T, self.weight_shape)
 

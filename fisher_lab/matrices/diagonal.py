@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,15 @@ class DiagonalMatrix(FisherMatrix):
     def scaled(self, c: float | Tensor) -> DiagonalMatrix:
         """c times the diagonal."""
         return DiagonalMatrix(self.values * c)
+
+    @property
+    def signature(self) -> Hashable:
+        """By shape."""
+        return self._shapes()
+
+    def rescued(self, p: float, damping: float | Tensor) -> DiagonalMatrix:
+        """Entry by entry."""
+        return self._powered(p, damping)
 
     def _powered(self, p: float, damping: float | Tensor) -> DiagonalMatrix:
         return DiagonalMatrix(shifted_power(self.values, p, damping))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fisher_lab.matrices.base import FisherMatrix
+from fisher_lab.matrices.base import DampingStyle, FisherMatrix
 from fisher_lab.statistics import LayerStats
 
 
@@ -65,9 +65,33 @@ class DirectSum(FisherMatrix):
 
     def _powered_factored(self, p: float, damping: float | Tensor) -> DirectSum:
         """Kronecker parts damped by factors, the others exactly."""
-        return DirectSum(tuple(_factored_or_exact(part, p, damping) for part in self.parts))
+        powers = []
+        for part in self.parts:
+            style: DampingStyle = "factored" if part.has_factors else "exact"
+            powers.append(part.powered(p, damping, style))
+        return DirectSum(tuple(powers))
 
+    def rescued(self, p: float, damping: float | Tensor) -> DirectSum:
+        """Part by part."""
+        return DirectSum(tuple(part.rescued(p, damping) for part in self.parts))
 
-def _factored_or_exact(part: FisherMatrix, p: float, damping: float | Tensor) -> FisherMatrix:
-    has_factors = type(part)._powered_factored is not FisherMatrix._powered_factored
-    return part.powered(p, damping, "factored" if has_factors else "exact")
+    @property
+    def signature(self) -> Hashable:
+        """Those of the parts; alone where one of them is."""
+        signatures = tuple(part.signature for part in self.parts)
+        return None if None in signatures else ("DirectSum", signatures)
+
+    def stack(self, others: Sequence[DirectSum]) -> DirectSum:
+        """Part by part."""
+        if not others:
+            return self
+        joined = []
+        for first, *rest in zip(self.parts, *(other.parts for other in others), strict=True):
+            joined.append(first.stack(rest))
+        return DirectSum(tuple(joined))
+
+    def part(self, index: int, count: int) -> DirectSum:
+        """Part by part."""
+        if count == 1:
+            return self
+        return DirectSum(tuple(piece.part(index, count) for piece in self.parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,15 @@ class EigenbasisDiagonal(FisherMatrix):
     def scaled(self, c: float | Tensor) -> EigenbasisDiagonal:
         """c times the values."""
         return EigenbasisDiagonal(self.basis, self.values * c)
+
+    @property
+    def signature(self) -> Hashable:
+        """By the shapes of bases and values; the matrices become groups."""
+        return self._shapes()
+
+    def rescued(self, p: float, damping: float | Tensor) -> EigenbasisDiagonal:
+        """Eigenvalue by eigenvalue."""
+        return self._powered(p, damping)
 
     def _powered(self, p: float, damping: float | Tensor) -> EigenbasisDiagonal:
         return EigenbasisDiagonal(self.basis, shifted_power(self.values, p, damping))

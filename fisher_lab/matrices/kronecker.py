@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,9 +22,12 @@ class Kronecker(FisherMatrix):
 
     Args:
         factors: PSD matrices `[Q, n_i, n_i]`, or diagonals `[Q, n_i]`; the first acts on the rows of W.
+        identities: which of the factors are the identity, as diagonals of ones. Where only one other is left, exact
+            damping is a shift of that one.
     """
 
     factors: tuple[Tensor, ...]
+    identities: tuple[int, ...] = ()
 
     @classmethod
     def of_eigenpairs(cls, pairs: Sequence[tuple[Tensor, Tensor]]) -> Kronecker:
@@ -33,8 +36,11 @@ class Kronecker(FisherMatrix):
         Args:
             pairs: eigenvalues v_i `[Q, n_i]` and eigenvectors B_i `[Q, n_i, n_i]` of every factor.
         """
-        matrix = cls(tuple((vectors * values.unsqueeze(-2)) @ vectors.transpose(-1, -2) for values, vectors in pairs))
-        matrix.__dict__["eigenpairs"] = tuple(pairs)  # as cached_property does
+        factors = []
+        for values, vectors in pairs:
+            factors.append((vectors * values.unsqueeze(-2)) @ vectors.transpose(-1, -2))
+        matrix = cls(tuple(factors))
+        matrix._remember("eigenpairs", tuple(pairs))
         return matrix
 
     @cached_property
@@ -45,7 +51,7 @@ class Kronecker(FisherMatrix):
     @property
     def decomposed(self) -> bool:
         """Whether the eigenpairs are known already."""
-        return "eigenpairs" in self.__dict__
+        return self.remembers("eigenpairs")
 
     @property
     def modes(self) -> tuple[int, ...]:
@@ -109,23 +115,57 @@ class Kronecker(FisherMatrix):
         return (G * (left if G.ndim == 3 else left.diagonal(dim1=-2, dim2=-1))).sum()
 
     def scaled(self, c: float | Tensor) -> Kronecker:
-        """c times the first factor."""
-        return Kronecker((self.factors[0] * c, *self.factors[1:]))
+        """c times the first factor that is no identity."""
+        factors = list(self.factors)
+        scaled = next(iter(self._others), 0)
+        factors[scaled] = factors[scaled] * c
+        identities = tuple(i for i in self.identities if i != scaled)
+        return Kronecker(tuple(factors), identities)
+
+    @property
+    def _others(self) -> tuple[int, ...]:
+        """The factors that are not known to be the identity."""
+        return tuple(i for i in range(len(self.factors)) if i not in self.identities)
+
+    @property
+    def signature(self) -> Hashable:
+        """By the shapes of the factors; alone with eigenpairs, which joining would forget."""
+        if self.decomposed:
+            return None
+        return self._shapes(), self.identities
+
+    def rescued(self, p: float, damping: float | Tensor) -> EigenbasisDiagonal:
+        """From the eigenvalues of the factors, clamped at zero."""
+        return self.eigenbasis._powered(p, damping)
+
+    @property
+    def damps_exactly(self) -> bool:
+        """Beside identities: I (x) A + lambda I is I (x) (A + lambda I)."""
+        return len(self._others) == 1
 
     def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
-        return self.eigenbasis._powered(p, damping)
+        damped = isinstance(damping, Tensor) or damping > 0
+        if p == -1 and damped and self.damps_exactly:
+            inverses = list(self.factors)
+            (other,) = self._others
+            one = torch.ones(self.modes[0], dtype=self.dtype, device=self.device)
+            inverses[other] = _inverse(self.factors[other], one, damping)
+            return Kronecker(tuple(inverses), self.identities)
+        return self.rescued(p, damping)
 
     def _powered_factored(self, p: float, damping: float | Tensor) -> Kronecker:
         shift = damping ** (1 / len(self.factors))
         scales = self._balance()
-        if p == -1:
-            return Kronecker(
-                tuple(_inverse(factor, scale, shift) for factor, scale in zip(self.factors, scales, strict=True))
-            )
         powers = []
+        if p == -1:
+            for factor, scale in zip(self.factors, scales, strict=True):
+                powers.append(_inverse(factor, scale, shift))
+            return Kronecker(tuple(powers))
         for (values, vectors), scale in zip(self.eigenpairs, scales, strict=True):
             power = shifted_power(values * scale[:, None], p, shift)
-            powers.append(power if vectors is None else (vectors * power.unsqueeze(-2)) @ vectors.transpose(-1, -2))
+            if vectors is not None:
+                power = (vectors * power.unsqueeze(-2)) @ vectors.transpose(-1, -2)
+            powers.append(power)
         return Kronecker(tuple(powers))
 
     def _balance(self) -> Tensor:

@@ -85,6 +85,15 @@ class LowRank(FisherMatrix):
         """Columns times sqrt(c)."""
         return LowRank(self.stats.like(self.stats.a, self.stats.g * c**0.5))
 
+    @property
+    def signature(self) -> None:
+        """It stays alone: its columns are its own."""
+        return None
+
+    def rescued(self, p: float, damping: float | Tensor) -> FisherMatrix:
+        """By eigendecompositions as every power of it."""
+        return self._powered(p, damping)
+
     def _dense(self) -> Tensor:
         return self.stats.dense()
 
@@ -143,6 +152,15 @@ class ShiftedLowRank(FisherMatrix):
     def scaled(self, c: float | Tensor) -> ShiftedLowRank:
         """c times both parts."""
         return ShiftedLowRank(self.stats, self.core * c, self.shift * c)
+
+    @property
+    def signature(self) -> None:
+        """It stays alone: its columns are its own."""
+        return None
+
+    def rescued(self, p: float, damping: float | Tensor) -> FisherMatrix:
+        """Of the dense matrix."""
+        return Dense(self.dense(), self.shape).rescued(p, damping)
 
     def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
         return Dense(self.dense(), self.shape)._powered(p, damping)

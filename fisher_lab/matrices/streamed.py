@@ -82,6 +82,15 @@ class Streamed(FisherMatrix):
         """c times the factor."""
         return replace(self, factor=self.factor * c)
 
+    @property
+    def signature(self) -> None:
+        """It stays alone: its columns are its own."""
+        return None
+
+    def rescued(self, p: float, damping: float | Tensor) -> FisherMatrix:
+        """Of the dense matrix."""
+        return Dense(self.dense(), self.shape).rescued(p, damping)
+
     def _dense(self) -> Tensor:
         total = self.factor.new_zeros(self.dim, self.dim)
         for piece, weight in self.parts():

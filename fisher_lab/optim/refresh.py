@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse, symmetrize
-from fisher_lab.approximations import Approximation, MiniBlock
-from fisher_lab.matrices import BlockDiagonal, DirectSum, FisherMatrix, Kronecker
+from fisher_lab.approximations import Approximation
+from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.finite import all_finite
 from fisher_lab.optim.layer_state import LayerCurvature
-from fisher_lab.optim.stacking import part, signature, stacked
 from fisher_lab.optim.vectors import Bucket
 
 JITTER = 1e-8  # first jitter after a failed factorisation, relative to the mean eigenvalue; then ten times as much
@@ -31,21 +29,10 @@ def prepare(approximation: Approximation, matrix: FisherMatrix, settings: Settin
     if jitter:
         mean = matrix.trace() / matrix.dim
         damping = damping + jitter * mean
-    shared = isinstance(approximation, MiniBlock) and approximation.linear in ("row_avg", "col_avg")
-    damped = isinstance(damping, Tensor) or damping > 0
-    if shared and damped and isinstance(matrix, Kronecker):
-        # one factor is the identity, so that exact damping is a shift of the other: no eigendecomposition
-        factors = []
-        for factor in matrix.factors:
-            factors.append(factor if factor.ndim == 2 else _shifted_inverse(factor, damping))
-        return Kronecker(tuple(factors))
-    return matrix.powered(approximation.exponent, damping, settings["damping_style"])
-
-
-def _shifted_inverse(M: Tensor, damping: float | Tensor) -> Tensor:
-    """(M + damping)^-1 of symmetric `[..., n, n]`."""
-    eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-    return spd_inverse(symmetrize(M) + damping * eye)
+    style = settings["damping_style"]
+    if matrix.damps_exactly:
+        style = "exact"
+    return matrix.powered(approximation.exponent, damping, style)
 
 
 @dataclass
@@ -116,13 +103,13 @@ def _prepare_all(
     """The inverse of every matrix."""
     inverses = list(matrices)  # each of them is replaced
     for members in buckets(curvatures, matrices, settings):
-        together = stacked([matrices[i] for i in members])
+        together = _stacked([matrices[i] for i in members])
         # all members share approximation, settings and jitter
         first = members[0]
         c = curvatures[first]
         inverse = prepare(c.approximation, together, settings[first], c.jitter)
         for position, i in enumerate(members):
-            inverses[i] = part(inverse, position, len(members))
+            inverses[i] = inverse.part(position, len(members))
     return inverses
 
 
@@ -160,9 +147,7 @@ def _accept(candidate: Candidate, verdict: Verdict) -> str | None:
             return "the factorisation failed, the last good inverse stays"
         inverse = rescued
         note = f"the factorisation failed, jitter is now {c.jitter:g}"
-    # a new object, without the eigenpairs that it may have kept
-    matrix = candidate.matrix.with_tensors(candidate.matrix.tensors())
-    c.accept(matrix, inverse)
+    c.accept(candidate.matrix.forgetful(), inverse)
     return note
 
 
@@ -180,7 +165,7 @@ def buckets(
     """
     found: dict[Any, list[int]] = {}
     for i, (c, matrix, group) in enumerate(zip(curvatures, matrices, settings, strict=True)):
-        kind = signature(matrix)
+        kind = matrix.signature
         key: Any = (kind, id(group), c.approximation.label, matrix.dtype, matrix.device)
         if kind is None or c.jitter > 0:
             key = i  # alone
@@ -206,9 +191,14 @@ def joined(curvatures: Sequence[LayerCurvature], group: Settings) -> list[Bucket
     found = []
     for alike in buckets(prepared, inverses, [group] * len(prepared)):
         members = [positions[i] for i in alike]
-        inverse = stacked([inverses[i] for i in alike])
+        inverse = _stacked([inverses[i] for i in alike])
         found.append(Bucket(members, inverse))
     return found
+
+
+def _stacked(matrices: Sequence[FisherMatrix]) -> FisherMatrix:
+    """Matrices of one signature as one."""
+    return matrices[0].stack(matrices[1:])
 
 
 def _rescue(candidate: Candidate) -> FisherMatrix | None:
@@ -219,12 +209,13 @@ def _rescue(candidate: Candidate) -> FisherMatrix | None:
     attempts = [
         lambda: prepare(c.approximation, matrix, settings, c.jitter),
         lambda: prepare(c.approximation, double, settings, c.jitter),
-        lambda: _by_eigh(double, c.approximation.exponent, settings["damping"]),
+        lambda: double.rescued(c.approximation.exponent, settings["damping"]),
     ]
     for attempt in attempts:
         try:
             inverse = attempt()
-        except torch.linalg.LinAlgError:  # eigh did not converge
+        except (torch.linalg.LinAlgError, ValueError):
+            # eigh did not converge, or a structure has only the dense default and that does not fit into the memory
             continue
         inverse = inverse.to(matrix.device, matrix.dtype)
         if bool(is_finite(inverse)):
@@ -235,15 +226,3 @@ def _rescue(candidate: Candidate) -> FisherMatrix | None:
 def is_finite(matrix: FisherMatrix) -> Tensor:
     """Whether all numbers of a matrix are finite, a 0-d tensor."""
     return all_finite(matrix.tensors().values())
-
-
-def _by_eigh(matrix: FisherMatrix, p: float, damping: float) -> FisherMatrix:
-    """(matrix + damping)^p by eigendecompositions with eigenvalues clamped at zero."""
-    if isinstance(matrix, DirectSum):
-        return DirectSum(tuple(_by_eigh(piece, p, damping) for piece in matrix.parts))
-    if isinstance(matrix, BlockDiagonal):
-        values, vectors = eigh(matrix.blocks)
-        scaled = vectors * shifted_power(values, p, damping).unsqueeze(-2)
-        powers = scaled @ vectors.transpose(-1, -2)
-        return BlockDiagonal(powers, matrix.weight_shape, matrix.groups)
-    return matrix.powered(p, damping)

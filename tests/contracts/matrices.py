@@ -66,6 +66,12 @@ MATRICES: dict[str, Callable[[], FisherMatrix]] = {
     "Kronecker, diagonal right": lambda: Kronecker((psd(1, 3, 3), positive(1, 4))),
     "Kronecker, diagonals": lambda: Kronecker((positive(1, 3), positive(1, 4, seed=1))),
     "Kronecker, singular": lambda: Kronecker((psd(1, 3, 3, rank=1), psd(1, 4, 4, rank=2))),
+    "Kronecker, identity left": lambda: Kronecker((torch.ones(2, 3).double(), psd(2, 4, 4)), identities=(0,)),
+    "Kronecker, identity right": lambda: Kronecker((psd(1, 3, 3), torch.ones(1, 4).double()), identities=(1,)),
+    "Kronecker, identity between": lambda: Kronecker(
+        (psd(1, 2, 2), torch.ones(1, 3).double(), psd(1, 2, 2, seed=1)), identities=(1,)
+    ),
+    "Kronecker, nothing but identities": lambda: Kronecker((torch.ones(1, 3).double(),), identities=(0,)),
     "Kronecker, of eigenpairs": lambda: Kronecker.of_eigenpairs(
         [(positive(2, 3), bases(2, 3)), (positive(2, 4, seed=1), bases(2, 4))]
     ),

@@ -211,6 +211,56 @@ def test_factored_damping_of_a_direct_sum() -> None:
     assert_same(got[:, 4:], bias.solve(X[:, 4:], damping=0.1))
 
 
+def test_a_known_identity_needs_no_eigendecomposition(monkeypatch) -> None:
+    """Exact damping beside an identity is a shift of the other factor, and equals the general route."""
+    known, plain = MATRICES["Kronecker, identity left"](), Kronecker(MATRICES["Kronecker, identity left"]().factors)
+    X = normal(*known.shape)
+    expected = plain.solve(X, 0.1)
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    assert_same(known.solve(X, 0.1), expected)
+    assert known.powered(-1.0, 0.1).identities == (0,)
+
+
+@pytest.mark.parametrize("p", POWERS)
+def test_rescued_is_the_power(matrix, p: float) -> None:
+    """`rescued` is (M + damping)^p by another road, of any structure."""
+    M = dense_power(dense_of(matrix), p, 0.1)
+    assert_same(matrix.rescued(p, 0.1).dense(), M, 1e-8)
+
+
+def test_stacked_matrices_act_row_by_row_and_come_apart_again(matrix) -> None:
+    """Matrices of one signature are groups of one matrix; a structure without signature stays alone and says so."""
+    assert matrix.stack([]) is matrix
+    assert matrix.part(0, 1) is matrix
+    others = [matrix.scaled(2.0), matrix.scaled(3.0)]
+    if matrix.signature is None:
+        with pytest.raises(ValueError, match="alone"):
+            matrix.stack(others)
+        return
+    alike = [matrix, *(other for other in others if other.signature == matrix.signature)]
+    joined = alike[0].stack(alike[1:])
+    X = [normal(*matrix.shape, seed=i) for i in range(len(alike))]
+    assert joined.shape == (len(alike) * matrix.shape[0], matrix.shape[1])
+    assert_same(joined @ torch.cat(X), torch.cat([m @ x for m, x in zip(alike, X, strict=True)]))
+    inverse = joined.powered(-1.0, 0.1)
+    for i, (m, x) in enumerate(zip(alike, X, strict=True)):
+        assert_same(joined.part(i, len(alike)).dense(), m.dense())
+        assert_same(inverse.part(i, len(alike)) @ x, m.solve(x, 0.1))
+
+
+def test_what_a_matrix_remembers_has_names_and_is_left_behind() -> None:
+    """Eigenpairs that were handed over or computed stay with the object, not with its forgetful copy."""
+    known = MATRICES["Kronecker, of eigenpairs"]()
+    assert known.remembers("eigenpairs")
+    assert known.signature is None  # joining would forget them
+    assert not known.forgetful().remembers("eigenpairs")
+    plain = MATRICES["Kronecker"]()
+    assert not plain.remembers("eigenpairs")
+    plain.eigenvalues()
+    assert plain.remembers("eigenpairs")
+    assert_same(plain.forgetful().dense(), plain.dense())
+
+
 def test_powered_is_a_fisher_matrix(matrix) -> None:
     """`powered` returns a FisherMatrix of the same shape, with all operations: powers can be chained."""
     root = matrix.powered(0.5, 0.1)

@@ -6,11 +6,13 @@ A new structure joins by one line in `MATRICES`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.linalg import shifted_power
 from fisher_lab.matrices import (
     BlockDiagonal,
     Dense,
@@ -54,6 +56,37 @@ def pieces_of(stats: LayerStats, size: int) -> Iterator[LayerStats]:
 def streamed(stats: LayerStats, size: int) -> Streamed:
     """The block of `stats` in pieces of `size` examples."""
     return Streamed(partial(pieces_of, stats, size), stats.N, stats.shape, stats.g.new_ones(()))
+
+
+@dataclass(frozen=True, eq=False)
+class Own(FisherMatrix):
+    """A user's structure that gives the abstract members alone: c I + diag(values)."""
+
+    c: Tensor
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of W."""
+        return self.values.shape[0], self.values.shape[1]
+
+    def _apply(self, X: Tensor) -> Tensor:
+        return (self.c + self.values) * X
+
+    def trace(self) -> Tensor:
+        """Sum of the diagonal."""
+        return (self.c + self.values).sum()
+
+    def frobenius_norm(self) -> Tensor:
+        """Norm of the diagonal."""
+        return torch.linalg.norm(self.c + self.values)
+
+    def scaled(self, c: float | Tensor) -> FisherMatrix:
+        """c times both."""
+        return Own(self.c * c, self.values * c)
+
+    def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
+        return Own(torch.zeros_like(self.c), shifted_power(self.c + self.values, p, damping))
 
 
 MATRICES: dict[str, Callable[[], FisherMatrix]] = {
@@ -100,6 +133,7 @@ MATRICES: dict[str, Callable[[], FisherMatrix]] = {
     "DiagonalMatrix, singular": lambda: DiagonalMatrix(positive(3, 4) * (torch.arange(12).reshape(3, 4) % 3 > 0)),
     "DirectSum": lambda: DirectSum((Kronecker((psd(1, 3, 3), psd(1, 2, 2), psd(1, 2, 2))), Dense(psd(3, 3), (3, 1)))),
     "DirectSum, blocks": lambda: DirectSum((BlockDiagonal(psd(6, 2, 2), (3, 4)), DiagonalMatrix(positive(3, 1)))),
+    "a user's own": lambda: Own(positive(1), positive(3, 4)),
     "FactoredRows": lambda: FactoredRows(normal(5, 4), positive(5, 3)),
     "FactoredRows, few examples": lambda: FactoredRows(normal(2, 4), positive(2, 3)),
 }

@@ -10,7 +10,7 @@ import fisher_lab as fl
 from fisher_lab import optim
 from fisher_lab._ground import linalg
 from fisher_lab.approximations import corrected
-from fisher_lab.matrices import BlockDiagonal
+from fisher_lab.matrices import BlockDiagonal, Kronecker
 from fisher_lab.optim import refresh
 from tests.helpers import assert_same
 from tests.optim import support
@@ -205,9 +205,8 @@ def test_if_nothing_helps_the_last_good_inverse_stays(monkeypatch):
     opt = optim.KFAC(model, LIKELIHOOD, 0.01, observe_every=1, refresh_every=1)
     one_step(opt, model, LIKELIHOOD, x, y)
     before = {n: c.inverse.dense() for n, c in opt.curvature.items()}
-    broken = lambda *a: opt.curvature["0"].matrix.scaled(float("nan"))  # noqa: E731
     monkeypatch.setattr(refresh, "prepare", lambda a, matrix, s, j: matrix.scaled(float("nan")))
-    monkeypatch.setattr(refresh, "_by_eigh", broken)
+    monkeypatch.setattr(Kronecker, "rescued", lambda matrix, p, damping: matrix.scaled(float("nan")))
     with pytest.warns(RuntimeWarning, match="the last good inverse stays"):
         one_step(opt, model, LIKELIHOOD, x, y)
     for n, c in opt.curvature.items():
@@ -217,7 +216,7 @@ def test_if_nothing_helps_the_last_good_inverse_stays(monkeypatch):
 def test_the_ladder_of_a_failed_factorisation_ends_with_eigh():
     """Each rung in turn: jitter in the same precision, float64, eigenvalues clamped at zero."""
     F = torch.diag(torch.tensor([1.0, 0.5, -1e-3], dtype=torch.float64))[None]
-    found = refresh._by_eigh(BlockDiagonal(F, (1, 3)), -1.0, 1e-2)
+    found = BlockDiagonal(F, (1, 3)).rescued(-1.0, 1e-2)
     assert_same(found.dense(), torch.diag(1 / torch.tensor([1.01, 0.51, 0.01], dtype=torch.float64)))
 
 

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class FisherMatrix(ABC):
     `scaled` and `_powered`; everything else has a right, possibly slow, default here. The slowest say once, in the log
     "fisher_lab", which method a structure should define.
     """
+
+    _as_dense: ClassVar[type[Any]]  # Dense: its file sets it here, which stands above this one
 
     @property
     @abstractmethod
@@ -145,10 +147,8 @@ class FisherMatrix(ABC):
         Raises:
             ValueError: if the default would need a dense matrix that does not fit into the memory that is free.
         """
-        from fisher_lab.matrices.dense import Dense
-
         tell_slow(self, "rescued", "decomposes the dense matrix")
-        return Dense(self.dense(), self.shape).rescued(p, damping)
+        return self._as_dense(self.dense(), self.shape).rescued(p, damping)
 
     def power(self, X: Tensor, p: float, damping: float | Tensor = 0.0, style: DampingStyle = "exact") -> Tensor:
         """(self + damping I)^p times vec(X), for X `[..., d_out, d_in]`; see `powered` to factorise once."""

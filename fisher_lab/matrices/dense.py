@@ -81,3 +81,6 @@ class Dense(FisherMatrix):
 
     def _dense(self) -> Tensor:
         return self.matrix
+
+
+FisherMatrix._as_dense = Dense

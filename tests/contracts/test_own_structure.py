@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ fl.Approximation._registry.pop("Listed")
 
 def problem(widths: tuple[int, ...] = (5, 4, 4, 3)) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
-    layers = [nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(widths)]
     model = nn.Sequential(*layers).double()
     x = torch.randn(16, widths[0], dtype=torch.float64)
     return model, x, torch.randint(widths[-1], (16,))

@@ -128,12 +128,14 @@ class LayerOptimizer(torch.optim.Optimizer):
 
     def dtype_of(self, layer: Layer) -> torch.dtype:
         """Precision of a layer's moments and inverse."""
-        return self.working_dtype(next(iter(layer.parameters.values())))
+        first = next(iter(layer.parameters.values()))
+        return self.working_dtype(first)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(iter(self.param_groups[0]["params"])).device
+        first = self.param_groups[0]["params"][0]
+        return first.device
 
     @staticmethod
     def plain_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -221,8 +223,10 @@ class LayerOptimizer(torch.optim.Optimizer):
     def add_decay(share: Share, ok: Tensor) -> None:
         """Coupled weight decay joins the gradients; they are zero where not ok."""
         decay = share.group["weight_decay"]
-        if decay and share.params and not share.group["decoupled"]:
-            share.vectors = list(torch._foreach_add(share.vectors, share.params, alpha=decay))
+        decoupled = share.group["decoupled"]
+        if decay and share.params and not decoupled:
+            added = torch._foreach_add(share.vectors, share.params, alpha=decay)
+            share.vectors = list(added)
         share.vectors = [kept(ok, g) for g in share.vectors]
 
     def momentum(self, share: Share, new: list[Tensor], ok: Tensor) -> list[Tensor]:
@@ -383,10 +387,11 @@ class LayerOptimizer(torch.optim.Optimizer):
         for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
             for i, p in zip(saved["params"], group["params"], strict=True):
                 state = state_dict["state"].get(i, {})
-                if "momentum_buffer" in state:
-                    buffer = state["momentum_buffer"]
+                buffer = state.get("momentum_buffer")
+                if buffer is not None:
                     dtype = self.working_dtype(p)
-                    self.state[p]["momentum_buffer"] = buffer.to(p.device, dtype, copy=True)
+                    buffer = buffer.to(p.device, dtype, copy=True)
+                    self.state[p]["momentum_buffer"] = buffer
 
 
 def registry() -> dict[str, type[LayerOptimizer]]:

@@ -36,6 +36,12 @@ def compare_in_use(
         options: further arguments of `fl.compare`.
     """
     twin = copy.deepcopy(model).eval()
-    problem = {**options.pop("problem", {}), **about, "mode": "copy in evaluation mode"}
-    chosen = {"layers": list(matrices), "fisher": "true", "progress": False, **options}
+    given = options.pop("problem", {})
+    problem = {**given, **about, "mode": "copy in evaluation mode"}
+    chosen = {
+        "layers": list(matrices),
+        "fisher": "true",
+        "progress": False,
+        **options,
+    }
     return compare(twin, likelihood, data, {label: matrices}, problem=problem, **chosen)

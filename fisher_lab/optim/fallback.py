@@ -15,7 +15,8 @@ FUSED = (
 
 def make_fallback(params: list[torch.nn.Parameter], lr: float) -> torch.optim.AdamW:
     """AdamW, fused where the device has it."""
-    fused = all(p.device.type in FUSED and p.is_floating_point() for p in params)
+    on_device = all(p.device.type in FUSED for p in params)
+    fused = on_device and all(p.is_floating_point() for p in params)
     return torch.optim.AdamW(params, lr=lr, weight_decay=0.0, fused=fused)
 
 

@@ -68,8 +68,9 @@ class Pass:
         output.register_hook(partial(self._arrive, use.layer))
 
     def _arrive(self, layer: Layer, gradient: Tensor) -> None:
-        g = layer.unroll_gradient(gradient[None])[0].flatten(1)
-        self.g.append(g.sum(0).to(self.dtype))
+        (g,) = layer.unroll_gradient(gradient[None])
+        total = g.flatten(1).sum(0)
+        self.g.append(total.to(self.dtype))
 
     def inputs(self) -> Tensor:
         """Those of all forward passes `[N, d_in]`."""
@@ -120,11 +121,17 @@ class Factors:
             rows: d_out.
             root: sqrt(lambda).
         """
-        A = torch.where(torch.isfinite(A).all(), A, 0.0)
-        eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
-        H_a = spd_inverse(symmetrize(A) + root * eye)
-        H_g = torch.eye(rows, dtype=A.dtype, device=A.device)
-        return cls(A, H_a, H_g, s=A.new_zeros(rows), y=A.new_zeros(rows))
+        finite = torch.isfinite(A).all()
+        A = torch.where(finite, A, 0.0)
+        like_A: dict[str, Any] = {"dtype": A.dtype, "device": A.device}
+        damped = symmetrize(A) + root * torch.eye(len(A), **like_A)
+        return cls(
+            A=A,
+            H_a=spd_inverse(damped),
+            H_g=torch.eye(rows, **like_A),
+            s=torch.zeros(rows, **like_A),
+            y=torch.zeros(rows, **like_A),
+        )
 
     def learn(self, a: Tensor, before: Means, after: Means, decay: float, root: float) -> None:
         """Both quasi-Newton updates, in place; nothing where something is not finite.
@@ -159,7 +166,9 @@ class Factors:
 
     def inverse(self) -> Kronecker:
         """H_g (x) H_a, copied."""
-        return Kronecker((self.H_g[None].clone(), self.H_a[None].clone()))
+        H_g = self.H_g.clone()
+        H_a = self.H_a.clone()
+        return Kronecker((H_g[None], H_a[None]))
 
     def state(self) -> dict[str, Tensor]:
         """All factors, copied."""
@@ -268,7 +277,8 @@ class KBFGS(LayerOptimizer):
             self._start(name, total / examples[name])
 
     def _start(self, name: str, A: Tensor) -> None:
-        self.factors[name] = Factors.start(A, self.layers[name].shape[0], self._root(name))
+        rows, _ = self.layers[name].shape
+        self.factors[name] = Factors.start(A, rows, self._root(name))
 
     def _root(self, name: str) -> float:
         """sqrt(lambda) of a layer."""
@@ -334,7 +344,8 @@ class KBFGS(LayerOptimizer):
 
     def own_state(self) -> dict[str, Any]:
         """All factors, copied because steps change them in place."""
-        return {"factors": {name: factors.state() for name, factors in self.factors.items()}}
+        saved = {name: factors.state() for name, factors in self.factors.items()}
+        return {"factors": saved}
 
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """The inverse of `own_state`."""

@@ -234,8 +234,11 @@ class Shampoo(Method, statistics="gradient", decay=0.9, damping=0.3, damping_sty
 
 def _methods() -> list[str]:
     """Names of the classes of this file that are optimizers."""
-    classes = {name: value for name, value in globals().items() if inspect.isclass(value)}
-    return [name for name, cls in classes.items() if issubclass(cls, Method)]
+    found = []
+    for name, value in globals().items():
+        if inspect.isclass(value) and issubclass(value, Method):
+            found.append(name)
+    return found
 
 
 __all__ = _methods()

@@ -168,10 +168,16 @@ def _observed(layer: Layer, stats: LayerStats, finite: Tensor, summed: bool, dty
 
 def of_batch_mean(stats: LayerStats) -> LayerStats:
     """The batch-mean gradient as one example, times sqrt(N): for sampled labels its outer product has mean F."""
-    total = stats.g.sum((0, 1)) if stats.a is None else torch.einsum("rntqo,ntqi->qoi", stats.g, stats.a)
-    return of_gradient(total.flatten(0, 1).div_(math.sqrt(stats.N)), stats.Q, stats.kernel, stats.bias)
+    if stats.a is None:
+        total = stats.g.sum((0, 1))
+    else:
+        total = torch.einsum("rntqo,ntqi->qoi", stats.g, stats.a)
+    # the mean is total / N
+    W = total.flatten(0, 1).div_(math.sqrt(stats.N))
+    return of_gradient(W, stats.Q, stats.kernel, stats.bias)
 
 
 def of_gradient(gradient: Tensor, Q: int, kernel: tuple[int, ...], bias: bool) -> LayerStats:
     """One packed gradient `[Q * d_out, d_in]` as the statistics of one example."""
-    return LayerStats.of_gradients(gradient.unflatten(0, (Q, -1))[None, None], kernel, bias)
+    P = gradient.unflatten(0, (Q, -1))
+    return LayerStats.of_gradients(P[None, None], kernel, bias)

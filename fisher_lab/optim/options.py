@@ -40,8 +40,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.dtype not in (None, torch.float64, torch.float32):
             raise ValueError(f"Got dtype={self.dtype!r}, expected torch.float64, torch.float32 or None.")
-        if not 0 <= number(self.fallback_lr) < math.inf:
-            raise ValueError(f"Got fallback_lr={self.fallback_lr!r}, expected a finite number >= 0.")
+        check_not_negative("fallback_lr", self.fallback_lr)
         if not 0 <= number(self.decay) < 1:
             raise ValueError(f"Got decay={self.decay!r}, expected a number from 0 to below 1.")
         # a numpy integer becomes a plain one, which is what a generator takes
@@ -72,12 +71,8 @@ class NaturalOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (
-            ("observe_every", self.observe_every),
-            ("refresh_every", self.refresh_every),
-        ):
-            if not is_whole(value, 1):
-                raise ValueError(f"Got {name}={value!r}, expected a whole number of steps, 1 or more.")
+        check_period("observe_every", self.observe_every)
+        check_period("refresh_every", self.refresh_every)
         if self.kl_clip is not None and not number(self.kl_clip) > 0:
             raise ValueError(f"Got kl_clip={self.kl_clip!r}, expected a positive number, or None for no limit.")
         check_fisher(self.fisher)
@@ -102,7 +97,8 @@ class Option:
         return getattr(optimizer.options, self.name)
 
     def __set__(self, optimizer: Any, value: Any) -> None:
-        optimizer.options = dataclasses.replace(optimizer.options, **{self.name: value})
+        changed = {self.name: value}
+        optimizer.options = dataclasses.replace(optimizer.options, **changed)
 
 
 @dataclass(frozen=True)
@@ -129,13 +125,9 @@ class Settings:
     momentum_order: MomentumOrder = "before"
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("lr", self.lr),
-            ("damping", self.damping),
-            ("weight_decay", self.weight_decay),
-        ):
-            if not 0 <= number(value) < math.inf:
-                raise ValueError(f"Got {name}={value!r}, expected a finite number >= 0.")
+        check_not_negative("lr", self.lr)
+        check_not_negative("damping", self.damping)
+        check_not_negative("weight_decay", self.weight_decay)
         if not 0 <= number(self.momentum) < 1:
             raise ValueError(f"Got momentum={self.momentum!r}, expected a number from 0 to below 1.")
         check_one_of("momentum_order", self.momentum_order, get_args(MomentumOrder))
@@ -166,6 +158,18 @@ class NaturalSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("damping_style", self.damping_style, get_args(DampingStyle))
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Raise ValueError for what is no finite number from 0."""
+    if not 0 <= number(value) < math.inf:
+        raise ValueError(f"Got {name}={value!r}, expected a finite number >= 0.")
+
+
+def check_period(name: str, value: Any) -> None:
+    """Raise ValueError for what is no number of steps."""
+    if not is_whole(value, 1):
+        raise ValueError(f"Got {name}={value!r}, expected a whole number of steps, 1 or more.")
 
 
 def check_one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:

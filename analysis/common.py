@@ -16,7 +16,7 @@ import torch
 
 import fisher_lab as fl
 from fisher_lab import problems
-from fisher_lab.results.comparison import Comparison, Row
+from fisher_lab.results import Comparison, Row
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "studies"
 SEED = 0

@@ -303,3 +303,12 @@ def test_a_stopped_run_keeps_what_it_finished_and_goes_on(tmp_path, own) -> None
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     assert fl.load_comparison(path).layers == ["0", "2"]
     assert not partial.exists()
+
+
+def test_the_result_is_saved_though_nobody_listens(own: str, tmp_path: Path) -> None:
+    """Output that cannot be written costs no result: the file comes first."""
+    path = tmp_path / "run.json"
+    command = [sys.executable, "-m", "fisher_lab", "compare", "--problem", own, "--output", str(path)]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL, check=False)
+    assert fl.load_comparison(path).rows

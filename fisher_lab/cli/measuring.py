@@ -18,7 +18,7 @@ from fisher_lab._ground.memory import readable
 from fisher_lab.cli.options import MeasureOptions, ProblemOptions
 from fisher_lab.diagnose import DifferentRunError
 from fisher_lab.diagnose import compare as run_compare
-from fisher_lab.results.comparison import Comparison, load_comparison, load_unfinished
+from fisher_lab.results import Comparison, load_comparison, load_unfinished
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,11 +44,12 @@ def compare(
         check_output(output)
     with _partial(output) as partial:
         found = _measured(problem, measure, partial, quiet)
-        if not quiet:
-            print(found)
-        spent = found.settings
+        # first the file: a terminal that is gone, full or of another alphabet must not cost the result
         saved = "" if output is None else f", saved to {found.save(output)}"
-        print(f"{spent['seconds']:.1f} s, peak memory {readable(spent['peak_bytes'])}{saved}")
+    if not quiet:
+        print(found)
+    spent = found.settings
+    print(f"{spent['seconds']:.1f} s, peak memory {readable(spent['peak_bytes'])}{saved}")
 
 
 def plot(

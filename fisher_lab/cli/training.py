@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from fisher_lab.cli.options import ProblemOptions, assignments, literal
-from fisher_lab.results.tables import number
+from fisher_lab.results.tables import as_text
 from fisher_lab.training import optimizer_names, train_command, tune_command
 
 NAMES = ", ".join(optimizer_names())
@@ -51,8 +51,8 @@ def train(
     )  # fmt: skip
     shown = records[-1:] if quiet else records
     for record in shown:
-        test = f"  test {number(record['test_loss'])}" if record.get("test_loss") is not None else ""
-        loss = number(record["loss"])
+        test = f"  test {as_text(record['test_loss'])}" if record.get("test_loss") is not None else ""
+        loss = as_text(record["loss"])
         print(f"epoch {record['epoch']:4d}  loss {loss}{test}  {record['seconds']:.1f} s")
 
 
@@ -90,5 +90,5 @@ def tune(
     )  # fmt: skip
     for trial in trials:
         damping = "" if trial["damping"] is None else f"  damping {trial['damping']:g}"
-        loss = "diverged" if trial["loss"] is None else f"loss {number(trial['loss'])}"
+        loss = "diverged" if trial["loss"] is None else f"loss {as_text(trial['loss'])}"
         print(f"{trial['optimizer']}  lr {trial['lr']:g}{damping}  {loss}  {trial['seconds']:.1f} s")

@@ -1,6 +1,6 @@
 """compare(): the exact Fisher block of every layer against every approximation."""
 
-from fisher_lab.diagnose.entry import compare as compare
-from fisher_lab.diagnose.run import DifferentRunError as DifferentRunError
-from fisher_lab.results.comparison import Comparison as Comparison
-from fisher_lab.results.comparison import load_comparison as load_comparison
+from fisher_lab.diagnose.comparing import DifferentRunError as DifferentRunError
+from fisher_lab.diagnose.comparing import compare as compare
+from fisher_lab.results import Comparison as Comparison
+from fisher_lab.results import load_comparison as load_comparison

@@ -11,7 +11,7 @@ from torch import Tensor
 from fisher_lab.diagnose.influence import Influences, of_error, of_exact, of_pair
 from fisher_lab.errors import Measure, Pair, Total
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.results.comparison import ALL
+from fisher_lab.results import ALL
 from fisher_lab.statistics import LayerStats
 
 Found = dict[tuple[str, str], float]  # (approximation, error) -> standard error
@@ -52,7 +52,14 @@ class StandardErrors:
             found = of_pair(stats, pair, candidates[label], shared, spectral)
             if found is not None:
                 self.influences[name, label] = found
-        return self._errors(name, {k: (pair, self.influences.get((name, k))) for k, pair in pairs.items()})
+        known = {label: (pair, self.influences.get((name, label))) for label, pair in pairs.items()}
+        return self._errors(name, known, self.wanted)
+
+    def taken(self) -> list[dict[str, Any]]:
+        """The covariances found since this was asked last."""
+        found = self.covariances
+        self.covariances = []
+        return found
 
     def total(self, layers: Sequence[str], totals: Mapping[str, Total]) -> Found:
         """Standard errors over all layers; none for approximations of which a layer is missing (after `resume`)."""
@@ -60,11 +67,14 @@ class StandardErrors:
         for label, total in totals.items():
             parts = [self.influences.get((name, label)) for name in layers]
             found[label] = (total, None if None in parts else _summed(parts, total))  # type: ignore[arg-type]
-        return self._errors(ALL, found)
+        return self._errors(ALL, found, [m for m in self.wanted if m.layered])
 
-    def _errors(self, name: str, found: Mapping[str, tuple[Any, Influences | None]]) -> Found:
+    def _errors(
+        self, name: str, found: Mapping[str, tuple[Any, Influences | None]], wanted: Sequence[Measure]
+    ) -> Found:
+        """Standard errors and covariances of some measures, of the approximations whose influences are known."""
         errors: Found = {}
-        for m in self.wanted:
+        for m in wanted:
             rows: dict[str, Tensor] = {}
             for label, (quantities, influences) in found.items():
                 row = None if influences is None else of_error(m, quantities, influences)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -120,27 +120,32 @@ def estimate(
         on_unknown=on_unknown, labels=labels, output=output,
     )  # fmt: skip
     source = Source(setup)
-    running = {name: Running(approximation) for name in source.layers}
+    running = {Key(name): Running(approximation) for name in source.layers}
     with untouched_randomness():
         sweep_all(running, source)
-    return {name: _assembled(state).scaled(source.scale) for name, state in running.items()}
+    return {key.layer: _assembled(state).scaled(source.scale) for key, state in running.items()}
 
 
-def sweep_all(running: dict[Any, Running], source: Source) -> None:
-    """Run every Running through all its sweeps; keys are layer names or tuples that begin with one."""
-    for sweep in range(max(state.approximation.sweeps for state in running.values())):
+class Key(NamedTuple):
+    """What a state of estimation belongs to: a layer, and the label of a candidate; None for the exact block."""
+
+    layer: str
+    candidate: str | None = None
+
+
+def sweep_all(running: dict[Key, Running], source: Source) -> None:
+    """Run every Running through all its sweeps over the data."""
+    sweeps = max((state.approximation.sweeps for state in running.values()), default=0)
+    for sweep in range(sweeps):
         due = {key: state for key, state in running.items() if sweep < state.approximation.sweeps}
         for state in due.values():
             state.restart()
-        for stats in source.sweep(list(dict.fromkeys(_layer(key) for key in due))):
+        names = list(dict.fromkeys(key.layer for key in due))
+        for stats in source.sweep(names):
             for key, state in due.items():
-                state.absorb(stats[_layer(key)])
+                state.absorb(stats[key.layer])
         for state in due.values():
             state.refresh()
-
-
-def _layer(key: Any) -> str:
-    return key if isinstance(key, str) else key[0]
 
 
 def _assembled(state: Running) -> FisherMatrix:

@@ -10,7 +10,7 @@ from torch import nn
 from fisher_lab.diagnose import compare
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.results.comparison import Comparison
+from fisher_lab.results import Comparison
 
 
 def compare_in_use(

@@ -47,7 +47,7 @@ from fisher_lab.optim.options import (
 from fisher_lab.optim.refresh import joined, refresh
 from fisher_lab.optim.vectors import Bucket, Share, precondition
 from fisher_lab.optim.window import Window
-from fisher_lab.results.comparison import Comparison
+from fisher_lab.results import Comparison
 
 TELL_EVERY = 20  # steps after which what went wrong is read where no refresh does it: a host read in every 20th step
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from fisher_lab._ground.memory import readable
 from fisher_lab.errors.measures import MEASURES, exact_value, judging
-from fisher_lab.results.comparison import ALL, Comparison, Row
-from fisher_lab.results.tables import number
+from fisher_lab.results import ALL, Comparison, Row
+from fisher_lab.results.tables import as_text
 
 WITHIN = 1.1  # "cheapest within 10 %": errors up to this factor above the smallest
 TIE = 1e-6  # relative difference below which two errors are called equal
@@ -99,7 +99,7 @@ def _title(error: str) -> str:
 def _named(rows: list[Row]) -> str:
     labels, value = best(rows)
     nearest = next(row for row in rows if row.approximation == labels[0])
-    said = "exact" if distance(nearest) == 0 else number(value)
+    said = "exact" if distance(nearest) == 0 else as_text(value)
     return f"{' and '.join(labels)} ({said})"
 
 

@@ -20,7 +20,7 @@ from fisher_lab import plots
 from fisher_lab._ground.files import check_output, write_atomically
 from fisher_lab._ground.text import printable
 from fisher_lab.report.sections import along_training, notes, section
-from fisher_lab.results.comparison import Comparison, load_comparison
+from fisher_lab.results import Comparison, load_comparison
 
 POLICY = (
     "default-src 'none'",

@@ -10,8 +10,8 @@ from fisher_lab import errors
 from fisher_lab._ground.memory import readable
 from fisher_lab.plots.output import Drawing, drawings, training_drawings
 from fisher_lab.report.answers import answers
-from fisher_lab.results.comparison import ALL, Comparison, Cost, Row
-from fisher_lab.results.tables import number
+from fisher_lab.results import ALL, Comparison, Cost, Row
+from fisher_lab.results.tables import as_text
 
 FISHERS = {
     "true": "the true Fisher (label expectation in closed form)",
@@ -164,9 +164,9 @@ def _table(comparison: Comparison) -> tuple[list[str], list[dict[str, Any]]]:
 def _error_cell(row: Row | None) -> dict[str, str]:
     """What is sorted by, and what is shown."""
     if row is None:
-        return {"value": "", "text": number(None)}
+        return {"value": "", "text": as_text(None)}
     value = "" if math.isnan(row.value) else repr(row.value)
-    return {"value": value, "text": number(row.value)}
+    return {"value": value, "text": as_text(row.value)}
 
 
 def _cost_cells(cost: Cost | None) -> list[dict[str, str]]:

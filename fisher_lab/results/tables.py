@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fisher_lab._ground.arguments import names_of
 from fisher_lab._ground.memory import readable
 from fisher_lab._ground.text import printable
+from fisher_lab.results.rows import Settings
+
+if TYPE_CHECKING:
+    from fisher_lab.results.comparison import Comparison
 
 
-def render(comparison: Any, errors: Sequence[str] | None = None, width: int = 110) -> str:
+def render(comparison: Comparison, errors: Sequence[str] | None = None, width: int = 110) -> str:
     """The errors of a comparison: one block of lines per layer, then over all layers.
 
     Args:
@@ -42,54 +46,67 @@ def render(comparison: Any, errors: Sequence[str] | None = None, width: int = 11
         table.add_column(Text(title), justify="right", min_width=longest_word)
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
-    for layer in dict.fromkeys(r.layer for r in comparison.rows):
-        title = printable(_title(comparison, layer))
+    for layer in dict.fromkeys(row.layer for row in comparison.rows):
+        title = printable(layer_title(comparison, layer))
         for approximation in comparison.approximations:
             found = [values.get((layer, approximation, error, damping)) for error, damping in columns]
             if all(value is None for value in found):
                 continue
+            shown = [as_text(value) for value in found]
             cost = costs.get((layer, approximation))
-            tail = ["", ""] if cost is None else [f"{cost.seconds * 1e3:.1f} ms", readable(cost.bytes)]
-            table.add_row(Text(title), Text(printable(approximation)), *(number(value) for value in found), *tail)
-            title = ""
+            if cost is None:
+                shown += ["", ""]
+            else:
+                shown += [f"{cost.seconds * 1e3:.1f} ms", readable(cost.bytes)]
+            table.add_row(Text(title), Text(printable(approximation)), *shown)
+            title = ""  # a layer is named once
         table.add_section()
     out = io.StringIO()
     Console(file=out, width=width, color_system=None).print(table)
     return printable(_heading(comparison.settings)) + out.getvalue()
 
 
-def number(value: float | None) -> str:
+def as_text(value: float | None) -> str:
     """A value for people: four digits, small ones in powers of ten."""
     if value is None:
         return "-"
     if value == 0:
         return "0"
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
+    if 1e-3 <= abs(value) < 1e4:
+        return f"{value:.4f}"
+    return f"{value:.1e}"
 
 
-def _columns(comparison: Any, errors: Sequence[str] | None) -> list[tuple[str, float | None]]:
+def _columns(comparison: Comparison, errors: Sequence[str] | None) -> list[tuple[str, float | None]]:
+    """Errors and dampings that are shown."""
     wanted = comparison.errors if errors is None else names_of("errors", errors)
     for name in wanted:
         if name not in comparison.errors:
-            raise ValueError(f"Got error {name!r}, expected one of those measured: {', '.join(comparison.errors)}.")
-    return list(dict.fromkeys((r.error, r.damping) for r in comparison.rows if r.error in wanted))
+            known = ", ".join(comparison.errors)
+            raise ValueError(f"Got error {name!r}, expected one of those measured: {known}.")
+    shown = [(row.error, row.damping) for row in comparison.rows if row.error in wanted]
+    return list(dict.fromkeys(shown))
 
 
-def _title(comparison: Any, layer: str) -> str:
-    about = comparison.settings.get("layers", {}).get(layer)
-    return layer or "(model)" if about is None else f"{layer or '(model)'}  {about['shape'][0]}x{about['shape'][1]}"
+def layer_title(comparison: Comparison, layer: str) -> str:
+    """A layer's name with the shape of its weight."""
+    name = layer or "(model)"
+    shape = comparison.settings.about(layer).shape
+    if shape is None:
+        return name
+    return f"{name}  {shape[0]}x{shape[1]}"
 
 
-def _heading(settings: dict[str, Any]) -> str:
+def _heading(settings: Settings) -> str:
+    """What was measured, what is missing and why."""
     if not settings:
         return ""
-    parts = [f"{settings.get('fisher')} Fisher", str(settings.get("likelihood")), f"N = {settings.get('N')}"]
-    problem = (settings.get("problem") or {}).get("name")
-    if problem:
-        parts.insert(0, str(problem))
+    parts = [f"{settings.fisher} Fisher", str(settings.likelihood), f"N = {settings.N}"]
+    if settings.problem_name:
+        parts.insert(0, settings.problem_name)
     lines = ["  ".join(parts) + "\n"]
-    if not settings.get("complete", True):
+    if settings.complete is False:
         lines.append("Not complete: the run was stopped before all layers were measured.\n")
-    left_out = settings.get("left_out") or {}
-    lines += [f"Left out: {name}: {reason}\n" for name, reason in left_out.items()]
+    for name, reason in (settings.left_out or {}).items():
+        lines.append(f"Left out: {name}: {reason}\n")
     return "".join(lines)

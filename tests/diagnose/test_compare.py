@@ -1,12 +1,13 @@
 """compare, estimate and exact_fisher: agreement of the two truths, and what the results say."""
 
+import numpy
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisher_lab as fl
-from fisher_lab.results.comparison import ALL
+from fisher_lab.results import ALL
 from tests.diagnose.support import LOSSES, TORCH_LOSSES, batch, net
 
 
@@ -212,3 +213,44 @@ def test_extreme_scales_are_refused(scale: float) -> None:
     x = torch.randn(6, 5, dtype=torch.float64) * scale
     with pytest.raises(ValueError, match=r"rescale the inputs|NaN or infinite"):
         fl.compare(nn.Sequential(nn.Linear(5, 3, bias=False)), fl.Gaussian(), x, fl.KFAC())
+
+
+def test_a_candidate_may_be_called_anything() -> None:
+    """Names of candidates are names, also "exact"."""
+    found = fl.compare(net(), fl.Categorical(), batch(), {"exact": fl.KFAC(), "": fl.TN()})
+    again = fl.compare(net(), fl.Categorical(), batch(), {"KFAC": fl.KFAC(), "TN": fl.TN()})
+    assert [row.value for row in found.rows] == [row.value for row in again.rows]
+    assert found.approximations == ["exact", ""]
+
+
+def test_all_errors_have_the_standard_errors_that_exist() -> None:
+    """The spectrum has no value over all layers and no influence; everything else is there."""
+    found = fl.compare(
+        net(), fl.Categorical(), batch(), [fl.KFAC(), fl.Diagonal()], errors="all", standard_errors=True, dampings=[0.1]
+    )  # fmt: skip
+    known = {row.error for row in found.rows if row.stderr is not None}
+    assert {"trace", "frobenius", "cosine", "spectral"} <= known
+    assert "spectrum" not in known
+    assert any(row.layer == ALL and row.stderr is not None for row in found.rows)
+
+
+def test_settings_are_a_table_and_attributes() -> None:
+    settings = fl.compare(net(), fl.Categorical(), batch(), [fl.KFAC()], errors=["trace"]).settings
+    assert settings["N"] == settings.N == 12
+    assert settings["layers"]["0"]["route"] == settings.about("0").route == "dense"
+    assert settings.about("nothing").shape is None
+    with pytest.raises(AttributeError, match="no entry 'colour'"):
+        _ = settings.colour
+
+
+@pytest.mark.parametrize("value", [torch.ones(3), object(), {"a": {1, 2}}])
+def test_what_no_file_can_hold_is_refused_before_measuring(value) -> None:
+    with pytest.raises(TypeError, match=r"Got problem\['note'\].* of type .*expected text, numbers"):
+        fl.compare(net(), fl.Categorical(), batch(), problem={"note": value})
+
+
+def test_numbers_of_other_libraries_become_numbers(tmp_path) -> None:
+    about = {"lr": numpy.float32(0.5), "steps": numpy.int64(3), "loss": torch.tensor(0.25), "note": "float:abc"}
+    found = fl.compare(net(), fl.Categorical(), batch(), [fl.KFAC()], errors=["trace"], problem=about)
+    again = fl.load_comparison(found.save(tmp_path / "run.json"))
+    assert again.settings["problem"] == {"lr": 0.5, "steps": 3, "loss": 0.25, "note": "float:abc"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fisher_lab as fl
-from fisher_lab.results.comparison import Comparison, Cost, Row
+from fisher_lab.results import Comparison, Cost, Row
 from tests.diagnose.support import batch, net
 
 
@@ -254,3 +254,46 @@ def test_resuming_with_other_layers(tmp_path) -> None:
     fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), resume=path)
     with pytest.raises(ValueError, match="holds another comparison"):
         fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), layers=["0"], resume=path)
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.csv"])
+def test_a_changed_file_is_told_from_what_was_measured(tmp_path, name) -> None:
+    """One digit changed by accident is refused; by hand it is read on request."""
+    found = fl.compare(net(), fl.Categorical(), batch(), [fl.KFAC()], errors=["frobenius"])
+    path = found.save(tmp_path / name)
+    text = path.read_text(encoding="utf-8")
+    digits = repr(found.rows[0].value)
+    assert digits in text
+    path.write_text(text.replace(digits, repr(found.rows[0].value + 1)), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"not those that were written.*check=False"):
+        fl.load_comparison(path)
+    assert fl.load_comparison(path, check=False).rows[0].value == found.rows[0].value + 1
+
+
+def test_numbers_without_a_word_in_json(tmp_path) -> None:
+    """Infinities and NaNs anywhere, and tables that look like them."""
+    about = {"a": math.inf, "b": [-math.inf], "$number": "nan", "c": {"$table": 1}, "d": "float:1"}
+    found = Comparison((Row("0", "KFAC", "trace", math.nan, math.inf),), settings={"problem": about})
+    for name in ("run.json", "run.csv"):
+        again = fl.load_comparison(found.save(tmp_path / name))
+        assert again.settings["problem"] == about
+        assert math.isnan(again.rows[0].value)
+        assert again.rows[0].noise == math.inf
+
+
+def test_only_unfinished_layers_are_measured_again(tmp_path, monkeypatch) -> None:
+    """Layers without damped rows, or whose last approximation was left out, are finished too."""
+    from fisher_lab.diagnose import comparing
+
+    path = tmp_path / "run.json"
+    model = net()
+    with torch.no_grad():
+        model[4].weight.zero_()  # the layers below have F = 0 and so no damped errors
+    asked = {"errors": ["frobenius", "damped_cosine"], "dampings": [0.1], "resume": path}
+    first = fl.compare(model, fl.Categorical(), batch(), [fl.KFAC(), fl.TN()], **asked)
+    measured = []
+    measure = comparing.measure_group
+    monkeypatch.setattr(comparing, "measure_group", lambda *args: measured.append(args) or measure(*args))
+    again = fl.compare(model, fl.Categorical(), batch(), [fl.KFAC(), fl.TN()], **asked)
+    assert measured == []
+    assert again.rows == first.rows

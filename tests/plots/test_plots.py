@@ -17,7 +17,7 @@ from fisher_lab import plots
 from fisher_lab.plots.cost import front
 from fisher_lab.plots.reading import Scale
 from fisher_lab.plots.style import STYLES, styles
-from fisher_lab.results.comparison import ALL, Comparison, Cost, Row
+from fisher_lab.results import ALL, Comparison, Cost, Row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VALUES = {"KFAC": 0.5, "EKFAC": 0.25, "MiniBlock(linear=col)": 0.0}

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fisher_lab.report import answers, write_report
-from fisher_lab.results.comparison import ALL, Comparison, Cost, Row
+from fisher_lab.results import ALL, Comparison, Cost, Row
 from tests.report.support import Page
 
 

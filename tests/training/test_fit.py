@@ -295,3 +295,18 @@ def test_an_interrupted_checkpoint_leaves_the_old_one_and_nothing_else(tmp_path,
         training.fit(model, opt, LIKELIHOOD, data, 2, batch=20, resume=True, **files)
     assert files["checkpoint"].read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_errors_of_a_net_without_a_dense_block_are_recorded():
+    """Every layer of the autoencoder is too large for a dense block, so that nothing but ready matrices is measured."""
+    from fisher_lab import problems
+
+    problem = problems.load("mnist_autoencoder", steps=0, examples=20)
+    x, y = (part[:20] for part in problem.train_data)
+    opt = fl.optim.KFAC(problem.model, problem.likelihood, 0.01, layers=["7", "9"], damping=0.1)
+    with opt.observing():
+        z = problem.model(x)
+    problem.likelihood.loss(z, y).backward()
+    opt.step()
+    measure = training.record_errors((x[:5], y[:5]), every=1, errors=["trace"], fisher="mc")
+    assert measure(opt, 1)

@@ -1,0 +1,179 @@
+"""Candidates: what is compared with the exact block, an approximation to be built or matrices that are ready."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fisher_lab._passes.batches import checksum
+from fisher_lab._passes.source import Source
+from fisher_lab.approximations import Approximation, check_approximation, default_approximations
+from fisher_lab.estimation.running import Running
+from fisher_lab.matrices import FisherMatrix
+from fisher_lab.results import Cost
+
+Matrices = Mapping[str, FisherMatrix]
+READY = ", or {name: {layer: FisherMatrix}} for ready matrices"
+
+
+class Candidate(ABC):
+    """One row of the table of a layer.
+
+    Args:
+        label: its name in the result, which may be any text.
+    """
+
+    approximation: Approximation | None = None  # how it follows from the data; None where it does not
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What tells it from another candidate of the same label."""
+
+    @abstractmethod
+    def check(self, source: Source) -> None:
+        """Raise ValueError where it has no matrix for a layer of the source."""
+
+    @abstractmethod
+    def begin(self) -> Running | None:
+        """The state that passes over the data are to fill, None where none are needed."""
+
+    @abstractmethod
+    def fits(self, examples: float, N: int) -> bool:
+        """Whether it holds the columns of at most so many of N examples."""
+
+    @abstractmethod
+    def matrix(self, layer: str, state: Running | None, exact: FisherMatrix) -> tuple[FisherMatrix, Cost]:
+        """The matrix of a layer, of the type and on the device of the exact block, and what it took.
+
+        Args:
+            layer: name of the layer.
+            state: what `begin` gave, filled.
+            exact: the exact block.
+        """
+
+
+class Estimated(Candidate):
+    """An approximation that is built from the same columns as the exact block."""
+
+    def __init__(self, label: str, approximation: Approximation) -> None:
+        super().__init__(label)
+        self.approximation: Approximation = approximation
+
+    @property
+    def description(self) -> str:
+        """Its options."""
+        if type(self.approximation).__repr__ is object.__repr__:
+            return self.approximation.label
+        return repr(self.approximation)
+
+    def check(self, source: Source) -> None:
+        """Every layer has one."""
+
+    def begin(self) -> Running:
+        """An empty mean."""
+        return Running(self.approximation)
+
+    def fits(self, examples: float, N: int) -> bool:
+        """By the examples whose columns its moments keep."""
+        return min(self.approximation.keeps_examples, N) <= examples
+
+    def matrix(self, layer: str, state: Running | None, exact: FisherMatrix) -> tuple[FisherMatrix, Cost]:
+        """What was assembled, on the scale of the mean over examples."""
+        assert state is not None
+        found = state.matrix
+        if not isinstance(found, FisherMatrix) or tuple(found.shape) != tuple(exact.shape):
+            what = type(found).__name__
+            if isinstance(found, FisherMatrix):
+                what = f"a matrix over {tuple(found.shape)}"
+            raise ValueError(
+                f"{self.label} assembled {what} on layer {layer!r}, expected a FisherMatrix over "
+                f"{tuple(exact.shape)}; check its assemble."
+            )
+        return found, Cost(layer, self.label, state.seconds, found.nbytes)
+
+
+class Ready(Candidate):
+    """Matrices from elsewhere, on the scale of the exact Fisher."""
+
+    def __init__(self, label: str, matrices: Matrices) -> None:
+        super().__init__(label)
+        self.matrices = matrices
+
+    @property
+    def description(self) -> str:
+        """A checksum."""
+        crc = 0
+        for name in sorted(self.matrices):
+            for tensor in self.matrices[name].tensors().values():
+                crc = checksum(tensor, crc)
+        return f"ready matrices {crc:08x}"
+
+    def check(self, source: Source) -> None:
+        """Every layer needs a matrix over its weight."""
+        for name, layer in source.layers.items():
+            matrix = self.matrices.get(name)
+            if isinstance(matrix, FisherMatrix) and tuple(matrix.shape) == tuple(layer.shape):
+                continue
+            found = "none"
+            if isinstance(matrix, FisherMatrix):
+                found = f"a matrix over {tuple(matrix.shape)}"
+            raise ValueError(
+                f"{self.label} has {found} for layer {name!r}, expected a FisherMatrix over {tuple(layer.shape)}; "
+                "name its layers with layers=[...]."
+            )
+
+    def begin(self) -> None:
+        """Nothing is to be filled."""
+
+    def fits(self, examples: float, N: int) -> bool:  # noqa: ARG002
+        """It is there already."""
+        return True
+
+    def matrix(self, layer: str, state: Running | None, exact: FisherMatrix) -> tuple[FisherMatrix, Cost]:  # noqa: ARG002
+        """The matrix given."""
+        found = self.matrices[layer]
+        return found.to(exact.device, exact.dtype), Cost(layer, self.label, 0.0, found.nbytes)
+
+
+def named(approximations: Any) -> dict[str, Candidate]:
+    """Candidates by label.
+
+    Args:
+        approximations: one or several Approximations, or `{name: Approximation or {layer: FisherMatrix}}`; None for
+            the default ones.
+
+    Raises:
+        TypeError: for what is neither.
+        ValueError: for none, or one twice.
+    """
+    if approximations is None:
+        approximations = default_approximations()
+    if isinstance(approximations, Mapping):
+        found = {}
+        for name, value in approximations.items():
+            if not isinstance(name, str):
+                raise TypeError(f"Got {name!r} as the name of an approximation, expected text.")
+            found[name] = _candidate(name, value)
+    else:
+        found = {}
+        several = isinstance(approximations, Iterable) and not isinstance(approximations, str | type)
+        for value in approximations if several else [approximations]:
+            check_approximation(value, READY)
+            if value.label in found:
+                raise ValueError(f"Got {value.label} twice, expected every approximation once.")
+            found[value.label] = Estimated(value.label, value)
+    if not found:
+        raise ValueError("Got no approximations, expected at least one, or None for all.")
+    return found
+
+
+def _candidate(label: str, value: Any) -> Candidate:
+    if isinstance(value, Mapping):
+        return Ready(label, value)
+    check_approximation(value, READY)
+    return Estimated(label, value)

@@ -1,0 +1,300 @@
+"""compare(): the exact Fisher block of every layer against every approximation."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fisher_lab import errors as measures
+from fisher_lab._ground.arguments import number
+from fisher_lab._ground.files import check_output
+from fisher_lab._ground.memory import peak_bytes
+from fisher_lab._ground.progress import Progress
+from fisher_lab._passes.batches import LABELS
+from fisher_lab._passes.labels import FisherKind
+from fisher_lab._passes.model import Output, untouched_randomness
+from fisher_lab._passes.setup import Setup
+from fisher_lab._passes.source import Source
+from fisher_lab.approximations import Approximation
+from fisher_lab.diagnose.candidates import Matrices, named
+from fisher_lab.diagnose.check import Check
+from fisher_lab.diagnose.layer import Asked, Blocks, LayerResult, layer_about, measure_group
+from fisher_lab.diagnose.off_block import OFF_BLOCK, split
+from fisher_lab.diagnose.plan import plan
+from fisher_lab.diagnose.standard_errors import StandardErrors
+from fisher_lab.diagnose.totals import between_layers, over_layers
+from fisher_lab.errors import DAMPINGS
+from fisher_lab.likelihoods import Likelihood
+from fisher_lab.results import ALL, Comparison, Row, Settings, load_unfinished
+from fisher_lab.results.rows import plain
+
+# what must be the same for an earlier run to be gone on with
+SAME_RUN = (
+    "fingerprint", "fisher", "likelihood", "seed", "dtype", "candidates", "errors", "dampings", "exact", "versions",
+    "standard_errors",
+)  # fmt: skip
+
+
+class DifferentRunError(ValueError):
+    """The file to go on from holds another comparison."""
+
+
+def compare(
+    model: nn.Module,
+    likelihood: Likelihood | nn.Module,
+    data: Any,
+    approximations: Sequence[Approximation] | Mapping[str, Approximation | Matrices] | None = None,
+    *,
+    fisher: FisherKind = "true",
+    layers: Sequence[str] | None = None,
+    errors: str | Sequence[str] = "default",
+    dampings: Sequence[float] = DAMPINGS,
+    exact: Literal["captured", "func"] = "captured",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+    memory: float | None = None,
+    on_unknown: Literal["error", "skip"] = "error",
+    standard_errors: bool = False,
+    progress: bool | None = None,
+    resume: str | Path | None = None,
+    problem: Mapping[str, Any] | None = None,
+    labels: str = LABELS,
+    output: Output | None = None,
+) -> Comparison:
+    """Measure approximations of every layer's Fisher block against the exact block.
+
+    The exact block is built from captured inputs and output gradients and checked on every layer against torch.func
+    along one random direction. Everything runs on a copy of the model.
+
+    Args:
+        model: any module that acts per example, in evaluation mode; it is not changed.
+        likelihood: a Likelihood or a torch loss module (then: the Fisher that equals the loss's GGN).
+        data: (x, y), x, a DataLoader or an iterable of batches.
+        approximations: Approximations; or `{name: Approximation or {layer: FisherMatrix}}`, for matrices that are
+            already there; None for all that are known.
+        fisher: "true", "mc" (labels sampled from the model) or "empirical" (the labels given).
+        layers: names of layers; None for all.
+        errors: "default", "all", or names of measures; by name only "off_block", the share of the Frobenius norm of the
+            whole network's Fisher outside the blocks of the layers, as one row of layer "(all)", approximation "Exact".
+        dampings: for damped measures, relative to tr F / d.
+        exact: "captured", or "func" to take the blocks from torch.func throughout.
+        seed: of sampled labels and random directions.
+        dtype: precision of the computation.
+        device: where to compute; None for the model's own.
+        memory: budget in GiB; None for half of what is free.
+        on_unknown: "error", or "skip" to leave out modules without adapter and say so.
+        standard_errors: also measure the standard error over examples of every undamped error but the spectrum's, and
+            their covariances (see Comparison.difference); takes longer than the rest. None for eigenvalue-corrected
+            approximations, whose bases have no usable derivative, and for errors below their noise floor.
+        progress: show a progress bar; None: when stderr is a terminal.
+        resume: file to save to after every layer, and to go on from if it exists: a regular file of your own, no link.
+        problem: settings of the problem, kept in the result.
+        labels: the key of y where batches are mappings.
+        output: what of the model's output is z: a name, an index or a function; None for a tensor, or `logits`.
+
+    Returns:
+        The Comparison.
+
+    Raises:
+        ValueError, TypeError: what cannot be measured, in one sentence, before anything is computed.
+
+    See Also:
+        estimate, for one approximation; exact_fisher, for the blocks.
+    """
+    started = time.perf_counter()
+    # 1. what is asked, refused before anything is computed
+    candidates = named(approximations)
+    of_layers, across = split(errors)
+    wanted = measures.chosen(of_layers)
+    dampings = check_dampings(dampings)
+    if exact not in ("captured", "func"):
+        raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
+    problem = plain(problem or {}, "problem")
+    path = None if resume is None else check_output(resume, (".json",))
+    earlier = None if path is None else load_unfinished(path)
+    setup = Setup(
+        model, likelihood, data, layers=layers, fisher=fisher, seed=seed, dtype=dtype, device=device,
+        memory=memory, on_unknown=on_unknown, labels=labels, output=output,
+    )  # fmt: skip
+    source = Source(setup)
+    for candidate in candidates.values():
+        candidate.check(source)
+    if standard_errors:
+        _check_standard_errors(source, exact)
+    with Progress(progress, len(source.layers) * (len(candidates) + 2)) as bar, untouched_randomness():
+        # 2. one pass for the independent check and the fingerprint
+        check = Check(source)
+        check.run(bar)
+        collector = StandardErrors(wanted) if standard_errors else None
+        asked = Asked(source, candidates, wanted, dampings, exact, check, collector)
+        settings = _settings(asked, problem, across)
+        # 3. layers that an earlier run finished, and the others in groups
+        results: dict[str, LayerResult] = {}
+        if path is not None and earlier is not None:
+            results = finished(earlier, settings, path)
+        shared = Blocks(source)
+        todo = [name for name in source.layers if name not in results]
+        for group in plan(source, todo, len(candidates), exact):
+            for result in measure_group(asked, group, shared, bar):
+                results[result.layer] = result
+            if path is not None:
+                _comparison(asked, settings, results, [], started, complete=False).save(path)
+        # 4. over all layers
+        in_order = [results[name] for name in source.layers]
+        rows = over_layers(asked, in_order) if len(in_order) > 1 else []
+        if across:
+            bar.say("entries between layers")
+            rows.append(between_layers(asked, in_order))
+    found = _comparison(asked, settings, results, rows, started, complete=True)
+    if path is not None:
+        found.save(path)
+    return found
+
+
+def check_dampings(dampings: Any) -> tuple[float, ...]:
+    """Dampings as positive finite numbers, each once."""
+    alone = not math.isnan(number(dampings)) or not isinstance(dampings, Iterable)
+    values = [dampings] if alone else list(dampings)
+    valid = all(0 < number(damping) < math.inf for damping in values)
+    if not values or not valid:
+        raise ValueError(f"Got dampings={dampings!r}, expected positive finite numbers relative to tr F / d.")
+    return tuple(dict.fromkeys(float(damping) for damping in values))
+
+
+def _check_standard_errors(source: Source, exact: str) -> None:
+    """Standard errors need the columns of all examples at once."""
+    if exact == "func" or not all(source.fits_at_once([name]) for name in source.layers):
+        raise ValueError(
+            'standard_errors=True needs all examples at once and exact="captured", got data in pieces or exact="func"; '
+            "pass the data as (x, y), use fewer examples or raise memory=."
+        )
+
+
+# -- what is kept beside the numbers -----------------------------------------------------------------------------------
+def _settings(asked: Asked, problem: Mapping[str, Any], across: bool) -> Settings:
+    """Everything that is needed to trust the result later."""
+    source = asked.source
+    names = [m.name for m in asked.wanted]
+    if across:
+        names.append(OFF_BLOCK)
+    libraries = ("fisher-lab", "torch", "numpy", "scipy")
+    versions = {name: _version(name) for name in libraries}
+    versions["python"] = platform.python_version()
+    settings = Settings(
+        problem=problem,
+        model=type(source.model).__name__,
+        parameters=sum(p.numel() for p in source.model.parameters()),
+        fisher=source.fisher,
+        likelihood=repr(source.likelihood),
+        N=source.N,
+        R=source.R,
+        output=list(source.outputs),
+        seed=source.seed,
+        dtype=str(source.dtype).removeprefix("torch."),
+        device=str(next(source.model.parameters()).device),
+        exact=asked.exact,
+        layers={name: layer_about(layer) for name, layer in source.layers.items()},
+        left_out=dict(source.selection.left_out),
+        approximations=list(asked.candidates),
+        candidates={label: candidate.description for label, candidate in asked.candidates.items()},
+        errors=names,
+        dampings=list(asked.dampings),
+        standard_errors=asked.standard_errors is not None,
+        fingerprint=asked.check.fingerprint,
+        versions=versions,
+        machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    if asked.damped:
+        labelled = source.batches.first().y is not None
+        settings["gradient"] = "of the data's labels" if labelled else "of labels sampled from the model"
+    return settings
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def finished(earlier: Comparison, settings: Settings, path: Path) -> dict[str, LayerResult]:
+    """The layers that an earlier, interrupted run of the same comparison finished.
+
+    Raises:
+        DifferentRunError: if it was another comparison.
+    """
+    differing = [key for key in SAME_RUN if earlier.settings.get(key) != settings.get(key)]
+    if differing:
+        raise DifferentRunError(
+            f"{path} holds another comparison ({', '.join(differing)} differ), expected the same run; "
+            "choose another file or delete it."
+        )
+    results = {}
+    for name in settings.layers or {}:
+        about = earlier.settings.about(name)
+        if about.route is None:  # told once a layer is measured
+            continue
+        results[name] = LayerResult(
+            name,
+            about,
+            rows=[row for row in earlier.rows if row.layer == name],
+            costs=[cost for cost in earlier.costs if cost.layer == name],
+            quantities=[numbers for numbers in earlier.quantities if numbers["layer"] == name],
+            covariances=[found for found in earlier.covariances if found["layer"] == name],
+            left_out=_left_out_of(name, earlier.settings),
+        )
+    return results
+
+
+def _left_out_of(layer: str, settings: Settings) -> dict[str, str]:
+    """What a run left out of one layer."""
+    ending = f" of layer {layer!r}"
+    return {what: reason for what, reason in (settings.left_out or {}).items() if what.endswith(ending)}
+
+
+def _comparison(
+    asked: Asked,
+    settings: Settings,
+    results: Mapping[str, LayerResult],
+    over_all: Sequence[Row],
+    started: float,
+    complete: bool,
+) -> Comparison:
+    """What is measured so far, in the order of the layers."""
+    in_order = [results[name] for name in asked.source.layers if name in results]
+    rows: list[Row] = []
+    left_out = dict(settings.left_out or {})
+    layers = dict(settings.layers or {})
+    for result in in_order:
+        rows += result.rows
+        left_out |= result.left_out
+        layers[result.layer] = result.about
+    covariances = [found for result in in_order for found in result.covariances]
+    if asked.standard_errors is not None:
+        covariances += [found for found in asked.standard_errors.covariances if found["layer"] == ALL]
+    spent = Settings(
+        settings,
+        layers=layers,
+        left_out=left_out,
+        seconds=time.perf_counter() - started,
+        peak_bytes=peak_bytes(),
+        complete=complete,
+    )
+    return Comparison(
+        rows=(*rows, *over_all),
+        costs=tuple(cost for result in in_order for cost in result.costs),
+        settings=spent,
+        quantities=tuple(numbers for result in in_order for numbers in result.quantities),
+        covariances=tuple(covariances),
+    )

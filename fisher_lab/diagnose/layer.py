@@ -1,0 +1,361 @@
+"""One layer measured: its exact block, the matrix of every candidate, and what the measures say of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisher_lab import errors as measures
+from fisher_lab._ground.progress import Progress
+from fisher_lab._passes.source import Source
+from fisher_lab.approximations import Exact
+from fisher_lab.approximations.exact import is_dense
+from fisher_lab.diagnose.candidates import Candidate
+from fisher_lab.diagnose.check import Check
+from fisher_lab.diagnose.plan import STREAMED, Group, LayerPlan
+from fisher_lab.diagnose.standard_errors import Found, StandardErrors
+from fisher_lab.errors import DampedPair, Measure, Measured, Pair, absolute_damping
+from fisher_lab.estimation.exact import exact_blocks
+from fisher_lab.estimation.running import Key, Running, sweep_all
+from fisher_lab.matrices import FisherMatrix, LowRank, Streamed
+from fisher_lab.results import Cost, LayerAbout, Row
+from fisher_lab.statistics import LayerStats
+
+TOO_MANY_COLUMNS = "needs more columns than fit into the memory"
+NO_COLUMNS = "the columns do not fit into the memory"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured of every layer.
+
+    Attributes:
+        source: model and data.
+        candidates: by label.
+        wanted: the measures.
+        dampings: relative to tr F / d.
+        exact: "captured" or "func".
+        check: what every captured block is held against.
+        standard_errors: their collector, None where they were not asked for.
+    """
+
+    source: Source
+    candidates: Mapping[str, Candidate]
+    wanted: Sequence[Measure]
+    dampings: Sequence[float]
+    exact: str
+    check: Check
+    standard_errors: StandardErrors | None
+
+    @property
+    def damped(self) -> list[Measure]:
+        """Measures with one value for each damping."""
+        return [m for m in self.wanted if m.damped]
+
+    @property
+    def undamped(self) -> list[Measure]:
+        """The others."""
+        return [m for m in self.wanted if not m.damped]
+
+
+@dataclass
+class LayerResult:
+    """Everything that was measured of one layer.
+
+    Attributes:
+        layer: its name.
+        about: how it was measured.
+        rows: the errors.
+        costs: seconds and bytes of every candidate.
+        quantities: the plain numbers that the errors are made of, so that the matrices can go.
+        covariances: with standard errors.
+        left_out: what was not measured of it, with the reason.
+    """
+
+    layer: str
+    about: LayerAbout
+    rows: list[Row] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+    quantities: list[dict[str, Any]] = field(default_factory=list)
+    covariances: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+class Blocks:
+    """What several layers share and is computed when the first asks for it.
+
+    Args:
+        source: model and data.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._exact: dict[str, FisherMatrix] = {}
+        self._gradients: dict[str, Tensor] = {}
+
+    def exact(self, layer: str) -> FisherMatrix:
+        """The block by torch.func."""
+        if not self._exact:
+            self._exact = exact_blocks(self.source.prepared, self.source.layers)
+        return self._exact[layer]
+
+    def gradient(self, layer: str) -> Tensor:
+        """Gradient of the mean loss over W."""
+        if not self._gradients:
+            self._gradients = self.source.gradients()
+        return self._gradients[layer]
+
+
+def measure_group(asked: Asked, group: Group, shared: Blocks, bar: Progress) -> Iterator[LayerResult]:
+    """Build the exact block and every candidate of some layers, and measure them one after the other."""
+    source = asked.source
+    kept: dict[str, LayerStats] = {}
+    if group.captured_once:
+        kept = next(iter(source.sweep(group.names)))
+    for name in group.names:
+        if name in kept:
+            kept[name].hold(source.budget.for_gradients)
+    running = _built(asked, group, kept, bar)
+    for plan in group.layers:
+        stats = kept.get(plan.name)
+        captured = _captured(source, plan, stats, running)
+        checked = asked.check.deviation(plan.name, captured)
+        block = captured
+        if asked.exact == "func":
+            block = shared.exact(plan.name)
+        _check_scale(plan.name, block)
+        bar.advance()
+        yield measure_layer(asked, plan, block, checked, running, stats, shared, bar)
+        if stats is not None:
+            stats.release()
+
+
+def _built(asked: Asked, group: Group, kept: Mapping[str, LayerStats], bar: Progress) -> dict[Key, Running]:
+    """The approximations, and the exact blocks that are held densely, through all their passes over the data."""
+    running: dict[Key, Running] = {}
+    for plan in group.layers:
+        name = plan.name
+        bar.say(f"building {name}")
+        if not plan.streamed and (name not in kept or is_dense(kept[name])):
+            running[Key(name, None)] = Running(Exact())
+        for label, candidate in _measurable(asked, plan).items():
+            state = candidate.begin()
+            if state is not None:
+                running[Key(name, label)] = state
+    sweep_all(running, asked.source)
+    return running
+
+
+def _measurable(asked: Asked, plan: LayerPlan) -> dict[str, Candidate]:
+    """The candidates, but for those that would hold the columns of a layer that do not fit into the memory."""
+    if not plan.streamed:
+        return dict(asked.candidates)
+    found = {}
+    for label, candidate in asked.candidates.items():
+        if candidate.fits(plan.room, asked.source.N):
+            found[label] = candidate
+    return found
+
+
+def _captured(
+    source: Source, plan: LayerPlan, stats: LayerStats | None, running: Mapping[Key, Running]
+) -> FisherMatrix:
+    """The exact block from captured columns: read anew, kept, or as a dense matrix."""
+    if plan.streamed:
+        device = next(source.model.parameters()).device
+        one = torch.ones((), dtype=source.dtype, device=device)
+        pieces = partial(_pieces, source, plan.name)
+        return Streamed(pieces, source.N, source.layers[plan.name].shape, one)
+    state = running.get(Key(plan.name, None))
+    if state is None:
+        assert stats is not None
+        return LowRank(stats)  # with all that was computed on the way
+    assert state.matrix is not None
+    return state.matrix
+
+
+def _pieces(source: Source, name: str) -> Iterator[LayerStats]:
+    """One pass over the columns of a layer."""
+    for stats in source.sweep([name]):
+        yield stats[name]
+
+
+def _check_scale(name: str, block: FisherMatrix) -> None:
+    """Refuse blocks whose squares would overflow or vanish."""
+    size = float(block.trace())
+    info = torch.finfo(block.dtype)
+    least = math.sqrt(info.tiny)
+    most = math.sqrt(info.max)
+    if size != 0 and not least < size < most:
+        raise ValueError(
+            f"The exact block of layer {name!r} has trace {size:.1e}, expected between {least:.0e} and {most:.0e} in "
+            f"{block.dtype}; rescale the inputs or the loss, or use float64."
+        )
+
+
+def measure_layer(
+    asked: Asked,
+    plan: LayerPlan,
+    block: FisherMatrix,
+    checked: float,
+    running: dict[Key, Running],
+    stats: LayerStats | None,
+    shared: Blocks,
+    bar: Progress,
+) -> LayerResult:
+    """All errors of all candidates on one layer.
+
+    Args:
+        asked: the question.
+        plan: of the layer.
+        block: its exact block, of the mean over examples.
+        checked: deviation of the captured block from torch.func.
+        running: the approximations built; those of this layer are taken out.
+        stats: its columns, where they are kept.
+        shared: what several layers share.
+        bar: progress.
+    """
+    name = plan.name
+    scale = asked.source.scale
+    exact = block.scaled(scale) if scale != 1.0 else block
+    if isinstance(exact, LowRank):
+        exact.stats.hold(asked.source.budget.for_gradients)
+    candidates = _measurable(asked, plan)
+    result = LayerResult(name, _about(asked, plan, exact, checked, running, candidates))
+    for label in result.about.left_out or ():
+        result.left_out[f"{label} of layer {name!r}"] = TOO_MANY_COLUMNS
+    matrices: dict[str, FisherMatrix] = {}
+    for label, candidate in candidates.items():
+        matrix, cost = candidate.matrix(name, running.pop(Key(name, label), None), exact)
+        if candidate.approximation is not None and scale != 1.0:
+            matrix = matrix.scaled(scale)
+        matrices[label] = matrix
+        result.costs.append(cost)
+    _measure_undamped(asked, result, exact, matrices, stats, bar)
+    _measure_damped(asked, plan, result, exact, matrices, shared, bar)
+    return result
+
+
+def _about(
+    asked: Asked,
+    plan: LayerPlan,
+    exact: FisherMatrix,
+    checked: float,
+    running: Mapping[Key, Running],
+    candidates: Mapping[str, Candidate],
+) -> LayerAbout:
+    """How a layer is measured."""
+    layer = asked.source.layers[plan.name]
+    route = type(exact).__name__.lower()
+    if isinstance(exact, LowRank):
+        route = exact.stats.route
+    left_out = None
+    if plan.streamed:
+        route = STREAMED
+        left_out = [label for label in asked.candidates if label not in candidates]
+    built = running.get(Key(plan.name, None))
+    about = layer_about(layer)
+    about["route"] = route
+    about["bytes"] = exact.nbytes
+    about["seconds"] = None if built is None else built.seconds
+    about["checked"] = checked
+    if left_out is not None:
+        about["left_out"] = left_out
+    return about
+
+
+def layer_about(layer: Any) -> LayerAbout:
+    """What is known of a layer before it is measured."""
+    known = {
+        "type": type(layer.module).__name__,
+        "shape": list(layer.shape),
+        "bias": layer.bias,
+    }
+    return LayerAbout({**known, **layer.notes()})
+
+
+def _measure_undamped(
+    asked: Asked,
+    result: LayerResult,
+    exact: FisherMatrix,
+    matrices: Mapping[str, FisherMatrix],
+    stats: LayerStats | None,
+    bar: Progress,
+) -> None:
+    """Errors of the matrices themselves, with their standard errors where these were asked for."""
+    name = result.layer
+    source = asked.source
+    pairs = measures.pairs(exact, matrices)
+    if any(m.reads("top_difference") for m in asked.undamped):
+        bar.say(f"{name}: spectral norms")
+        measures.advance(pairs.values(), source.budget.for_lanczos)
+    stderr: Found = {}
+    if asked.standard_errors is not None and stats is not None:
+        bar.say(f"{name}: standard errors")
+        scaled = stats
+        if source.scale != 1.0:
+            scaled = stats.like(stats.a, stats.g * source.scale**0.5)
+        approximations = {label: asked.candidates[label].approximation for label in pairs}
+        stderr = asked.standard_errors.layer(name, scaled, exact, pairs, approximations)
+        result.covariances += asked.standard_errors.taken()
+    for label, pair in pairs.items():
+        bar.say(f"{name}: {label}")
+        _record(asked, result, label, None, pair, stderr)
+        bar.advance()
+
+
+def _measure_damped(
+    asked: Asked,
+    plan: LayerPlan,
+    result: LayerResult,
+    exact: FisherMatrix,
+    matrices: Mapping[str, FisherMatrix],
+    shared: Blocks,
+    bar: Progress,
+) -> None:
+    """Errors of the damped inverses and steps, for every damping."""
+    name = result.layer
+    if not asked.damped:
+        return
+    if float(exact.trace()) <= 0:
+        result.about["damped"] = "left out: F = 0, no damping is relative to it"
+        return
+    if plan.streamed:
+        result.about["damped"] = f"left out: {NO_COLUMNS}"
+        result.left_out[f"damped errors of layer {name!r}"] = NO_COLUMNS
+        return
+    for damping in asked.dampings:
+        bar.say(f"{name}: damping {damping:g}")
+        inverse = exact.powered(-1.0, absolute_damping(exact, damping))
+        for label, matrix in matrices.items():
+            pair = DampedPair(exact, matrix, shared.gradient(name), damping, inverse)
+            _record(asked, result, label, damping, pair, {})
+
+
+def _record(
+    asked: Asked, result: LayerResult, label: str, damping: float | None, pair: Pair | DampedPair, stderr: Found
+) -> None:
+    """Rows of one pair, and the plain numbers behind them."""
+    for m in asked.undamped if damping is None else asked.damped:
+        value, noise = m.formula(pair)
+        if math.isnan(value):
+            raise ValueError(
+                f"{m.name} of {label} on layer {result.layer!r} is NaN, expected a number; check the approximation, "
+                "or raise the damping."
+            )
+        row = Row(
+            result.layer, label, m.name, value, noise, damping, result.about.checked, asked.source.fisher,
+            stderr.get((label, m.name)),
+        )  # fmt: skip
+        result.rows.append(row)
+    numbers: dict[str, Any] = {"layer": result.layer, "approximation": label, "damping": damping}
+    for key, value in vars(pair).items():
+        if not key.startswith("_") and isinstance(value, float | Measured):
+            numbers[key] = value
+    result.quantities.append(numbers)

@@ -9,7 +9,7 @@ from fisher_lab import errors, plots
 from fisher_lab.errors import MEASURES, measure
 from fisher_lab.plots.reading import Scale
 from fisher_lab.report import answers
-from fisher_lab.results.comparison import Comparison
+from fisher_lab.results import Comparison
 
 
 @pytest.fixture(autouse=True)

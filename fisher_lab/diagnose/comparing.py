@@ -243,12 +243,13 @@ def finished(earlier: Comparison, settings: Settings, path: Path) -> dict[str, L
     results = {}
     for name in settings.layers or {}:
         about = earlier.settings.about(name)
-        if about.route is None:  # told once a layer is measured
+        rows = [row for row in earlier.rows if row.layer == name]
+        if about.route is None or not rows:  # both are there once a layer is measured
             continue
         results[name] = LayerResult(
             name,
             about,
-            rows=[row for row in earlier.rows if row.layer == name],
+            rows=rows,
             costs=[cost for cost in earlier.costs if cost.layer == name],
             quantities=[numbers for numbers in earlier.quantities if numbers["layer"] == name],
             covariances=[found for found in earlier.covariances if found["layer"] == name],

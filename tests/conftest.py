@@ -55,7 +55,13 @@ def missing_lightning() -> list[str]:
     return [] if importlib.util.find_spec("lightning") else ["lightning"]
 
 
+def missing_transformers() -> list[str]:
+    """Transformers and peft, as far as they cannot be found."""
+    return [name for name in ("transformers", "peft") if importlib.util.find_spec(name) is None]
+
+
 NEEDS = {
+    "transformers": (missing_transformers, "pip install -c constraints.txt 'fisher-lab[dev]'"),
     "lightning": (missing_lightning, "pip install --no-deps -r requirements-peers.txt"),
     "peers": (missing_peers, "pip install --no-deps -r requirements-peers.txt"),
     "browser": (missing_browser, "apt-get install chromium chromium-driver; pip install selenium"),

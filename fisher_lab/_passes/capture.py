@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fisher_lab._ground.tolerances import agreement
 from fisher_lab._passes.batches import Batch, Inputs, doubled, examples_of, taken
 from fisher_lab._passes.derivatives import per_example_gradients
 from fisher_lab._passes.model import NOT_FINITE, Forward, plain_kernels
@@ -204,10 +203,11 @@ def check_examples_apart(forward: Forward, inputs: Inputs, z: Tensor) -> None:
         with torch.no_grad(), plain_kernels():
             alone = forward(taken(inputs, one))
         change = float((alone - z[one]).norm() / size)
-        if not change <= agreement(z.dtype):
+        most = forward.agreement(z.dtype)
+        if not change <= most:
             raise ValueError(
                 f"The output for an example changes by {change:.1e} with the batch around it, expected at most "
-                f"{agreement(z.dtype):g}: examples interact or the model is random; call model.eval(), or remove "
+                f"{most:g}: examples interact or the model is random; call model.eval(), or remove "
                 "what mixes examples."
             )
 
@@ -248,7 +248,7 @@ def capture(
     found = pull_back(z, S, uses, hooked, placements, retain_graph=verify)
     _check_reaching(found, hooked)
     if verify:
-        _check_total(z, S, hooked, found)
+        _check_total(z, S, hooked, found, forward.agreement(z.dtype))
     found |= _by_gradients(forward, layers, inputs, S)
     return {name: found[name] for name in layers}
 
@@ -412,14 +412,13 @@ def _check_reaching(found: dict[str, LayerStats], layers: dict[str, Layer]) -> N
             )
 
 
-def _check_total(z: Tensor, S: Tensor, layers: dict[str, Layer], found: dict[str, LayerStats]) -> None:
+def _check_total(z: Tensor, S: Tensor, layers: dict[str, Layer], found: dict[str, LayerStats], allowed: float) -> None:
     """The sum of all captured gradients of a layer is autograd's gradient of its parameters, or ValueError."""
     parameters: list[Tensor] = []
     for layer in layers.values():
         parameters += layer.parameters.values()
     if not parameters:
         return
-    allowed = agreement(z.dtype)
     info = torch.finfo(z.dtype)
     totals = iter(torch.autograd.grad(z, parameters, S.sum(0), allow_unused=True))
     sizes = {name: _size_of_terms(found[name]) for name in layers}

@@ -17,7 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fisher_lab._ground.tolerances import agreement, agreement_inside
 from fisher_lab._passes.batches import Batch, Inputs, leading, mapped
 from fisher_lab._passes.labels import Outputs
 
@@ -114,10 +116,18 @@ class Forward:
         module: the model.
         output: what of its output is z: a name (an attribute or a key), an index, a function of it, or None for a
             tensor itself, or what has `logits` (the outputs of the transformers library).
+        inside: the lowest precision in which the forward pass computes, as far as it is known (see `lowest_precision`).
     """
 
     module: nn.Module
     output: Output | None = None
+    inside: torch.dtype | None = None
+
+    def agreement(self, dtype: torch.dtype) -> float:
+        """Relative deviation up to which two ways to compute outputs or gradients of that type agree."""
+        if self.inside is None:
+            return agreement(dtype)
+        return agreement_inside(dtype, self.inside)
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """The output z `[N, *output]`; the inputs are copied, since the first operation may work in place."""
@@ -178,6 +188,34 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return tuple(inputs), {}
+
+
+class _Precisions(TorchDispatchMode):
+    """Notes the floating types of everything that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() > 1:
+                self.found.add(tensor.dtype)
+        return result
+
+
+def lowest_precision(forward: Forward, batch: Batch, dtype: torch.dtype) -> torch.dtype:
+    """The lowest precision in which the model really computes for an example, whatever its parameters are.
+
+    Args:
+        forward: the model.
+        batch: some examples.
+        dtype: precision of the model.
+    """
+    with torch.no_grad(), plain_kernels(), _Precisions() as seen:
+        forward(batch.part(slice(0, 1)).inputs)
+    return max(seen.found | {dtype}, key=lambda kind: torch.finfo(kind).eps)
 
 
 def probe(forward: Forward, batch: Batch) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from fisher_lab._passes.capture import (
     recording,
 )
 from fisher_lab._passes.labels import Outputs, gradient_labels, output_factors
-from fisher_lab._passes.model import Forward, outputs_of, probe, untouched_randomness
+from fisher_lab._passes.model import Forward, lowest_precision, outputs_of, probe, untouched_randomness
 from fisher_lab._passes.placement import Placement
 from fisher_lab._passes.setup import Setup
 from fisher_lab.layers import GradientForm, Layer
@@ -53,6 +53,7 @@ class Source:
         layers: adapters by name.
         R: directions per example.
         outputs: shape of an example's output.
+        precision: the lowest precision in which the forward pass computes.
         chunk: most examples whose columns of all layers fit the memory at once.
     """
 
@@ -78,6 +79,8 @@ class Source:
         self.first_batch = first.N
         self.R = self.labels.directions(self.likelihood, z)
         with untouched_randomness():
+            self.precision = lowest_precision(self.forward, first, self.dtype)
+            self.forward = replace(self.forward, inside=self.precision)
             self.placements: Placements = find_placements(self.forward, self.layers, first)
             self._take_gradient_form()
             self._output_numbers, self._input_numbers = self._sizes(first)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.progress import Progress
-from fisher_lab._ground.tolerances import agreement
 from fisher_lab._passes.batches import batch_checksum, checksum
 from fisher_lab._passes.derivatives import column_derivatives
 from fisher_lab._passes.source import Source
@@ -65,7 +64,7 @@ class Check:
         Raises:
             ValueError: where it is more than rounding.
         """
-        V, most = self._directions[name], agreement(self.source.dtype)
+        V, most = self._directions[name], self.source.forward.agreement(self.source.dtype)
         found, expected = float((V * (exact @ V)).sum()), self._expected[name]
         # Directional derivatives have rounding errors on the scale of the largest one: where gradients cancel (the bias
         # of a key in attention, a normalised scalar) they are all there is. Hence roots, and a floor relative to it.

@@ -215,6 +215,8 @@ def _settings(asked: Asked, problem: Mapping[str, Any], across: bool) -> Setting
         machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    if source.precision != source.dtype:
+        settings["precision"] = f"{str(source.precision).removeprefix('torch.')} inside the model"
     if asked.damped:
         labelled = source.batches.first().y is not None
         settings["gradient"] = "of the data's labels" if labelled else "of labels sampled from the model"

@@ -342,6 +342,7 @@ def _record(
     asked: Asked, result: LayerResult, label: str, damping: float | None, pair: Pair | DampedPair, stderr: Found
 ) -> None:
     """Rows of one pair, and the plain numbers behind them."""
+    floor = floor_inside(asked.source, pair, damping is not None)
     for m in asked.undamped if damping is None else asked.damped:
         value, noise = m.formula(pair)
         if math.isnan(value):
@@ -349,6 +350,7 @@ def _record(
                 f"{m.name} of {label} on layer {result.layer!r} is NaN, expected a number; check the approximation, "
                 "or raise the damping."
             )
+        noise = max(noise, floor)
         row = Row(
             result.layer, label, m.name, value, noise, damping, result.about.checked, asked.source.fisher,
             stderr.get((label, m.name)),
@@ -359,3 +361,24 @@ def _record(
         if not key.startswith("_") and isinstance(value, float | Measured):
             numbers[key] = value
     result.quantities.append(numbers)
+
+
+def floor_inside(source: Source, numbers: Any, damped: bool) -> float:
+    """The noise that lower precision inside the model leaves in the columns, and so in every error; 0 without.
+
+    A relative rounding error of the columns moves relative errors by about as much, damped ones by the condition number
+    of the damped block times as much.
+
+    Args:
+        source: model and data.
+        numbers: what the errors are made of.
+        damped: whether these are damped errors.
+    """
+    if source.precision == source.dtype:
+        return 0.0
+    inside = 16 * torch.finfo(source.precision).eps
+    if not damped:
+        return inside
+    own = 16 * torch.finfo(source.dtype).eps
+    condition = numbers.rounding / own
+    return inside * condition

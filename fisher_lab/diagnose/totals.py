@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from fisher_lab.diagnose.layer import Asked, LayerResult
+from fisher_lab.diagnose.layer import Asked, LayerResult, floor_inside
 from fisher_lab.diagnose.off_block import OFF_BLOCK, off_block
 from fisher_lab.diagnose.plan import STREAMED
 from fisher_lab.errors import Measured, Total
@@ -31,6 +31,7 @@ def over_layers(asked: Asked, results: Sequence[LayerResult]) -> list[Row]:
                 if not m.layered:
                     continue
                 value, noise = m.formula(total)
+                noise = max(noise, floor_inside(asked.source, total, damping is not None))
                 error = stderr.get((label, m.name))
                 rows.append(Row(ALL, label, m.name, value, noise, damping, checked, asked.source.fisher, error))
     return rows

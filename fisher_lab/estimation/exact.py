@@ -7,6 +7,7 @@ output Hessian) are pulled back through the model by vmap of vjp, and F = 1/N su
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from fisher_lab._passes.batches import LABELS, Inputs
 from fisher_lab._passes.capture import check_examples_apart, check_output
 from fisher_lab._passes.derivatives import per_example_gradients
 from fisher_lab._passes.labels import FisherKind
-from fisher_lab._passes.model import Output, outputs_of, probe, untouched_randomness
+from fisher_lab._passes.model import Output, lowest_precision, outputs_of, probe, untouched_randomness
 from fisher_lab._passes.setup import Prepared, Setup
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
@@ -145,7 +146,8 @@ def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tens
                 z = forward(piece.inputs)
             check_output(z, piece.N)
             if start == 0:
-                check_examples_apart(forward, piece.inputs, z)
+                inside = lowest_precision(forward, piece, prepared.dtype)
+                check_examples_apart(replace(forward, inside=inside), piece.inputs, z)
             own = None if label is None else label[some]
             yield piece.inputs, labels.factors(likelihood, z, own, piece.y)
 

@@ -60,14 +60,14 @@ def dense_block(
     total = torch.zeros(())
     for n in range(N):
         z = call(n)
-        S = factor(z, loss, n)
         rows = []
-        for column in S:
-            grads = torch.autograd.grad(z, parameters, column, retain_graph=True, allow_unused=True)
+        for entry in z.flatten():
+            grads = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True)
             filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
             rows.append(pack(*filled).flatten())
-        U = torch.stack(rows)
-        total = total + U.T @ U
+        J = torch.stack(rows)
+        H = hessian(lambda out, n=n: loss(out, n), z.detach()).reshape(len(J), len(J))
+        total = total + J.T @ H @ J
     return total / N
 
 

@@ -168,6 +168,8 @@ class Empirical(Labels):
             )
         _check_weights_known(likelihood, self.kind, y)
         S = likelihood.score(z, likelihood.known(y)) * likelihood.kappa(z)
+        if y.is_floating_point():  # which the gradient has in it already
+            return S
         weight = likelihood.weights(z, y)
         if weight is None:
             return S

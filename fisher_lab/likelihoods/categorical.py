@@ -63,6 +63,15 @@ class Categorical(Likelihood):
             picked = logp.gather(-1, y.long().unsqueeze(-1)).squeeze(-1)
         return picked.reshape(z.shape[0], -1).sum(1)
 
+    def weights(self, z: Tensor, y: Tensor) -> Tensor | None:  # noqa: ARG002
+        """The sums of class probabilities, which need not be 1.
+
+        The Hessian of -sum(y log p) is sum(y) times that of one label.
+        """
+        if not y.is_floating_point():
+            return None
+        return y.sum(self.dim, keepdim=True)
+
     def check_output(self, z: Tensor) -> None:
         """At least two classes along `dim`."""
         super().check_output(z)

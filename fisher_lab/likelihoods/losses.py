@@ -107,7 +107,7 @@ class TorchLoss(Likelihood):
     def weights(self, z: Tensor, y: Tensor) -> Tensor | None:
         """For class indices y `[N, *positions]`: 0 where the loss ignores one, else the weight of its class."""
         if self.ignored is None or y.is_floating_point():
-            return None
+            return self.base.weights(z, y)
         kept = y.ne(self.ignored)
         if self.weight is None:
             weight = kept.to(z.dtype)

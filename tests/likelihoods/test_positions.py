@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fisher_lab as fl
+from fisher_lab._passes.labels import output_factors
+from fisher_lab.likelihoods import as_likelihood
 from tests.helpers import assert_same
 from tests.layers.oracle import generator, naive_block, normal, randomised, weight_and_bias
 
@@ -188,3 +193,33 @@ def test_label_smoothing_leaves_the_true_fisher() -> None:
     assert_same(smooth.dense(), plain.dense(), 1e-12)
     with pytest.raises(ValueError, match="label_smoothing"):
         fl.exact_fisher(model, nn.CrossEntropyLoss(label_smoothing=0.2), data, fisher="empirical")
+
+
+@pytest.mark.parametrize("fisher", ["true", "mc", "empirical"])
+@pytest.mark.parametrize("shape", [(4,), (4, 3)])
+def test_class_probabilities_that_do_not_sum_to_one(fisher: Any, shape: tuple[int, ...]) -> None:
+    """The Hessian of -sum(y log p) is sum(y) (diag p - p p^T), whatever the labels sum to (multi-hot labels)."""
+    z = normal(3, *shape, seed=1)
+    y = (normal(3, *shape, seed=2) > 0).double() + 0.25
+    loss = nn.CrossEntropyLoss()
+    likelihood = as_likelihood(loss)
+    if fisher == "mc":  # the mean over many labels drawn
+        many = [output_factors(likelihood, z, "mc", y, generator(seed)) for seed in range(4000)]
+        found = sum(outer_of(S) for S in many) / len(many)
+    else:
+        found = outer_of(output_factors(likelihood, z, fisher, y))
+    for n in range(3):
+        if fisher == "empirical":
+            out = z[n : n + 1].clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(out, y[n : n + 1]), out)
+            expected = torch.outer(gradient.flatten(), gradient.flatten())
+        else:
+            H = torch.autograd.functional.hessian(lambda out, n=n: loss(out, y[n : n + 1]), z[n : n + 1])
+            expected = H.reshape(math.prod(shape), -1)
+        assert_same(found[n], expected, 0.1 if fisher == "mc" else 1e-12)
+
+
+def outer_of(S: Tensor) -> Tensor:
+    """sum_r S_r S_r^T of every example `[N, K, K]` for S `[R, N, *output]`."""
+    flat = S.flatten(2)
+    return torch.einsum("rnk,rnl->nkl", flat, flat)

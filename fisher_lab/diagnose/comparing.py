@@ -115,7 +115,8 @@ def compare(
     # 1. what is asked, refused before anything is computed
     candidates = named(approximations)
     of_layers, across = split(errors)
-    wanted = measures.chosen(of_layers)
+    alone = across and not of_layers  # then nothing is measured of the layers themselves
+    wanted = [] if alone else measures.chosen(of_layers)
     dampings = check_dampings(dampings)
     if exact not in ("captured", "func"):
         raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
@@ -143,14 +144,14 @@ def compare(
         if path is not None and earlier is not None:
             results = finished(earlier, settings, path)
         shared = Blocks(source)
-        todo = [name for name in source.layers if name not in results]
+        todo = [name for name in source.layers if name not in results and not alone]
         for group in plan(source, todo, len(candidates), exact):
             for result in measure_group(asked, group, shared, bar):
                 results[result.layer] = result
             if path is not None:
                 _comparison(asked, settings, results, [], started, complete=False).save(path)
         # 4. over all layers
-        in_order = [results[name] for name in source.layers]
+        in_order = [results[name] for name in source.layers if name in results]
         rows = over_layers(asked, in_order) if len(in_order) > 1 else []
         if across:
             bar.say("entries between layers")

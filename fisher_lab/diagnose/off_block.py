@@ -25,15 +25,9 @@ OFF_BLOCK = "off_block"
 
 
 def split(errors: str | Sequence[str]) -> tuple[list[str], bool]:
-    """The errors of layers, and whether `off_block` was among them.
-
-    Raises:
-        ValueError: if it was asked for alone.
-    """
+    """The errors of layers, and whether `off_block` was among them."""
     names = names_of("errors", errors)
     rest = [name for name in names if name != OFF_BLOCK]
-    if OFF_BLOCK in names and not rest:
-        raise ValueError('Got errors=["off_block"] alone, expected an error of layers beside it such as "frobenius".')
     return rest, OFF_BLOCK in names
 
 

@@ -41,9 +41,21 @@ def _starts(stats: dict[str, fl.LayerStats]) -> list[int]:
     return [sum(sizes[:i]) for i in range(len(sizes))]
 
 
-def test_one_layer_has_nothing_outside_and_off_block_alone_is_refused() -> None:
+def test_one_layer_has_nothing_outside() -> None:
     x = torch.randn(4, 1, 4, 4)
     found = fl.compare(network(), nn.CrossEntropyLoss(), x, [fl.KFAC()], layers=["3"], errors=["trace", "off_block"])
     assert share(found) == 0
-    with pytest.raises(ValueError, match="beside it"):
-        fl.compare(network(), nn.CrossEntropyLoss(), x, [fl.KFAC()], errors="off_block")
+
+
+def test_off_block_alone(tmp_path) -> None:
+    """One row, which can be saved, shown and gone on from like any other."""
+    x = torch.randn(4, 1, 4, 4)
+    both = fl.compare(network(), nn.CrossEntropyLoss(), x, [fl.KFAC()], errors=["trace", "off_block"])
+    path = tmp_path / "run.json"
+    for _ in range(2):
+        alone = fl.compare(network(), nn.CrossEntropyLoss(), x, [fl.KFAC()], errors="off_block", resume=path)
+        assert [row.error for row in alone.rows] == ["off_block"]
+        assert share(alone) == share(both)
+    assert "off block" in str(fl.load_comparison(path))
+    fl.report.write_report(fl.load_comparison(path), tmp_path / "run.html")
+    assert (tmp_path / "run.html").exists()

@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv compare report benchmarks test test-slow lint format docs constraints clean
+.PHONY: help venv compare report benchmarks test test-slow lint format docs dist constraints clean
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,8 @@ $(READY): pyproject.toml constraints.txt requirements-peers.txt | $(BIN)/python
 	$(PIP_INSTALL) --no-deps -r requirements-peers.txt
 	@touch $@
 
-$(DOCS_READY): $(READY)
+# Without what the tests need: the extra `docs` is to be enough.
+$(DOCS_READY): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -c constraints.txt -e '.[docs]'
 	@touch $@
 
@@ -62,6 +63,10 @@ format: $(READY) ## put the code into the common format
 
 docs: $(DOCS_READY) ## build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+dist: $(READY) ## build the wheel and the source distribution into dist/
+	rm -rf dist
+	$(BIN)/python -m build
 
 # In a fresh environment, so that nothing installed by hand gets in. Only torch is kept at the version it is tested with;
 # PyPI has no local versions such as +cpu, so they are cut off. To move torch, edit its line in constraints.txt and run this.

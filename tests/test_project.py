@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.shell_blocks import shell_blocks
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -92,10 +94,30 @@ def test_every_target_is_documented_and_phony():
     assert targets == set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split())
 
 
-def test_continuous_integration_runs_the_command_of_the_readme():
-    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    commands = [line for line in lines if line and not line.startswith("#")]
-    assert re.fullmatch(r"make (VENV=\S+ )?test", commands[-1])
+def test_continuous_integration_runs_the_commands_of_the_readme():
+    each_line, without_make = shell_blocks(ROOT / "README.md")
+    names = [line.partition("#")[0].strip() for line in each_line.splitlines()]
+    assert names == ["make compare", "make test"]  # the tests last: pytest's closing line ends the output
+    assert without_make.startswith("python3 -m venv .venv\n")
+    assert without_make.rstrip().endswith('.venv/bin/python -m pytest -m "not slow"')
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert 'run "$(python3 "$blocks" "$readme" 1)"' in script
+    assert re.search(r'"\$blocks" "\$readme" 0\)\n.*\n    run "\$command"\ndone\n$', script, flags=re.DOTALL)
+
+
+def test_continuous_integration_runs_the_commands_of_contributing():
+    (block,) = shell_blocks(ROOT / "CONTRIBUTING.md")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    run = set(re.findall(r"^make .*$", script, flags=re.MULTILINE))
+    run = {target for line in run for target in line.split()} | {"test"}  # that is the README's
+    named = set(re.findall(r"^make ([a-z-]+)", block, flags=re.MULTILINE))
+    assert named - run == {"format"}  # it changes files; `make lint` says whether it would
+
+
+def test_a_shell_block_ends_where_it_ends(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```bash\nls  # a\n```\n\n```python\nx = 1\n```\n\n```bash\npwd\n```\n", encoding="utf-8")
+    assert shell_blocks(page) == ["ls  # a\n", "pwd\n"]
 
 
 def test_no_test_steps_aside_silently():

@@ -30,9 +30,13 @@ def peer_pins() -> list[str]:
 
 
 def requirements(distribution: str, extras: Iterable[str] = ()) -> list[Requirement]:
-    """What a distribution declares to need here, on this platform, with these extras."""
+    """What a distribution declares to need here, on this platform, with these extras; nothing if it is not installed."""
+    try:
+        texts = importlib.metadata.requires(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
     found = []
-    for text in importlib.metadata.requires(distribution) or []:
+    for text in texts:
         requirement = Requirement(text)
         marker = requirement.marker
         # A requirement without extras is asked for by the empty name.

@@ -30,7 +30,7 @@ def peer_pins() -> list[str]:
 
 
 def requirements(distribution: str, extras: Iterable[str] = ()) -> list[Requirement]:
-    """What a distribution declares to need here, on this platform, with these extras; nothing if it is not installed."""
+    """What a distribution declares to need here, on this platform, with these extras; none if it is missing."""
     try:
         texts = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:

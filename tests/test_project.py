@@ -101,7 +101,7 @@ def test_continuous_integration_runs_the_commands_of_the_readme():
     assert without_make.startswith("python3 -m venv .venv\n")
     assert without_make.rstrip().endswith('.venv/bin/python -m pytest -m "not slow"')
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert 'run "$(python3 "$blocks" "$readme" 1)"' in script
+    assert ' run "$(python3 "$blocks" "$readme" 1)"\n' in script
     assert re.search(r'"\$blocks" "\$readme" 0\)\n.*\n    run "\$command"\ndone\n$', script, flags=re.DOTALL)
 
 

@@ -63,7 +63,7 @@ def test_the_peers_import_nothing_but_what_is_pinned():
 
 
 def test_a_missing_pin_is_named():
-    run = import_with(provided() - {"pyyaml"}, ["lightning"])
+    run = import_with(provided() - {"pyyaml"}, ["yaml"])  # installed, but not provided
     assert run.returncode != 0
     assert "No module named 'yaml'" in run.stderr
 

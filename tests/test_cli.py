@@ -28,7 +28,7 @@ def slow():
     class Slow(fl.KFAC):
         def assemble(self, moments, matrix=None):
             time.sleep(0.7)
-            return super().assemble(moments, matrix)
+            return super().assemble(moments)
     return toy()
 '''
 

@@ -33,7 +33,7 @@ from fisher_lab._passes.placement import (
     placement_of,
 )
 from fisher_lab.layers import Layer
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, contractions
 
 Factors = Callable[[Tensor], Tensor]  # outputs z [N, *output] -> output factors S [R, N, *output]
 Placements = dict[str, list[Placement]]  # for every layer the placement of each of its uses
@@ -431,7 +431,7 @@ def _check_total(z: Tensor, S: Tensor, layers: dict[str, Layer], found: dict[str
             tensors[key] = torch.zeros_like(parameter) if total is None else total
         expected = layer.pack(tensors)
         ones = S.new_ones(S.shape[:2])
-        difference = (found[name].combine(ones) - expected).norm()
+        difference = (contractions.combine(found[name], ones) - expected).norm()
         deviation = float(difference) / max(sizes[name], floor)
         if not deviation <= allowed:
             raise ValueError(

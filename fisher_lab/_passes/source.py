@@ -23,7 +23,7 @@ from fisher_lab._passes.placement import Placement
 from fisher_lab._passes.setup import Setup
 from fisher_lab.layers import GradientForm, Layer
 from fisher_lab.likelihoods import Likelihood
-from fisher_lab.statistics import LayerStats, joined
+from fisher_lab.statistics import LayerStats, contractions, joined
 
 
 @dataclass(frozen=True)
@@ -305,5 +305,5 @@ class Source:
         found = capture(self.forward, self.layers, batch.inputs, factors, self.placements)
         ones = torch.ones(1, examples_of(batch.inputs), dtype=self.dtype, device=batch.device)
         for name, stats in found.items():
-            part = stats.combine(ones)
+            part = contractions.combine(stats, ones)
             totals[name] = totals[name] + part if name in totals else part

@@ -1,10 +1,15 @@
 """Approximations of a layer's Fisher block, one method a file."""
 
 from fisher_lab.approximations.base import Approximation as Approximation
+from fisher_lab.approximations.base import Iterated as Iterated
 from fisher_lab.approximations.base import build as build
 from fisher_lab.approximations.base import check_approximation as check_approximation
 from fisher_lab.approximations.base import default_approximations as default_approximations
 from fisher_lab.approximations.base import registry as registry
+from fisher_lab.approximations.moments import Columns as Columns
+from fisher_lab.approximations.moments import Means as Means
+from fisher_lab.approximations.moments import Moments as Moments
+from fisher_lab.approximations.moments import Rows as Rows
 
 # the order here is the order in tables and figures
 from fisher_lab.approximations.kfac import KFAC as KFAC  # isort: skip

@@ -1,18 +1,25 @@
-"""The Approximation noun: pure functions from LayerStats to a FisherMatrix, hyper-parameters only."""
+"""The Approximation noun: pure functions from the sums of a layer to a FisherMatrix, hyper-parameters only."""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from fisher_lab.approximations.moments import Moments, as_moments
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums
 
-Moments = dict[str, Tensor]
+# What a class may no longer define, and what takes its place.
+GONE = {
+    "average": "moments mix themselves: return fl.approximations.Columns, or a Moments with its own `mix`",
+    "keeps_examples": "moments say what they hold: return fl.approximations.Columns, or a Moments with `examples_held`",
+}
+ITERATED = ("carry", "reassemble")  # which only an Iterated is asked for
 
 
 class Approximation(ABC):
@@ -20,12 +27,14 @@ class Approximation(ABC):
 
     A subclass (best a frozen dataclass of its options) writes `moments` and `assemble`. Defining it registers it under
     its class name: `compare`, the command line, the plots and the trainers then know it.
+
+    See Also:
+        Iterated: one that needs the matrix assembled last.
     """
 
-    sweeps: int = 1  # passes over the data; from the second on, `moments` sees the matrix assembled before
+    sweeps: int = 1  # passes over the data
     exponent: float = -1.0  # power of the damped matrix that a trainer applies to the gradient
     needs_factors: bool = False  # whether inputs and output gradients are needed apart (refuses batch-mean statistics)
-    keeps_examples: float = 0  # of how many examples of the data its moments hold the columns; math.inf for all
     listed: bool = True  # whether `compare` includes it by default when it can be built without arguments
 
     _registry: ClassVar[dict[str, type[Approximation]]] = {}
@@ -34,6 +43,7 @@ class Approximation(ABC):
         super().__init_subclass__(**kwargs)
         if not register:
             return
+        _check_class(cls)
         known = Approximation._registry.get(cls.__name__)
         if known is not None and known.__module__.startswith("fisher_lab.") and known.__module__ != cls.__module__:
             raise ValueError(
@@ -43,56 +53,145 @@ class Approximation(ABC):
         Approximation._registry[cls.__name__] = cls
 
     @abstractmethod
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
-        """Means over the examples of `stats` from which the matrix is assembled.
+    def moments(self, sums: Sums) -> Moments | Mapping[str, Tensor]:
+        """What is remembered of a batch.
 
         Args:
-            stats: the layer's inputs and output gradients over a batch.
-            matrix: the matrix assembled last; only methods with `sweeps > 1` read it.
+            sums: the layer's inputs and output gradients over the batch, and the sums over them that others share.
+
+        Returns:
+            Named tensors, each the mean of something over the examples; or `Columns`, `Rows` or other Moments.
         """
 
     @abstractmethod
-    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
-        """The approximation from its (averaged) moments; `matrix` as in `moments`."""
+    def assemble(self, moments: Moments) -> FisherMatrix:
+        """The approximation from moments, of one batch or mixed of many; `moments["A"]` is one of them."""
+
+    @property
+    def label(self) -> str:
+        """Class name, then the options that differ from their defaults: `MiniBlock(linear=col)`."""
+        changed = []
+        for p in inspect.signature(type(self)).parameters.values():
+            value = getattr(self, p.name, p.default)
+            if value != p.default:
+                changed.append(f"{p.name}={value}")
+        name = type(self).__name__
+        return f"{name}({', '.join(changed)})" if changed else name
+
+    def check_factors(self, sums: Sums) -> None:
+        """Raise ValueError for statistics without layer inputs."""
+        if sums.a is None:
+            raise ValueError(
+                f"{self.label} needs layer inputs and output gradients apart, got batch-mean gradients; "
+                "use per-example statistics."
+            )
+
+
+class Iterated(Approximation, register=False):
+    """An approximation that goes on from the matrix assembled last.
+
+    That is another sweep over the same data (`sweeps` = 2 or more, as the eigenvalue-corrected ones), or, in a
+    trainer, the next observation of data that have changed a little.
+    """
+
+    @abstractmethod
+    def moments_at(self, sums: Sums, matrix: FisherMatrix) -> Moments | Mapping[str, Tensor]:
+        """As `moments`, once a matrix was assembled."""
+
+    def assemble_at(self, moments: Moments, matrix: FisherMatrix) -> FisherMatrix:
+        """The approximation from moments that saw `matrix`, and perhaps from earlier ones."""
+        return self.assemble(moments)
 
     def reassemble(self, moments: Moments, matrix: FisherMatrix) -> FisherMatrix:
-        """The approximation after another sweep over the data that `matrix` was assembled from."""
-        return self.assemble(moments, matrix)
-
-    def average(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
-        """(1 - weight) old + weight new, which suits every moment that is a mean over examples."""
-        return {name: _mixed(old[name], x, weight) for name, x in new.items()}
-
-    def follow(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
-        """A moving average of observations, `new` the latest; a mean that forgets is a mean like any other."""
-        return self.average(old, new, weight)
+        """The same where these are the moments of another sweep over the very data behind `matrix`."""
+        return self.assemble_at(moments, matrix)
 
     def carry(self, moments: Moments, matrix: FisherMatrix) -> Moments:
         """Moments after `matrix` was assembled from them (eigenvalues move to the new basis)."""
         return moments
 
-    @property
-    def label(self) -> str:
-        """Class name, then the options that differ from their defaults: `MiniBlock(linear=col)`."""
-        parameters = inspect.signature(type(self)).parameters.values()
-        options = [(p.name, p.default, getattr(self, p.name, p.default)) for p in parameters]
-        changed = ", ".join(f"{name}={value}" for name, default, value in options if value != default)
-        return type(self).__name__ + (f"({changed})" if changed else "")
 
-    def check_factors(self, stats: LayerStats) -> Tensor:
-        """The layer inputs, or an error for statistics that have none."""
-        if stats.a is None:
-            raise ValueError(
-                f"{self.label} needs layer inputs and output gradients apart, got batch-mean gradients; "
-                "use per-example statistics."
+# -- what estimators and trainers call -------------------------------------------------------------
+def observed(approximation: Approximation, sums: Sums, matrix: FisherMatrix | None) -> Moments:
+    """The moments of a batch.
+
+    Args:
+        approximation: which.
+        sums: the batch.
+        matrix: assembled last; None before the first.
+    """
+    found: Moments | Mapping[str, Tensor]
+    if isinstance(approximation, Iterated) and matrix is not None:
+        found = approximation.moments_at(sums, matrix)
+    elif _takes_matrix(type(approximation).moments):
+        found = approximation.moments(sums, matrix)  # type: ignore[call-arg]
+    else:
+        found = approximation.moments(sums)
+    return as_moments(found, sums.shape, approximation.label)
+
+
+def assembled(
+    approximation: Approximation,
+    moments: Moments,
+    matrix: FisherMatrix | None,
+    again: bool = False,
+) -> FisherMatrix:
+    """The matrix of moments.
+
+    Args:
+        approximation: which.
+        moments: of one batch, or mixed of many.
+        matrix: assembled last; None before the first.
+        again: whether the moments are those of another sweep over the data behind `matrix`.
+    """
+    if isinstance(approximation, Iterated) and matrix is not None:
+        if again:
+            return approximation.reassemble(moments, matrix)
+        return approximation.assemble_at(moments, matrix)
+    if _takes_matrix(type(approximation).assemble):
+        return approximation.assemble(moments, matrix)  # type: ignore[call-arg]
+    return approximation.assemble(moments)
+
+
+def carried(approximation: Approximation, moments: Moments, matrix: FisherMatrix) -> Moments:
+    """The moments, to go on from after `matrix` was assembled from them."""
+    if isinstance(approximation, Iterated):
+        return approximation.carry(moments, matrix)
+    return moments
+
+
+def build(approximation: Approximation, stats: LayerStats | Sums) -> FisherMatrix:
+    """The approximation of one layer from one batch, through all its sweeps."""
+    sums = stats if isinstance(stats, Sums) else Sums(stats)
+    matrix = None
+    for _ in range(approximation.sweeps):
+        moments = observed(approximation, sums, matrix)
+        matrix = assembled(approximation, moments, matrix, again=matrix is not None)
+    assert matrix is not None
+    return matrix
+
+
+@cache
+def _takes_matrix(method: Callable[..., Any]) -> bool:
+    """Whether a method is written as for earlier versions, which handed every method the matrix assembled last."""
+    return "matrix" in inspect.signature(method).parameters
+
+
+def _check_class(cls: type[Approximation]) -> None:
+    """Refuse definitions that nothing would ask for.
+
+    Raises:
+        TypeError: what a class of earlier versions did otherwise.
+    """
+    for name, cure in GONE.items():
+        if hasattr(cls, name):
+            raise TypeError(f"{cls.__name__} defines {name}, expected that it does not: {cure}.")
+    for name in ITERATED:
+        if hasattr(cls, name) and not issubclass(cls, Iterated):
+            raise TypeError(
+                f"{cls.__name__} defines {name}, expected that only an fl.approximations.Iterated does; subclass that, "
+                "and write moments_at for the later sweeps."
             )
-        return stats.a
-
-
-def _mixed(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:
-    if not old.is_floating_point():  # which lerp, of half as many passes, does not take
-        return old + weight * (new - old)
-    return torch.lerp(old, new, weight.to(old.dtype) if isinstance(weight, Tensor) else weight)
 
 
 def registry() -> dict[str, type[Approximation]]:
@@ -102,29 +201,25 @@ def registry() -> dict[str, type[Approximation]]:
 
 def default_approximations() -> list[Approximation]:
     """One of every listed approximation that can be built without arguments."""
-    found = []
-    for cls in Approximation._registry.values():
-        required = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty and p.kind < 2]
-        if cls.listed and not required:
-            found.append(cls())
-    return found
+    return [cls() for cls in Approximation._registry.values() if cls.listed and not _required(cls)]
 
 
-def build(approximation: Approximation, stats: LayerStats) -> FisherMatrix:
-    """The approximation of one layer from one batch, through all its sweeps."""
-    matrix = approximation.assemble(approximation.moments(stats))
-    for _ in range(approximation.sweeps - 1):
-        matrix = approximation.reassemble(approximation.moments(stats, matrix), matrix)
-    return matrix
+def _required(cls: type[Approximation]) -> list[str]:
+    """The arguments without which a class cannot be built."""
+    parameters = inspect.signature(cls).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
 
 
 def check_approximation(value: Any, otherwise: str = "") -> None:
     """Raise TypeError for what is no Approximation; `otherwise` says what else is understood."""
     if isinstance(value, Approximation):
         return
-    found = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
     if isinstance(value, type):
         found = f"the class {value.__name__}"
+    elif isinstance(value, str | int | float | None):
+        found = repr(value)
+    else:
+        found = f"a {type(value).__name__}"
     raise TypeError(f"Got {found} as approximation, expected an instance such as fl.KFAC(){otherwise}.")
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fisher_lab.approximations.base import Approximation, Moments
+from torch import Tensor
+
+from fisher_lab.approximations.base import Approximation
+from fisher_lab.approximations.moments import Moments
 from fisher_lab.matrices import DiagonalMatrix, FisherMatrix
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import Sums
 
 
 @dataclass(frozen=True)
@@ -16,10 +19,10 @@ class Diagonal(Approximation):
     State: d_out d_in. See also: MiniBlock, LNGD.
     """
 
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
+    def moments(self, sums: Sums) -> dict[str, Tensor]:
         """The diagonal in the shape of W."""
-        return {"squares": stats.squares().flatten(0, 1)}
+        return {"squares": sums.squares().flatten(0, 1)}
 
-    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+    def assemble(self, moments: Moments) -> FisherMatrix:
         """The diagonal as a matrix."""
         return DiagonalMatrix(moments["squares"])

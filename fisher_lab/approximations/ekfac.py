@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fisher_lab.approximations.base import check_choice
 from fisher_lab.approximations.corrected import EigenvalueCorrected
 from fisher_lab.approximations.kfac import KFAC
 
@@ -22,7 +23,7 @@ class EKFAC(EigenvalueCorrected):
     spatial: Literal["expand", "reduce"] = "expand"
 
     def __post_init__(self) -> None:
-        _ = self.base
+        check_choice("EKFAC", "spatial", self.spatial, ("expand", "reduce"))
 
     @property
     def base(self) -> KFAC:  # type: ignore[override]

@@ -7,12 +7,36 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fisher_lab.approximations import columns
-from fisher_lab.approximations.base import Approximation, Moments
+from fisher_lab.approximations.base import Approximation
+from fisher_lab.approximations.moments import Columns, Means, Moments
 from fisher_lab.matrices import Dense, FisherMatrix, LowRank
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums
 
 DENSE_DIM = 600  # up to this d a dense block is cheaper than anything else
+
+
+@dataclass(frozen=True, eq=False)
+class Block(Means):
+    """The `block` `[d, d]` in place of the columns of all examples."""
+
+    @property
+    def examples_held(self) -> float:
+        """All: it is formed where it is smaller than they are, and fits where they fit."""
+        return math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnsOrBlock(Columns):
+    """Columns that turn into their block once that is smaller."""
+
+    def mix(self, new: Moments, weight: float | Tensor) -> Moments:
+        """All examples while they are smaller than the block."""
+        if isinstance(new, Columns):
+            mixed = super().mix(new, weight)
+            d_out, d_in = self.shape
+            if _numbers(mixed) < (d_out * d_in) ** 2:
+                return mixed
+        return self.as_means().mix(new, weight)
 
 
 @dataclass(frozen=True)
@@ -23,46 +47,39 @@ class Exact(Approximation):
     See also: TENGraD, the block of a sub-sample.
     """
 
-    keeps_examples = math.inf
     listed = False
 
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
-        """The block where it is small, otherwise the columns."""
+    def moments(self, sums: Sums) -> Block | ColumnsOrBlock:
+        """`block` `[d, d]` where it is small, otherwise the columns, as factors or as gradients."""
+        stats = sums.stats
         if is_dense(stats):
-            return _shaped(stats.dense(), stats.shape)
-        kept = columns.keep(stats)
-        return {"g": stats.gradients()} if stats.R * stats.N * stats.dim < columns.size(kept) else kept
+            return Block({"block": sums.dense()}, sums.shape)
+        columns = ColumnsOrBlock(stats)
+        if _gradient_numbers(stats) < _numbers(columns):
+            explicit = LayerStats.of_gradients(stats.gradients(), stats.kernel, stats.bias)
+            return ColumnsOrBlock(explicit)
+        return columns
 
-    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+    def assemble(self, moments: Moments) -> FisherMatrix:
         """Dense or LowRank."""
-        if "block" in moments:
-            block = moments["block"]
-            return Dense(block.flatten(2).flatten(0, 1), (block.shape[0], block.shape[1]))
-        return LowRank(columns.to_stats(moments))
-
-    def average(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
-        """Linear mix of blocks, or weighted concatenation of columns until the block is smaller."""
-        if "block" not in old and "block" not in new:
-            mixed = columns.mix(old, new, weight)
-            if columns.size(mixed) < columns.to_stats(new).dim ** 2:
-                return mixed
-        return super().average(_block(old), _block(new), weight)
+        if isinstance(moments, Columns):
+            return LowRank(Sums(moments.weighted()))
+        return Dense(moments["block"], moments.shape)
 
 
 def is_dense(stats: LayerStats) -> bool:
     """Whether the block itself is small, or smaller than its columns."""
-    return stats.dim <= DENSE_DIM or stats.dim**2 <= min(
-        columns.size(columns.keep(stats)), stats.R * stats.N * stats.dim
-    )
+    if stats.dim <= DENSE_DIM:
+        return True
+    columns = min(_numbers(Columns(stats)), _gradient_numbers(stats))
+    return stats.dim**2 <= columns
 
 
-def _shaped(block: Tensor, shape: tuple[int, int]) -> Moments:
-    """A block `[d, d]` as `[d_out, d_in, d_out, d_in]`, which remembers the shape of W."""
-    return {"block": block.view(*shape, *shape)}
+def _numbers(moments: Moments) -> int:
+    """Numbers held."""
+    return sum(x.numel() for x in moments.tensors().values())
 
 
-def _block(moments: Moments) -> Moments:
-    if "block" in moments:
-        return moments
-    stats = columns.to_stats(moments)
-    return _shaped(stats.dense(), stats.shape)
+def _gradient_numbers(stats: LayerStats) -> int:
+    """Numbers in the per-example gradients."""
+    return stats.R * stats.N * stats.dim

@@ -13,10 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fisher_lab.approximations.base import Approximation, Moments, check_choice
+from torch import Tensor
+
+from fisher_lab.approximations.base import Approximation, check_choice
+from fisher_lab.approximations.moments import Moments
 from fisher_lab.matrices import FisherMatrix, Kronecker
-from fisher_lab.statistics import LayerStats
-from fisher_lab.statistics.contractions import second_moment
+from fisher_lab.statistics import Sums
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,12 @@ class KFAC(Approximation):
     def __post_init__(self) -> None:
         check_choice("KFAC", "spatial", self.spatial, ("expand", "reduce"))
 
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
+    def moments(self, sums: Sums) -> dict[str, Tensor]:
         """A `[Q, d_in, d_in]` and G `[Q, d_out, d_out]`."""
-        self.check_factors(stats)
-        return dict(stats.shared(f"KFAC {self.spatial}", lambda: self._factors(stats)))
+        self.check_factors(sums)
+        A, G = sums.factors(self.spatial)
+        return {"A": A, "G": G}
 
-    def _factors(self, stats: LayerStats) -> Moments:
-        a, g = self.check_factors(stats), stats.g
-        if self.spatial == "reduce":
-            a, g = a.mean(1, keepdim=True), g.sum(2, keepdim=True)
-        return {"A": second_moment(a, a.shape[0] * a.shape[1]), "G": second_moment(g, stats.N)}
-
-    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+    def assemble(self, moments: Moments) -> FisherMatrix:
         """G (x) A."""
         return Kronecker((moments["G"], moments["A"]))

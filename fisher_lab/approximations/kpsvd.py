@@ -11,18 +11,17 @@ rank-one columns S = sum_n alpha_n G_n with G_n = sum_r g g^T, and alpha is the 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import Lanczos
-from fisher_lab.approximations import columns
-from fisher_lab.approximations.base import Approximation, Moments
+from fisher_lab.approximations.base import Iterated
+from fisher_lab.approximations.moments import Columns, Moments
 from fisher_lab.matrices import FisherMatrix, Kronecker
-from fisher_lab.statistics import LayerStats
-from fisher_lab.statistics.contractions import KEPT_BYTES
+from fisher_lab.statistics import LayerStats, Sums, contractions
+from fisher_lab.statistics.pieces import KEPT_BYTES
 
 TOLERANCE = 1e-10  # change of the unit-norm factors; stopping on sigma would leave its square root in the factors
 MAX_ITERATIONS = 1000
@@ -30,8 +29,19 @@ ROUGH_TOLERANCE, ROUGH_ITERATIONS = 1e-5, 8  # of the steps in single precision
 MOST_EXAMPLES = 5000  # above this many the N x N matrices cost more than iterating on the factors
 
 
+@dataclass(frozen=True, eq=False)
+class FirstColumns(Columns):
+    """The columns that the first matrix is made of; they give way to the factors of a half-step from it."""
+
+    def mix(self, new: Moments, weight: float | Tensor) -> Moments:
+        """All examples; or the factors alone."""
+        if isinstance(new, Columns):
+            return super().mix(new, weight)
+        return new
+
+
 @dataclass(frozen=True)
-class KPSVD(Approximation):
+class KPSVD(Iterated):
     """Best Kronecker product of two factors in Frobenius norm; it does not keep the trace.
 
     Keeps the columns of the batch until a first matrix is assembled; from then on (in a trainer) every observation is
@@ -40,31 +50,28 @@ class KPSVD(Approximation):
     State: d_out^2 + d_in^2. See also: TKFAC (one step of the iteration), KFAC.
     """
 
-    keeps_examples = math.inf
+    def moments(self, sums: Sums) -> Columns:
+        """The columns."""
+        return FirstColumns(sums.stats)
 
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
-        """The columns, or `S` and `T` one half-step from `matrix`."""
-        if not isinstance(matrix, Kronecker):
-            return columns.keep(stats)
+    def moments_at(self, sums: Sums, matrix: FisherMatrix) -> dict[str, Tensor]:
+        """`S` and `T` one half-step from `matrix`."""
+        assert isinstance(matrix, Kronecker)
         G, A = matrix.factors
-        return {"S": stats.left(_unit(A)), "T": stats.right(_unit(G))}
+        return {"S": sums.left(_unit(A)), "T": sums.right(_unit(G))}
 
-    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+    def assemble(self, moments: Moments) -> FisherMatrix:
         """sigma S (x) T, sqrt(sigma) in each factor."""
-        if "S" in moments:
+        if not isinstance(moments, Columns):
             S, T = moments["S"], moments["T"]
             scale = (_norm(S) * _norm(T)) ** 0.25
             return Kronecker((_divide(S, scale), _divide(T, scale)))
-        stats = columns.to_stats(moments)
-        in_examples = stats.rank_one and stats.N <= MOST_EXAMPLES
-        S, T = _solve_in_examples(stats) if in_examples else _solve_in_factors(stats)
+        stats = moments.weighted()
+        if stats.rank_one and stats.N <= MOST_EXAMPLES:
+            S, T = _solve_in_examples(stats)
+        else:
+            S, T = _solve_in_factors(stats)
         return Kronecker((S, T))
-
-    def average(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
-        """Linear mix of the factors, or weighted concatenation of the columns."""
-        if "S" in new:
-            return super().average(old, new, weight) if "S" in old else new
-        return columns.mix(old, new, weight)
 
 
 def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
@@ -74,11 +81,11 @@ def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
     """
     T = torch.eye(stats.d_in, dtype=stats.g.dtype, device=stats.g.device).repeat(stats.Q, 1, 1)
     if stats.a is not None and stats.T > 1 and stats.g.dtype == torch.float64:
-        rough = stats.like(*(_single(x) for x in (stats.a, stats.g)))
+        rough = stats.like(_single(stats.a), _single(stats.g))
         _, found, _ = _iterate(rough, T.float(), ROUGH_TOLERANCE, ROUGH_ITERATIONS)
         T = torch.where(_norm(found) > 0, found.double(), T)  # zero where squares vanish in single precision
     if stats.Q == 1 and not stats.g.requires_grad:  # which goes by steps that can be derived
-        start = stats.left(T)
+        start = contractions.left(stats, T)
         if float(_norm(start)) > 0:
             S, T = _leading(stats, start)
             sigma = _norm(S) / _norm(T)
@@ -89,39 +96,50 @@ def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
 
 def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
     """Z T and T = Z^T S' for the leading left singular vector S' of Z, by the Lanczos method on Z Z^T from S."""
-    stats.hold(KEPT_BYTES)
+    stats = contractions.with_gradients(stats, KEPT_BYTES)
     tolerance = max(TOLERANCE, 64 * torch.finfo(S.dtype).eps)
     run = Lanczos(S.flatten(), tolerance, MAX_ITERATIONS, check_every=1)
-    images: list[tuple[Tensor, Tensor]] = []  # Z^T v and Z Z^T v of every v, as long as they are small enough to keep
-    size = S.numel() + stats.d_in**2
+    # Z^T v and Z Z^T v of every Lanczos vector v, as long as they are small enough to keep: what is sought is a
+    # combination of them
+    images: list[tuple[Tensor, Tensor]] = []
+    size = (S.numel() + stats.d_in**2) * S.element_size()
     while run.found is None:
-        T = stats.right(run.vector.view(S.shape))
-        images.append((T, stats.left(T)))
-        run.feed(images[-1][1].flatten())
-        if len(images) * size * S.element_size() > KEPT_BYTES:
+        T = contractions.right(stats, run.vector.view(S.shape))
+        image = contractions.left(stats, T)
+        images.append((T, image))
+        run.feed(image.flatten())
+        if len(images) * size > KEPT_BYTES:
             images.clear()
     assert run.ritz_vector is not None
     if len(images) == len(run.ritz_weights):
-        S, T = torch.zeros_like(S), torch.zeros_like(images[0][0])
+        S = torch.zeros_like(S)
+        T = torch.zeros_like(images[0][0])
         for weight, (right, left) in zip(run.ritz_weights, images, strict=True):
-            S, T = S.add_(left, alpha=weight), T.add_(right, alpha=weight)
+            S.add_(left, alpha=weight)
+            T.add_(right, alpha=weight)
     else:
-        T = stats.right(run.ritz_vector.view(S.shape))
-        S = stats.left(T)
+        T = contractions.right(stats, run.ritz_vector.view(S.shape))
+        S = contractions.left(stats, T)
     sign = torch.sign(T.diagonal(dim1=-2, dim2=-1).sum())  # that of PSD matrices
     return S * sign, T * sign
 
 
-def _iterate(stats: LayerStats, T: Tensor, tolerance: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+def _iterate(
+    stats: LayerStats,
+    T: Tensor,
+    tolerance: float,
+    most: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     """S, T of norm 1 and sigma, by half-steps from T until both change by less than the tolerance."""
-    stats.hold(KEPT_BYTES)
-    S, T = _unit(stats.left(_unit(T))), _unit(T)
+    stats = contractions.with_gradients(stats, KEPT_BYTES)
+    T = _unit(T)
+    S = _unit(contractions.left(stats, T))
     sigma = torch.ones_like(_norm(S))
     for _ in range(most):
-        new_T = _unit(stats.right(S))
-        new_S = stats.left(new_T)
-        sigma = _norm(new_S)
-        new_S = _unit(new_S)
+        new_T = _unit(contractions.right(stats, S))
+        image = contractions.left(stats, new_T)
+        sigma = _norm(image)
+        new_S = _unit(image)
         change = torch.maximum(_norm(new_S - S).max(), _norm(new_T - T).max())
         S, T = new_S, new_T
         if change < tolerance:
@@ -137,40 +155,50 @@ def _single(x: Tensor) -> Tensor:
 
 def _solve_in_examples(stats: LayerStats) -> tuple[Tensor, Tensor]:
     """Power iteration on the weights of the examples, group by group (rank-one columns)."""
-    assert stats.a is not None
-    groups = range(stats.Q)
-    pairs = [_examples_of_group(stats.a[:, 0, q], stats.g[:, :, 0, q], *stats.example_grams(q)) for q in groups]
-    return torch.stack([S for S, _ in pairs]), torch.stack([T for _, T in pairs])
+    a, g = stats.factors()
+    outputs = []
+    inputs = []
+    for q in range(stats.Q):
+        KX, KG = contractions.example_grams(stats, q)
+        S, T = _examples_of_group(a[:, 0, q], g[:, :, 0, q], KX, KG)
+        outputs.append(S)
+        inputs.append(T)
+    return torch.stack(outputs), torch.stack(inputs)
 
 
 def _examples_of_group(a: Tensor, g: Tensor, KX: Tensor, KG: Tensor) -> tuple[Tensor, Tensor]:
     """S and T of one group from a `[N, d_in]`, g `[R, N, d_out]`, and K_X and K_G."""
+    tiny = torch.finfo(a.dtype).tiny
     alpha = a.square().sum(1)  # the weights of T = I
-    alpha = alpha / (alpha @ KG @ alpha).clamp(min=torch.finfo(a.dtype).tiny).sqrt()
+    alpha = alpha / (alpha @ KG @ alpha).clamp(min=tiny).sqrt()
     for _ in range(MAX_ITERATIONS):
         beta = KG @ alpha
-        beta = beta / (beta @ KX @ beta).clamp(min=torch.finfo(a.dtype).tiny).sqrt()
+        beta = beta / (beta @ KX @ beta).clamp(min=tiny).sqrt()
         new = KX @ beta
         sigma = (new @ KG @ new).clamp(min=0).sqrt()
-        new = new / sigma.clamp(min=torch.finfo(a.dtype).tiny)
+        new = new / sigma.clamp(min=tiny)
         step = new - alpha
         alpha = new
         if (step @ KG @ step).clamp(min=0).sqrt() < TOLERANCE:
             break
     root = (sigma / len(a)).sqrt()
     weighted = g * (alpha * root).clamp(min=0).sqrt()[None, :, None]
-    weighted = weighted.flatten(0, 1)
+    weighted = weighted.flatten(0, 1)  # [R N, d_out]
     S = weighted.T @ weighted
-    return S, a.T @ (a * (beta * root)[:, None])
+    T = a.T @ (a * (beta * root)[:, None])
+    return S, T
 
 
 def _norm(M: Tensor) -> Tensor:
+    """Frobenius norms `[Q, 1, 1]`."""
     return torch.linalg.matrix_norm(M, keepdim=True)
 
 
 def _divide(M: Tensor, scale: Tensor) -> Tensor:
+    """M / scale, M itself where the scale is zero."""
     return M / torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def _unit(M: Tensor) -> Tensor:
+    """M with norm 1."""
     return _divide(M, _norm(M))

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fisher_lab.approximations.base import Approximation, Moments
+from torch import Tensor
+
+from fisher_lab.approximations.base import Approximation
+from fisher_lab.approximations.moments import Moments
 from fisher_lab.approximations.tkfac import unit_trace
 from fisher_lab.matrices import FisherMatrix, Kronecker
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import Sums
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,10 @@ class LNGD(Approximation):
     State: d_out + d_in^2. See also: TKFAC, MiniBlock (its blocks contain LNGD's).
     """
 
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
+    def moments(self, sums: Sums) -> dict[str, Tensor]:
         """diag U1 `[Q, d_out]` and U2 `[Q, d_in, d_in]`."""
-        return {"u1": stats.squares().sum(-1), "U2": stats.right()}
+        return {"u1": sums.squares().sum(-1), "U2": sums.right()}
 
-    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+    def assemble(self, moments: Moments) -> FisherMatrix:
         """diag(U1) (x) U2 / t."""
         return Kronecker((moments["u1"], unit_trace(moments["U2"])))

@@ -14,13 +14,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from fisher_lab._ground.memory import available_bytes, readable
-from fisher_lab.approximations.base import Approximation, Moments, check_choice
+from fisher_lab.approximations.base import Approximation, check_choice
+from fisher_lab.approximations.moments import Moments, Rows
 from fisher_lab.matrices import BlockDiagonal, DiagonalMatrix, DirectSum, FactoredRows, FisherMatrix, Kronecker
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import Sums
 
 
 @dataclass(frozen=True)
@@ -44,71 +44,66 @@ class MiniBlock(Approximation):
         check_choice("MiniBlock", "linear", self.linear, ("row", "col", "row_avg", "col_avg"))
         check_choice("MiniBlock", "conv", self.conv, ("kernel", "filter"))
 
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
-        """Blocks under the name of their kind, in a shape that tells W's; or `a` and `w` of factored rows."""
-        if len(stats.kernel) > 1:
-            return self._conv_moments(stats)
-        rows, d_in = stats.shape
+    def moments(self, sums: Sums) -> Moments | dict[str, Tensor]:
+        """Blocks under the name of their kind, in a shape that tells their number; or Rows."""
+        if len(sums.kernel) > 1:
+            return self._conv_moments(sums)
+        rows, d_in = sums.shape
         if self.linear == "row_avg":
-            return {"row_avg": stats.right(), "ones": stats.g.new_ones(stats.Q, stats.d_out)}
+            return {"row_avg": sums.right()}
         if self.linear == "col_avg":
-            return {"col_avg": stats.left(), "ones": stats.g.new_ones(stats.Q, d_in)}
+            return {"col_avg": sums.left()}
         if self.linear == "col":
-            _check_memory(self, d_in * stats.Q * stats.d_out**2, stats)
-            return {"col": stats.column_blocks().view(stats.Q, d_in, stats.d_out, stats.d_out)}
-        if stats.rank_one and stats.Q == 1 and stats.N * (rows + d_in) < rows * d_in**2:
-            assert stats.a is not None
-            return {"a": stats.a[:, 0, 0], "w": stats.g[:, :, 0, 0].square().sum(0) / stats.N}
-        _check_memory(self, rows * d_in**2, stats)
-        return {"row": stats.row_blocks(d_in)}
+            _check_memory(self, d_in * sums.Q * sums.d_out**2, sums)
+            return {"col": sums.column_blocks().view(sums.Q, d_in, sums.d_out, sums.d_out)}
+        # rank-one columns tell the blocks, in fewer numbers where the examples are few
+        if sums.rank_one and sums.Q == 1 and sums.N * (rows + d_in) < rows * d_in**2:
+            a, g = sums.stats.factors()
+            return Rows(a[:, 0, 0], g[:, :, 0, 0].square().sum(0) / sums.N)
+        _check_memory(self, rows * d_in**2, sums)
+        return {"row": sums.row_blocks(d_in)}
 
-    def _conv_moments(self, stats: LayerStats) -> Moments:
+    def _conv_moments(self, sums: Sums) -> dict[str, Tensor]:
+        """The blocks of a layer with several input modes."""
+        rows, d_in = sums.shape
         if self.conv == "filter":
-            return {"row": stats.row_blocks(stats.shape[1])}
-        weight = stats.inputs(slice(0, math.prod(stats.kernel)))
-        width = math.prod(stats.kernel[1:])
-        moments = {"kernel": weight.row_blocks(width).unflatten(0, (stats.shape[0], -1))}
-        return {**moments, "bias": stats.inputs(slice(-1, None)).squares().flatten(0, 1)} if stats.bias else moments
+            return {"row": sums.row_blocks(d_in)}
+        weight = sums.inputs(slice(0, math.prod(sums.kernel)))
+        width = math.prod(sums.kernel[1:])
+        found = {"kernel": weight.row_blocks(width).unflatten(0, (rows, -1))}
+        if sums.bias:
+            found["bias"] = sums.inputs(slice(-1, None)).squares().flatten(0, 1)
+        return found
 
-    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+    def assemble(self, moments: Moments) -> FisherMatrix:
         """The blocks as a matrix."""
-        (kind, M), *_ = moments.items()
-        if kind == "a":
-            return FactoredRows(moments["a"], moments["w"])
-        if kind == "row_avg":
-            return Kronecker((moments["ones"], M / moments["ones"].shape[1]), identities=(0,))
-        if kind == "col_avg":
-            return Kronecker((M / moments["ones"].shape[1], moments["ones"]), identities=(1,))
-        if kind == "col":
-            Q, d_in, d_out, _ = M.shape
-            return BlockDiagonal(M.flatten(0, 1), (Q * d_out, d_in), groups=Q)
-        if kind == "row":
-            return BlockDiagonal(M, (M.shape[0], M.shape[1]))
-        rows, pieces, width, _ = M.shape
-        blocks = BlockDiagonal(M.flatten(0, 1), (rows, pieces * width))
-        return DirectSum((blocks, DiagonalMatrix(moments["bias"]))) if "bias" in moments else blocks
-
-    def average(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
-        """Linear mix of blocks; factored rows are concatenated until their blocks would be smaller."""
-        if "a" in old and "a" in new:
-            mixed = {
-                "a": torch.cat([old["a"], new["a"]]),
-                "w": torch.cat([old["w"] * (1 - weight), new["w"] * weight]),
-            }
-            d_in, d_out = mixed["a"].shape[1], mixed["w"].shape[1]
-            if mixed["a"].shape[0] * (d_in + d_out) < d_out * d_in**2:
-                return mixed
-        return super().average(_formed(old), _formed(new), weight)
+        if isinstance(moments, Rows):
+            return FactoredRows(moments.a, moments.w)
+        rows, d_in = moments.shape
+        if "row_avg" in moments:
+            M = moments["row_avg"]
+            outputs = M.new_ones(len(M), rows // len(M))  # [Q, d_out], the diagonal of the identity
+            return Kronecker((outputs, M / outputs.shape[1]), identities=(0,))
+        if "col_avg" in moments:
+            M = moments["col_avg"]
+            inputs = M.new_ones(len(M), d_in)
+            return Kronecker((M / d_in, inputs), identities=(1,))
+        if "col" in moments:
+            M = moments["col"]  # [Q, d_in, d_out, d_out]
+            return BlockDiagonal(M.flatten(0, 1), moments.shape, groups=len(M))
+        if "row" in moments:
+            return BlockDiagonal(moments["row"], moments.shape)
+        M = moments["kernel"]  # [rows, channels, width, width]
+        blocks = BlockDiagonal(M.flatten(0, 1), (rows, M.shape[1] * M.shape[2]))
+        if "bias" not in moments:
+            return blocks
+        return DirectSum((blocks, DiagonalMatrix(moments["bias"])))
 
 
-def _formed(moments: Moments) -> Moments:
-    return {"row": FactoredRows(moments["a"], moments["w"]).formed().blocks} if "a" in moments else moments
-
-
-def _check_memory(approximation: MiniBlock, numbers: int, stats: LayerStats) -> None:
-    need = 2 * numbers * stats.g.element_size()
+def _check_memory(approximation: MiniBlock, numbers: int, sums: Sums) -> None:
+    need = 2 * numbers * sums.g.element_size()
     if need > available_bytes():
         raise ValueError(
-            f"{approximation.label} on a layer {stats.shape} needs {readable(need)} and "
+            f"{approximation.label} on a layer {sums.shape} needs {readable(need)} and "
             f'{readable(available_bytes())} is free; use MiniBlock(linear="row_avg") or "col_avg".'
         )

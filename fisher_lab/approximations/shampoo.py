@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, shifted_power
-from fisher_lab.approximations.base import Approximation, Moments
+from fisher_lab.approximations.base import Approximation
+from fisher_lab.approximations.moments import Moments
 from fisher_lab.approximations.tn import covariances, mode_covariances, with_bias
 from fisher_lab.matrices import FisherMatrix, Kronecker
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import Sums
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,31 @@ class Shampoo(Approximation):
     match_trace: bool = True
     exponent = -0.5
 
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
+    def moments(self, sums: Sums) -> dict[str, Tensor]:
         """Mode covariances, as TN's."""
-        return mode_covariances(stats)
+        return mode_covariances(sums)
 
-    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+    def assemble(self, moments: Moments) -> FisherMatrix:
         """Product of the k-th roots of the mode covariances."""
         modes = covariances(moments)
-        pairs = [(shifted_power(values, 1 / len(modes)), vectors) for values, vectors in map(eigh, modes)]
+        pairs = []
+        for U in modes:
+            values, vectors = eigh(U)
+            pairs.append((shifted_power(values, 1 / len(modes)), vectors))
         if self.match_trace:
-            t = _trace(modes[0])
-            product = torch.stack([roots.sum(-1) for roots, _ in pairs]).prod(0)
-            c = torch.where(product > 0, t / torch.where(product > 0, product, 1.0), torch.zeros_like(t))
-            pairs[0] = pairs[0][0] * c[:, None], pairs[0][1]
+            roots, vectors = pairs[0]
+            product = torch.stack([values.sum(-1) for values, _ in pairs]).prod(0)
+            c = _ratio(_trace(modes[0]), product)
+            pairs[0] = roots * c[:, None], vectors
         return with_bias(Kronecker.of_eigenpairs(pairs), moments)
 
 
-def _trace(U: torch.Tensor) -> torch.Tensor:
+def _ratio(t: Tensor, product: Tensor) -> Tensor:
+    """t / product, zero where the product is."""
+    safe = torch.where(product > 0, product, 1.0)
+    return torch.where(product > 0, t / safe, torch.zeros_like(t))
+
+
+def _trace(U: Tensor) -> Tensor:
+    """Traces `[Q]` of `[Q, n, n]`."""
     return U.diagonal(dim1=-2, dim2=-1).sum(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fisher_lab.approximations.base import check_choice
 from fisher_lab.approximations.corrected import EigenvalueCorrected
 from fisher_lab.approximations.tkfac import TKFAC
 
@@ -22,7 +23,7 @@ class TEKFAC(EigenvalueCorrected):
     spatial: Literal["expand", "full"] = "expand"
 
     def __post_init__(self) -> None:
-        _ = self.base
+        check_choice("TEKFAC", "spatial", self.spatial, ("expand", "full"))
 
     @property
     def base(self) -> TKFAC:  # type: ignore[override]

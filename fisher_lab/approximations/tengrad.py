@@ -10,13 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
 from fisher_lab._ground.arguments import is_whole
-from fisher_lab.approximations import columns
-from fisher_lab.approximations.base import Approximation, Moments, check_choice
+from fisher_lab.approximations.base import Approximation, check_choice
+from fisher_lab.approximations.moments import Columns, Moments
 from fisher_lab.matrices import FisherMatrix, LowRank
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums
 
 
 @dataclass(frozen=True)
@@ -43,27 +41,23 @@ class TENGraD(Approximation):
         if not is_whole(self.batch, 1):
             raise ValueError(f"TENGraD got batch={self.batch!r}, expected a whole number of examples, 1 or more.")
 
-    @property
-    def keeps_examples(self) -> float:  # type: ignore[override]
-        """The first ones; their sums or means over positions are small."""
-        return self.batch if self.spatial == "exact" else 0
-
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
+    def moments(self, sums: Sums) -> Columns:
         """The columns of the first examples."""
-        stats = stats.examples(slice(0, self.batch))
-        if self.spatial != "exact" and stats.a is not None and stats.T > 1:
-            a = stats.a.sum(1, keepdim=True) if self.spatial == "reduce_sum" else stats.a.mean(1, keepdim=True)
-            stats = stats.like(a, stats.g.sum(2, keepdim=True))
-        return columns.keep(stats)
+        stats = sums.stats.examples(slice(0, self.batch))
+        if self.spatial != "exact" and not stats.rank_one and stats.a is not None:
+            stats = self._over_positions(stats)
+        return Columns(stats, most=self.batch)
 
-    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+    def _over_positions(self, stats: LayerStats) -> LayerStats:
+        """One position: the sum of the gradients, and the sum or the mean of the inputs."""
+        a, g = stats.factors()
+        if self.spatial == "reduce_sum":
+            a = a.sum(1, keepdim=True)
+        else:
+            a = a.mean(1, keepdim=True)
+        return stats.like(a, g.sum(2, keepdim=True))
+
+    def assemble(self, moments: Moments) -> FisherMatrix:
         """The columns as a matrix."""
-        return LowRank(columns.to_stats(moments))
-
-    def average(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
-        """Weighted concatenation, capped at `batch` examples."""
-        return columns.trim(columns.mix(old, new, weight), self.batch)
-
-    def follow(self, old: Moments, new: Moments, weight: float | Tensor) -> Moments:
-        """The newest `batch` examples: heavier than every new one, older ones would else stay for ever."""
-        return columns.trim(columns.mix(old, new, weight), self.batch, newest=True)
+        assert isinstance(moments, Columns)
+        return LowRank(Sums(moments.weighted()))

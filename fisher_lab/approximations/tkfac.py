@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from fisher_lab.approximations.base import Approximation, Moments, check_choice
+from fisher_lab.approximations.base import Approximation, check_choice
+from fisher_lab.approximations.moments import Moments
 from fisher_lab.matrices import FisherMatrix, Kronecker
-from fisher_lab.statistics import LayerStats
-from fisher_lab.statistics.contractions import second_moment
+from fisher_lab.statistics import Sums
 
 
 @dataclass(frozen=True)
@@ -37,27 +38,19 @@ class TKFAC(Approximation):
     def __post_init__(self) -> None:
         check_choice("TKFAC", "spatial", self.spatial, ("expand", "full"))
 
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
+    def moments(self, sums: Sums) -> dict[str, Tensor]:
         """Partial traces U1 `[Q, d_out, d_out]` and U2 `[Q, d_in, d_in]`."""
-        if self.spatial == "full" or stats.a is None or stats.T == 1:
-            return {"U1": stats.left(), "U2": stats.right()}
-        return dict(stats.shared("TKFAC expand", lambda: _expanded(stats)))
+        if self.spatial == "full" or sums.a is None or sums.T == 1:
+            return {"U1": sums.left(), "U2": sums.right()}
+        U1, U2 = sums.uncorrelated()
+        return {"U1": U1, "U2": U2}
 
-    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+    def assemble(self, moments: Moments) -> FisherMatrix:
         """U1 (x) U2 / t."""
         return Kronecker((moments["U1"], unit_trace(moments["U2"])))
 
 
-def _expanded(stats: LayerStats) -> Moments:
-    assert stats.a is not None
-    a, g = stats.a, stats.g
-    return {
-        "U1": second_moment(g * a.square().sum(-1).sqrt()[None, ..., None], stats.N),
-        "U2": second_moment(a * g.square().sum((0, -1)).sqrt()[..., None], stats.N),
-    }
-
-
-def unit_trace(M: torch.Tensor) -> torch.Tensor:
+def unit_trace(M: Tensor) -> Tensor:
     """M / tr M for PSD matrices `[Q, n, n]`; zero where M is zero."""
     t = M.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
     return M / torch.where(t > 0, t, torch.ones_like(t))

@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fisher_lab._ground.arguments import is_whole
-from fisher_lab.approximations.base import Approximation, Moments
+from fisher_lab.approximations.base import Approximation
+from fisher_lab.approximations.moments import Moments
 from fisher_lab.approximations.tkfac import unit_trace
 from fisher_lab.matrices import Dense, DirectSum, FisherMatrix, Kronecker
-from fisher_lab.statistics import LayerStats
-from fisher_lab.statistics.contractions import STREAM_BYTES
+from fisher_lab.statistics import Sums
 
 
 @dataclass(frozen=True)
@@ -44,46 +43,43 @@ class TN(Approximation):
         if self.modes is not None and not is_whole(self.modes, 2):
             raise ValueError(f"TN got modes={self.modes!r}, expected 2 or more, or None for the weight's own modes.")
 
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> Moments:
+    def moments(self, sums: Sums) -> dict[str, Tensor]:
         """`mode0`, `mode1`, ... `[Q, n_i, n_i]`, and `bias` `[d_out, d_out]` where the bias is apart."""
-        return mode_covariances(stats, self.modes)
+        return mode_covariances(sums, self.modes)
 
-    def assemble(self, moments: Moments, matrix: FisherMatrix | None = None) -> FisherMatrix:
+    def assemble(self, moments: Moments) -> FisherMatrix:
         """Product of the mode covariances over t^(k-1)."""
         first, *rest = covariances(moments)
-        return with_bias(Kronecker((first, *(unit_trace(U) for U in rest))), moments)
+        others = [unit_trace(U) for U in rest]
+        return with_bias(Kronecker((first, *others)), moments)
 
 
-def mode_covariances(stats: LayerStats, modes: int | None = None) -> Moments:
+def mode_covariances(sums: Sums, modes: int | None = None) -> dict[str, Tensor]:
     """Second moments of every mode unfolding of the per-example gradients (see TN.moments)."""
-    sizes = input_modes(stats.kernel, 3 if modes is None else modes)
-    if len(sizes) == 1:
-        return {"mode0": stats.left(), "mode1": stats.right()}
-    return dict(stats.shared(f"modes {sizes}", lambda: _of_modes(stats, sizes)))
-
-
-def _of_modes(stats: LayerStats, sizes: tuple[int, ...]) -> Moments:
-    weight = stats.inputs(slice(0, math.prod(sizes)))
-    totals: list[Tensor] = []
-    for P in weight.per_example(STREAM_BYTES):
-        unfoldings = _unfold(P.unflatten(-1, sizes))
-        products = [M @ M.transpose(1, 2) for M in unfoldings]
-        totals = [x + y for x, y in zip(totals, products, strict=True)] if totals else products
-    moments = {f"mode{i}": total / stats.N for i, total in enumerate(totals)}
-    if stats.bias:
-        moments["bias"] = stats.inputs(slice(-1, None)).dense()
-    return moments
+    sizes = input_modes(sums.kernel, 3 if modes is None else modes)
+    if len(sizes) == 1:  # the bias is an input like others
+        return {"mode0": sums.left(), "mode1": sums.right()}
+    found = {f"mode{i}": U for i, U in enumerate(sums.modes(sizes))}
+    if sums.bias:
+        found["bias"] = sums.bias_block()
+    return found
 
 
 def input_modes(kernel: tuple[int, ...], modes: int) -> tuple[int, ...]:
     """The input sizes of a weight with at most `modes` modes, the last ones merged."""
     most = modes - 1
-    return kernel if len(kernel) <= most else (*kernel[: most - 1], math.prod(kernel[most - 1 :]))
+    if len(kernel) <= most:
+        return kernel
+    merged = math.prod(kernel[most - 1 :])
+    return (*kernel[: most - 1], merged)
 
 
 def covariances(moments: Moments) -> list[Tensor]:
     """The mode covariances in order."""
-    return [moments[f"mode{i}"] for i in range(len(moments)) if f"mode{i}" in moments]
+    found: list[Tensor] = []
+    while f"mode{len(found)}" in moments:
+        found.append(moments[f"mode{len(found)}"])
+    return found
 
 
 def with_bias(weight: FisherMatrix, moments: Moments) -> FisherMatrix:
@@ -92,9 +88,3 @@ def with_bias(weight: FisherMatrix, moments: Moments) -> FisherMatrix:
         return weight
     bias = moments["bias"]
     return DirectSum((weight, Dense(bias, (bias.shape[0], 1))))
-
-
-def _unfold(P: Tensor) -> list[Tensor]:
-    """Mode unfoldings `[Q, n_i, rest]` of per-example gradients P `[R, n, Q, n_1, ..., n_k]`."""
-    P = P.flatten(0, 1).transpose(0, 1)  # [Q, columns, n_1, ..., n_k]
-    return [torch.movedim(P, mode, 1).flatten(2) for mode in range(2, P.ndim)]

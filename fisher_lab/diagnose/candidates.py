@@ -9,9 +9,11 @@ from typing import Any
 from fisher_lab._passes.batches import checksum
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, check_approximation, default_approximations
+from fisher_lab.approximations.base import observed
 from fisher_lab.estimation.running import Running
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.results import Cost
+from fisher_lab.statistics import LayerStats, Sums
 
 Matrices = Mapping[str, FisherMatrix]
 READY = ", or {name: {layer: FisherMatrix}} for ready matrices"
@@ -43,8 +45,8 @@ class Candidate(ABC):
         """The state that passes over the data are to fill, None where none are needed."""
 
     @abstractmethod
-    def fits(self, examples: float, N: int) -> bool:
-        """Whether it holds the columns of at most so many of N examples."""
+    def column_bytes(self, example: LayerStats, N: int) -> float:
+        """Memory of the columns that it keeps of N examples, of which one is given."""
 
     @abstractmethod
     def matrix(self, layer: str, state: Running | None, exact: FisherMatrix) -> tuple[FisherMatrix, Cost]:
@@ -78,9 +80,10 @@ class Estimated(Candidate):
         """An empty mean."""
         return Running(self.approximation)
 
-    def fits(self, examples: float, N: int) -> bool:
-        """By the examples whose columns its moments keep."""
-        return min(self.approximation.keeps_examples, N) <= examples
+    def column_bytes(self, example: LayerStats, N: int) -> float:
+        """From the moments of the example, which tell how many of its kind they will hold."""
+        moments = observed(self.approximation, Sums(example, shared=False), None)
+        return min(moments.examples_held, N) * moments.nbytes
 
     def matrix(self, layer: str, state: Running | None, exact: FisherMatrix) -> tuple[FisherMatrix, Cost]:
         """What was assembled, on the scale of the mean over examples."""
@@ -130,9 +133,9 @@ class Ready(Candidate):
     def begin(self) -> None:
         """Nothing is to be filled."""
 
-    def fits(self, examples: float, N: int) -> bool:  # noqa: ARG002
+    def column_bytes(self, example: LayerStats, N: int) -> float:  # noqa: ARG002
         """It is there already."""
-        return True
+        return 0
 
     def matrix(self, layer: str, state: Running | None, exact: FisherMatrix) -> tuple[FisherMatrix, Cost]:  # noqa: ARG002
         """The matrix given."""

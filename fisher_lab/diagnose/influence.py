@@ -6,13 +6,14 @@ pass through the model: F moves by F_n - F, and an approximation by the derivati
 difference between example n's own moments and their mean. Eigenvectors at the ends of F - F^ are held fixed, which is
 the exact first order of a simple eigenvalue.
 
-The eigenvalue-corrected approximations have none: their bases turn by (sampling error) / (gap of eigenvalues), and
-most gaps are smaller than that, so the first order says nothing (up to 8 times a bootstrap's on the digits).
+How moments move is known to their kind (see approximations.moments). Some say that it is unknown, among them those of
+the eigenvalue-corrected approximations: then there is no standard error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,50 +21,58 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import Lanczos, start_vector
-from fisher_lab.approximations import Approximation
-from fisher_lab.approximations.corrected import EigenvalueCorrected
+from fisher_lab.approximations import Approximation, Moments
+from fisher_lab.approximations.base import assembled, observed
 from fisher_lab.errors import DENSE_DIM, Measure, Measured, Pair
 from fisher_lab.errors.spectral import TOLERANCE
-from fisher_lab.matrices import FactoredRows, FisherMatrix
-from fisher_lab.statistics import LayerStats
+from fisher_lab.matrices import FisherMatrix
+from fisher_lab.statistics import LayerStats, Sums, contractions
 
 Influences = dict[str, Tensor]  # name of a quantity -> [N]
 FUNCTIONALS = ("trace_approx", "square_approx", "inner", "top")
 STEP = 1e-5  # relative step of the numerical derivatives of the measures' formulas
 
 
-def of_exact(stats: LayerStats, exact: FisherMatrix) -> Influences:
+def of_exact(sums: Sums, exact: FisherMatrix) -> Influences:
     """Influences of tr F, |F|_F^2 and |F|_2."""
-    traces = torch.cat([P.square().sum((0, 2, 3, 4)) for P in stats.per_example()])
-    rows = stats.squared_gram().mean(1)
+    traces = torch.cat([P.square().sum((0, 2, 3, 4)) for P in sums.per_example()])
+    rows = sums.squared_gram().mean(1)
     u, _ = top_vector(lambda X: exact @ X, exact)
     return {
-        "trace_exact": traces - traces.mean(),
-        "square_exact": 2 * (rows - rows.mean()),
-        "top_exact": _centred(_along(stats, u)),
+        "trace_exact": _centred(traces),
+        "square_exact": 2 * _centred(rows),
+        "top_exact": _centred(_along(sums.stats, u)),
     }
 
 
-def of_pair(stats: LayerStats, pair: Pair, candidate: Any, exact: Influences, spectral: bool) -> Influences | None:
-    """Influences of every quantity of a pair; None where the approximation's moments are of an unknown kind.
+def of_pair(
+    sums: Sums,
+    pair: Pair,
+    candidate: Approximation | None,
+    exact: Influences,
+    spectral: bool,
+) -> Influences | None:
+    """Influences of every quantity of a pair; None where the approximation's moments have no derivative.
 
     Args:
-        stats: the layer's columns.
+        sums: the layer's columns.
         pair: the exact block and the approximation.
-        candidate: the Approximation, or anything else for a matrix that does not depend on the data.
+        candidate: the Approximation; None for a matrix that does not depend on the data.
         exact: from `of_exact`.
         spectral: whether |F - F^|_2 is wanted.
     """
-    v, sign = torch.zeros(stats.shape, dtype=stats.g.dtype, device=stats.g.device), 1.0
+    stats = sums.stats
+    v = torch.zeros(stats.shape, dtype=stats.g.dtype, device=stats.g.device)
+    sign = 1.0
     if spectral:
         v, sign = top_vector(lambda X: pair.exact @ X - pair.approx @ X, pair.exact)
-    moved = dict.fromkeys(FUNCTIONALS, torch.zeros_like(exact["trace_exact"]))
-    if isinstance(candidate, Approximation):
-        found = _moved(stats, candidate, v)
-        if found is None:
-            return None
-        moved = found
-    own = [pair.approx.quadratic(stats.examples(slice(n, n + 1))) for n in range(stats.N)]
+    moved: Influences | None = dict.fromkeys(FUNCTIONALS, torch.zeros_like(exact["trace_exact"]))
+    if candidate is not None:
+        moved = _moved(stats, candidate, v)
+    if moved is None:
+        return None
+    # <F, F^> moves with F, F^ held, and with F^, F held
+    own = [pair.approx.quadratic(example) for example in _examples(stats)]
     inner = _centred(torch.stack(own)) + moved["inner"]
     return exact | {
         "trace_approx": moved["trace_approx"],
@@ -79,110 +88,124 @@ def top_vector(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> tuple[T
     if like.dim <= DENSE_DIM:
         dense = torch.cat([apply(E).flatten(1) for E in like.identity_chunks()])
         values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
-        end = 0 if float(-values[0]) > float(values[-1]) else -1
-        return vectors[:, end].view(like.shape), -1.0 if end == 0 and float(values[0]) < 0 else 1.0
+        lowest = float(values[0])
+        if -lowest > float(values[-1]):
+            return vectors[:, 0].view(like.shape), -1.0
+        return vectors[:, -1].view(like.shape), 1.0
     run = Lanczos(start_vector(like), TOLERANCE)
     while run.found is None:
         run.feed(apply(run.vector.view(like.shape)).flatten())
     assert run.ritz_vector is not None
-    return run.ritz_vector.view(like.shape), -1.0 if abs(run.found.low) > abs(run.found.high) else 1.0
+    sign = -1.0 if abs(run.found.low) > abs(run.found.high) else 1.0
+    return run.ritz_vector.view(like.shape), sign
 
 
 def _along(stats: LayerStats, v: Tensor) -> Tensor:
     """v^T F_n v `[N]`."""
-    return stats.project(v).square().sum(0)
+    return contractions.project(stats, v).square().sum(0)
 
 
 def _centred(x: Tensor) -> Tensor:
     return x - x.mean()
 
 
-# -- how an approximation moves -------------------------------------------------------------------------------------
+def _examples(stats: LayerStats) -> Iterator[LayerStats]:
+    """One example after the other."""
+    for n in range(stats.N):
+        yield stats.examples(slice(n, n + 1))
+
+
+# -- how an approximation moves --------------------------------------------------------------------
 def _moved(stats: LayerStats, approximation: Approximation, v: Tensor) -> Influences | None:
-    """Influence of the examples on tr F^, |F^|_F^2, <F, F^> (F held) and v^T F^ v through the approximation."""
-    if isinstance(approximation, EigenvalueCorrected):
-        return None
-    moments = approximation.moments(stats)
-    if set(moments) <= {"a", "g"} and "g" in moments:
-        return _of_columns(stats, approximation, moments, v)
-    if set(moments) == {"a", "w"}:
-        return _of_rows(stats, approximation, moments, v)
-    linear = type(approximation).average is Approximation.average or "block" in moments or len(moments) <= 2
-    return _of_means(stats, approximation, moments, v) if linear else None
+    """Influence of the examples on tr F^, |F^|_F^2, <F, F^> (F held) and v^T F^ v through the approximation.
+
+    In every sweep the examples move its moments, and they move the matrix that the next sweep starts from.
+    """
+    fresh = Sums(stats.like(stats.a, stats.g), shared=False)
+    matrix: FisherMatrix | None = None
+    sweeps: list[_Sweep] = []
+    for _ in range(approximation.sweeps):
+        found = observed(approximation, fresh, matrix).with_leaves()
+        if found is None:
+            return None
+        moments, leaves = found
+        sweeps.append(_Sweep(moments, leaves, None if matrix is None else _detached(matrix)))
+        matrix = assembled(approximation, moments, matrix, again=matrix is not None)
+    assert matrix is not None
+    every = [leaf for sweep in sweeps for leaf in sweep.leaves]
+    gradients = _gradients(_functionals(fresh, matrix, v), every)
+    total = torch.zeros(len(FUNCTIONALS), stats.N, dtype=v.dtype, device=v.device)
+    for sweep in sweeps:
+        count = len(sweep.leaves)
+        of_sweep = [row[:count] for row in gradients]
+        gradients = [row[count:] for row in gradients]
+        influences = sweep.influences(of_sweep, approximation, stats)
+        if influences is None:
+            return None
+        total = total + influences
+    return dict(zip(FUNCTIONALS, total, strict=True))
 
 
-def _functionals(stats: LayerStats, matrix: FisherMatrix, v: Tensor) -> list[Tensor]:
-    fresh = stats.like(stats.a, stats.g)  # nothing remembered, so that everything is differentiated
+@dataclass
+class _Sweep:
+    """One pass of an approximation over the data.
+
+    Attributes:
+        moments: as a function of the leaves.
+        leaves: to be differentiated in.
+        matrix: that the sweep started from.
+    """
+
+    moments: Moments
+    leaves: tuple[Tensor, ...]
+    matrix: FisherMatrix | None
+
+    def influences(
+        self,
+        gradients: list[list[Tensor]],
+        approximation: Approximation,
+        stats: LayerStats,
+    ) -> Tensor | None:
+        """Influences `[functionals, N]` through the moments of this sweep."""
+
+        def own() -> Iterator[Moments]:
+            for example in _examples(stats):
+                yield observed(approximation, Sums(example, shared=False), self.matrix)
+
+        return self.moments.influences(gradients, own(), stats.N)
+
+
+def _detached(matrix: FisherMatrix) -> FisherMatrix:
+    """The same numbers, of which nothing is known to depend on anything."""
+    return matrix.with_tensors({name: x.detach() for name, x in matrix.tensors().items()})
+
+
+def _functionals(sums: Sums, matrix: FisherMatrix, v: Tensor) -> list[Tensor]:
+    """The numbers that FUNCTIONALS names."""
     return [
         matrix.trace(),
         matrix.frobenius_norm() ** 2,
-        matrix.quadratic(fresh),
+        matrix.quadratic(sums),
         (v * (matrix @ v)).sum(),
     ]
 
 
 def _gradients(values: list[Tensor], leaves: list[Tensor]) -> list[list[Tensor]]:
     """Gradient of every functional in every leaf, zero where it does not depend on it."""
-    found = []
+    rows = []
     for value in values:
         if not value.requires_grad:
-            found.append([torch.zeros_like(x) for x in leaves])
+            rows.append([torch.zeros_like(leaf) for leaf in leaves])
             continue
-        grads = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
-        found.append([torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)])
-    return found
+        found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+        row = []
+        for gradient, leaf in zip(found, leaves, strict=True):
+            row.append(torch.zeros_like(leaf) if gradient is None else gradient)
+        rows.append(row)
+    return rows
 
 
-def _contracted(
-    stats: LayerStats, gradients: list[list[Tensor]], own: Callable[[LayerStats], list[Tensor]]
-) -> Influences:
-    """<gradient, moments of example n - their mean> for every functional."""
-    flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in gradients])
-    rows = [flat @ torch.cat([m.flatten() for m in own(stats.examples(slice(n, n + 1)))]) for n in range(stats.N)]
-    influence = torch.stack(rows, 1)
-    return dict(zip(FUNCTIONALS, influence - influence.mean(1, keepdim=True), strict=True))
-
-
-def _of_means(stats: LayerStats, approximation: Approximation, moments: dict[str, Tensor], v: Tensor) -> Influences:
-    """Moments that are means over examples."""
-    leaves = {name: x.detach().clone().requires_grad_() for name, x in moments.items()}
-    gradients = _gradients(_functionals(stats, approximation.assemble(leaves), v), list(leaves.values()))
-
-    def own(example: LayerStats) -> list[Tensor]:
-        found = approximation.moments(example)
-        if set(found) == {"a", "w"}:  # row blocks, which for one example are larger than their factors
-            found = {"row": FactoredRows(found["a"], found["w"]).formed().blocks}
-        return [found[name].expand_as(leaves[name]) for name in leaves]
-
-    return _contracted(stats, gradients, own)
-
-
-def _of_columns(stats: LayerStats, approximation: Approximation, moments: dict[str, Tensor], v: Tensor) -> Influences:
-    """Columns with a weight each, perhaps only of the first examples."""
-    n = moments["g"].shape[1]
-    weight = stats.g.new_full((n,), 1 / n).requires_grad_()
-    values = _functionals(stats, approximation.assemble({**moments, "weight": weight}), v)
-    return _of_weights(stats, [row[0] for row in _gradients(values, [weight])])
-
-
-def _of_rows(stats: LayerStats, approximation: Approximation, moments: dict[str, Tensor], v: Tensor) -> Influences:
-    """Row blocks kept factored: w is proportional to the weight of its example."""
-    weight = torch.ones_like(moments["w"][:, :1]).requires_grad_()
-    values = _functionals(stats, approximation.assemble({"a": moments["a"], "w": moments["w"] * weight}), v)
-    return _of_weights(stats, [row[0][:, 0] * stats.N for row in _gradients(values, [weight])])
-
-
-def _of_weights(stats: LayerStats, gradients: list[Tensor]) -> Influences:
-    """From derivatives in the weights `[n]` of the first n examples, which sum to 1."""
-    found = {}
-    for name, gradient in zip(FUNCTIONALS, gradients, strict=True):
-        full = gradient.new_zeros(stats.N)
-        full[: len(gradient)] = _centred(gradient) * (stats.N / len(gradient))
-        found[name] = full
-    return found
-
-
-# -- from quantities to errors --------------------------------------------------------------------------------------
+# -- from quantities to errors ---------------------------------------------------------------------
 def of_error(measure: Measure, quantities: Any, influences: Influences) -> Tensor | None:
     """Influence `[N]` on an error, by the derivative of its formula; None below its noise floor.
 

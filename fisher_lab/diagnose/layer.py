@@ -25,7 +25,7 @@ from fisher_lab.estimation.exact import exact_blocks
 from fisher_lab.estimation.running import Key, Running, sweep_all
 from fisher_lab.matrices import FisherMatrix, LowRank, Streamed
 from fisher_lab.results import Cost, LayerAbout, Row
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums, contractions
 
 TOO_MANY_COLUMNS = "needs more columns than fit into the memory"
 NO_COLUMNS = "the columns do not fit into the memory"
@@ -115,40 +115,48 @@ class Blocks:
 def measure_group(asked: Asked, group: Group, shared: Blocks, bar: Progress) -> Iterator[LayerResult]:
     """Build the exact block and every candidate of some layers, and measure them one after the other."""
     source = asked.source
-    kept: dict[str, LayerStats] = {}
+    kept: dict[str, Sums] = {}
     if group.captured_once:
-        kept = next(iter(source.sweep(group.names)))
-    for name in group.names:
-        if name in kept:
-            kept[name].hold(source.budget.for_gradients)
-    running = _built(asked, group, kept, bar)
+        (whole,) = source.sweep(group.names)
+        kept = {name: Sums(whole[name]) for name in group.names}
+    for sums in kept.values():
+        sums.form_gradients(source.budget.for_gradients)
+    measurable = {plan.name: _measurable(asked, plan) for plan in group.layers}
+    running = _built(asked, group, kept, measurable, bar)
     for plan in group.layers:
-        stats = kept.get(plan.name)
-        captured = _captured(source, plan, stats, running)
+        known = kept.get(plan.name)
+        captured = _captured(source, plan, known, running)
         checked = asked.check.deviation(plan.name, captured)
         block = captured
         if asked.exact == "func":
             block = shared.exact(plan.name)
         _check_scale(plan.name, block)
         bar.advance()
-        yield measure_layer(asked, plan, block, checked, running, stats, shared, bar)
-        if stats is not None:
-            stats.release()
+        candidates = measurable[plan.name]
+        yield measure_layer(asked, plan, block, checked, running, candidates, known, shared, bar)
+        if known is not None:
+            known.free()
 
 
-def _built(asked: Asked, group: Group, kept: Mapping[str, LayerStats], bar: Progress) -> dict[Key, Running]:
+def _built(
+    asked: Asked,
+    group: Group,
+    kept: Mapping[str, Sums],
+    measurable: Mapping[str, Mapping[str, Candidate]],
+    bar: Progress,
+) -> dict[Key, Running]:
     """The approximations, and the exact blocks that are held densely, through all their passes over the data."""
     running: dict[Key, Running] = {}
     for plan in group.layers:
         name = plan.name
         bar.say(f"building {name}")
-        if not plan.streamed and (name not in kept or is_dense(kept[name])):
+        if not plan.streamed and (name not in kept or is_dense(kept[name].stats)):
             running[Key(name, None)] = Running(Exact())
-        for label, candidate in _measurable(asked, plan).items():
+        for label, candidate in measurable[name].items():
             state = candidate.begin()
             if state is not None:
                 running[Key(name, label)] = state
-    sweep_all(running, asked.source)
+    sweep_all(running, asked.source, kept)
     return running
 
 
@@ -156,16 +164,18 @@ def _measurable(asked: Asked, plan: LayerPlan) -> dict[str, Candidate]:
     """The candidates, but for those that would hold the columns of a layer that do not fit into the memory."""
     if not plan.streamed:
         return dict(asked.candidates)
+    budget = asked.source.budget
+    first = next(_pieces(asked.source, plan.name))
+    example = first.examples(slice(0, 1))
     found = {}
     for label, candidate in asked.candidates.items():
-        if candidate.fits(plan.room, asked.source.N):
+        need = budget.for_block(candidate.column_bytes(example, asked.source.N))
+        if need <= budget.total:
             found[label] = candidate
     return found
 
 
-def _captured(
-    source: Source, plan: LayerPlan, stats: LayerStats | None, running: Mapping[Key, Running]
-) -> FisherMatrix:
+def _captured(source: Source, plan: LayerPlan, known: Sums | None, running: Mapping[Key, Running]) -> FisherMatrix:
     """The exact block from captured columns: read anew, kept, or as a dense matrix."""
     if plan.streamed:
         device = next(source.model.parameters()).device
@@ -174,8 +184,8 @@ def _captured(
         return Streamed(pieces, source.N, source.layers[plan.name].shape, one)
     state = running.get(Key(plan.name, None))
     if state is None:
-        assert stats is not None
-        return LowRank(stats)  # with all that was computed on the way
+        assert known is not None
+        return LowRank(known)  # with all that was computed on the way
     assert state.matrix is not None
     return state.matrix
 
@@ -205,7 +215,8 @@ def measure_layer(
     block: FisherMatrix,
     checked: float,
     running: dict[Key, Running],
-    stats: LayerStats | None,
+    candidates: Mapping[str, Candidate],
+    known: Sums | None,
     shared: Blocks,
     bar: Progress,
 ) -> LayerResult:
@@ -217,7 +228,8 @@ def measure_layer(
         block: its exact block, of the mean over examples.
         checked: deviation of the captured block from torch.func.
         running: the approximations built; those of this layer are taken out.
-        stats: its columns, where they are kept.
+        candidates: that can be measured on it.
+        known: its columns and what is known of them, where they are kept.
         shared: what several layers share.
         bar: progress.
     """
@@ -225,8 +237,7 @@ def measure_layer(
     scale = asked.source.scale
     exact = block.scaled(scale) if scale != 1.0 else block
     if isinstance(exact, LowRank):
-        exact.stats.hold(asked.source.budget.for_gradients)
-    candidates = _measurable(asked, plan)
+        exact.sums.form_gradients(asked.source.budget.for_gradients)
     result = LayerResult(name, _about(asked, plan, exact, checked, running, candidates))
     for label in result.about.left_out or ():
         result.left_out[f"{label} of layer {name!r}"] = TOO_MANY_COLUMNS
@@ -237,7 +248,7 @@ def measure_layer(
             matrix = matrix.scaled(scale)
         matrices[label] = matrix
         result.costs.append(cost)
-    _measure_undamped(asked, result, exact, matrices, stats, bar)
+    _measure_undamped(asked, result, exact, matrices, known, bar)
     _measure_damped(asked, plan, result, exact, matrices, shared, bar)
     return result
 
@@ -254,7 +265,7 @@ def _about(
     layer = asked.source.layers[plan.name]
     route = type(exact).__name__.lower()
     if isinstance(exact, LowRank):
-        route = exact.stats.route
+        route = contractions.route(exact.stats)
     left_out = None
     if plan.streamed:
         route = STREAMED
@@ -285,7 +296,7 @@ def _measure_undamped(
     result: LayerResult,
     exact: FisherMatrix,
     matrices: Mapping[str, FisherMatrix],
-    stats: LayerStats | None,
+    known: Sums | None,
     bar: Progress,
 ) -> None:
     """Errors of the matrices themselves, with their standard errors where these were asked for."""
@@ -296,11 +307,11 @@ def _measure_undamped(
         bar.say(f"{name}: spectral norms")
         measures.advance(pairs.values(), source.budget.for_lanczos)
     stderr: Found = {}
-    if asked.standard_errors is not None and stats is not None:
+    if asked.standard_errors is not None and known is not None:
         bar.say(f"{name}: standard errors")
-        scaled = stats
+        scaled = known
         if source.scale != 1.0:
-            scaled = stats.like(stats.a, stats.g * source.scale**0.5)
+            scaled = Sums(known.stats.like(known.a, known.g * source.scale**0.5))
         approximations = {label: asked.candidates[label].approximation for label in pairs}
         stderr = asked.standard_errors.layer(name, scaled, exact, pairs, approximations)
         result.covariances += asked.standard_errors.taken()

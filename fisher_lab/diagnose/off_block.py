@@ -18,8 +18,8 @@ from fisher_lab._ground.arguments import names_of
 from fisher_lab._ground.memory import readable
 from fisher_lab._passes.source import Source
 from fisher_lab.errors import Measured
-from fisher_lab.statistics import LayerStats
-from fisher_lab.statistics.contractions import slices
+from fisher_lab.statistics import LayerStats, contractions
+from fisher_lab.statistics.pieces import slices
 
 OFF_BLOCK = "off_block"
 
@@ -60,7 +60,7 @@ def _products(mine: dict[str, LayerStats], theirs: dict[str, LayerStats]) -> tup
     """Sum over l != m of <K_l, K_m>, and |sum_l K_l|^2, for some rows of the Gram matrices."""
     total, outside = None, 0.0
     for name, stats in mine.items():
-        K = stats.gram(theirs[name])
+        K = contractions.gram(stats, theirs[name])
         if total is None:
             total = K
             continue

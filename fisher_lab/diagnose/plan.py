@@ -19,12 +19,10 @@ class LayerPlan:
     Attributes:
         name: of the layer.
         streamed: whether its columns do not fit into the memory and are read anew for every product.
-        room: of how many examples its columns fit into the memory.
     """
 
     name: str
     streamed: bool
-    room: float
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,7 @@ def plan(source: Source, names: Iterable[str], candidates: int, exact: str) -> l
         held = min(float(rows * columns) ** 2, source.N * of_example)  # the block itself, or its columns
         need = source.budget.for_block(held * itemsize)
         streamed = need > source.budget.total and exact == "captured"
-        fits = source.budget.total / source.budget.for_block(of_example * itemsize)
-        layer = LayerPlan(name, streamed, fits)
+        layer = LayerPlan(name, streamed)
         kept = everything or source.fits_at_once([name])
         if streamed or kept:
             groups.append([layer])

@@ -12,7 +12,7 @@ from fisher_lab.diagnose.influence import Influences, of_error, of_exact, of_pai
 from fisher_lab.errors import Measure, Pair, Total
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.results import ALL
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import Sums
 
 Found = dict[tuple[str, str], float]  # (approximation, error) -> standard error
 
@@ -32,7 +32,7 @@ class StandardErrors:
     def layer(
         self,
         name: str,
-        stats: LayerStats,
+        sums: Sums,
         exact: FisherMatrix,
         pairs: Mapping[str, Pair],
         candidates: Mapping[str, Any],
@@ -41,15 +41,15 @@ class StandardErrors:
 
         Args:
             name: of the layer.
-            stats: its columns, on the scale of `exact`.
+            sums: of its columns, on the scale of `exact`.
             exact: its block.
             pairs: by approximation.
             candidates: the Approximations, or matrices that are fixed.
         """
         spectral = any(m.reads("top_difference") for m in self.wanted)
-        shared = of_exact(stats, exact)
+        shared = of_exact(sums, exact)
         for label, pair in pairs.items():
-            found = of_pair(stats, pair, candidates[label], shared, spectral)
+            found = of_pair(sums, pair, candidates[label], shared, spectral)
             if found is not None:
                 self.influences[name, label] = found
         known = {label: (pair, self.influences.get((name, label))) for label, pair in pairs.items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab.statistics import LayerStats
-from fisher_lab.statistics.contractions import slices
+from fisher_lab.statistics.pieces import slices
 
 
 @dataclass

@@ -69,7 +69,7 @@ class Pair:
         if not isinstance(self.exact, LowRank) or shared_columns(self.exact.stats, self.approx) is None:
             return None
         assert isinstance(self.approx, LowRank)
-        K, n = self.exact.stats.squared_gram(), self.approx.stats.N
+        K, n = self.exact.sums.squared_gram(), self.approx.stats.N
         return K[:, :n].mean(), K[:n, :n].mean()
 
     @cached_property
@@ -80,11 +80,11 @@ class Pair:
         if self._shared is not None:
             return float(self._shared[0])
         if isinstance(self.exact, LowRank):
-            return float(self.approx.quadratic(self.exact.stats))
+            return float(self.approx.quadratic(self.exact.sums))
         if isinstance(self.exact, Streamed):
             return float(self.exact.inner(self.approx))
         if isinstance(self.approx, LowRank):
-            return float(self.exact.quadratic(self.approx.stats))
+            return float(self.exact.quadratic(self.approx.sums))
         return sum(float(((self.exact @ E) * (self.approx @ E)).sum()) for E in self.exact.identity_chunks())
 
     @cached_property

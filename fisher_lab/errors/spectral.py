@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fisher_lab._ground.linalg import Extremes, Lanczos, lanczos, start_vector
 from fisher_lab.matrices import EigenbasisDiagonal, FactoredRows, FisherMatrix, LowRank
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, contractions
 
 TOLERANCE = 1e-3  # relative residual at which Lanczos stops
 Operator = Callable[[Tensor], Tensor]
@@ -33,11 +33,11 @@ def difference_operator(exact: FisherMatrix, approx: FisherMatrix) -> Operator:
         stats = exact.stats
         weight = shared_columns(stats, approx)
         if weight is not None:
-            return lambda X: stats.apply(X, weight)
+            return lambda X: contractions.apply(stats, X, weight)
         if stats.rank_one and isinstance(approx, EigenbasisDiagonal) and len(approx.basis) == 2:
             left, right = approx.basis
             rotated, values = stats.rotated(left, right), approx.values.flatten(0, 1)
-            return lambda X: rotated.apply(X) - values * X
+            return lambda X: contractions.apply(rotated, X) - values * X
         if stats.rank_one and isinstance(approx, FactoredRows) and _same(approx.a, stats.a):
             return _without_row_blocks(stats, approx.w)
     return lambda X: exact @ X - approx @ X
@@ -111,4 +111,5 @@ def _weighted(exact: FisherMatrix, V: Tensor, weights: list[Tensor | None]) -> T
         return exact @ V
     stats = exact.stats
     equal = stats.g.new_full((stats.N,), 1 / stats.N)
-    return stats.apply(V, torch.stack([equal if w is None else w for w in weights]))
+    each = [equal if w is None else w for w in weights]
+    return contractions.apply(stats, V, torch.stack(each))

@@ -12,14 +12,11 @@ k-th observation weighs 1 - min(1 - 1/k, rho).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fisher_lab.approximations import Approximation
-
-Moments = Any
+from fisher_lab.approximations import Moments
 
 
 @dataclass
@@ -34,11 +31,10 @@ class Mean:
     moments: Moments | None = None
     examples: float | Tensor = 0
 
-    def add(self, approximation: Approximation, new: Moments, examples: float | Tensor) -> None:
+    def add(self, new: Moments, examples: float | Tensor) -> None:
         """Add the mean over some more examples.
 
         Args:
-            approximation: whose moments these are.
             new: their mean.
             examples: how many.
         """
@@ -49,7 +45,7 @@ class Mean:
         total = self.examples
         if isinstance(total, Tensor):
             total = total.clamp(min=1)  # none was finite so far
-        self.moments = approximation.average(self.moments, new, examples / total)
+        self.moments = self.moments.mix(new, examples / total)
 
 
 @dataclass
@@ -66,12 +62,11 @@ class Average:
     count: Tensor | None = None
     size: Tensor | None = None
 
-    def followed_by(self, newest: Mean, approximation: Approximation, decay: float) -> Average:
+    def followed_by(self, newest: Mean, decay: float) -> Average:
         """The average with one more observation; one without finite examples changes nothing.
 
         Args:
             newest: the observation, its number of examples a tensor.
-            approximation: whose moments these are.
             decay: rho.
         """
         n = torch.as_tensor(newest.examples)
@@ -82,7 +77,7 @@ class Average:
             left = torch.pow(decay, n / size)
             weight = 1 - torch.minimum(1 - share, left)
             weight = torch.where(n > 0, weight, 0.0)
-            moments = approximation.follow(self.moments, moments, weight)
+            moments = self.moments.follow(moments, weight)
         return Average(moments, count, size)
 
     def counted(self, n: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fisher_lab._passes.batches import LABELS
 from fisher_lab._passes.labels import FisherKind
@@ -15,61 +15,56 @@ from fisher_lab._passes.model import Output, untouched_randomness
 from fisher_lab._passes.setup import OnUnknown, Setup
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, check_approximation
+from fisher_lab.approximations.base import assembled, carried, observed
+from fisher_lab.estimation.average import Mean
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import Sums
 
 
 class Running:
-    """One layer's approximation, updated batch by batch.
+    """One layer's approximation, updated batch by batch: the mean over all examples of one sweep after the other.
 
     Args:
         approximation: what to build.
-        decay: None for the plain mean over all examples; otherwise the moving average of George et al. and Martens &
-            Grosse, whose k-th observation weighs 1 - min(1 - 1/k, decay).
     """
 
-    def __init__(self, approximation: Approximation, decay: float | None = None) -> None:
-        self.approximation, self.decay = approximation, decay
-        self.moments: dict[str, Tensor] | None = None
+    def __init__(self, approximation: Approximation) -> None:
+        self.approximation = approximation
+        self.mean = Mean()
         self.matrix: FisherMatrix | None = None
-        self.observations = 0
-        self.examples = 0
+        self.seconds = 0.0  # spent on moments and assembly, and by anybody on the sums that were read
         self._again = False  # whether this is another sweep over the data behind `matrix`
-        self.seconds = 0.0  # spent on moments and assembly
 
-    def absorb(self, stats: LayerStats) -> None:
+    def absorb(self, sums: Sums) -> None:
         """Add the examples of a batch."""
-        self.observations += 1
-        self.examples += stats.N
-        started = time.perf_counter()
-        new = self.approximation.moments(stats, self.matrix)
-        if self.moments is None:
-            self.moments = new
-        else:
-            weight = stats.N / self.examples
-            if self.decay is not None:
-                weight = 1 - min(1 - 1 / self.observations, self.decay)
-            self.moments = self.approximation.average(self.moments, new, weight)
-        self.seconds += time.perf_counter() - started
+        with sums.billed() as bill:
+            new = observed(self.approximation, sums, self.matrix)
+            self.mean.add(new, sums.N)
+        self.seconds += bill.seconds
 
     def refresh(self) -> FisherMatrix:
         """Assemble the matrix from the moments."""
-        if self.moments is None:
+        if self.mean.moments is None:
             raise ValueError("Nothing was observed yet, expected at least one batch; call absorb first.")
         started = time.perf_counter()
-        if self._again and self.matrix is not None:
-            self.matrix, self._again = self.approximation.reassemble(self.moments, self.matrix), False
-        else:
-            self.matrix = self.approximation.assemble(self.moments, self.matrix)
-        self.moments = self.approximation.carry(self.moments, self.matrix)
+        self.matrix = assembled(self.approximation, self.mean.moments, self.matrix, self._again)
+        self.mean.moments = carried(self.approximation, self.mean.moments, self.matrix)
+        self._again = False
         self.seconds += time.perf_counter() - started
         return self.matrix
 
     def restart(self) -> None:
         """Forget the moments but not the matrix: the next sweep over the same data begins."""
         self._again = self.matrix is not None
-        self.moments, self.observations, self.examples = None, 0, 0
+        self.mean = Mean()
+
+
+class Key(NamedTuple):
+    """What a state of estimation belongs to: a layer, and the label of a candidate; None for the exact block."""
+
+    layer: str
+    candidate: str | None = None
 
 
 def estimate(
@@ -122,32 +117,46 @@ def estimate(
     source = Source(setup)
     running = {Key(name): Running(approximation) for name in source.layers}
     with untouched_randomness():
-        sweep_all(running, source)
-    return {key.layer: _assembled(state).scaled(source.scale) for key, state in running.items()}
+        kept = {}
+        if approximation.sweeps > 1 and source.fits_at_once():
+            # every sweep sees the same statistics, and need not sum them anew
+            (whole,) = source.sweep()
+            kept = {name: Sums(stats) for name, stats in whole.items()}
+        sweep_all(running, source, kept)
+    return {key.layer: _matrix(state).scaled(source.scale) for key, state in running.items()}
 
 
-class Key(NamedTuple):
-    """What a state of estimation belongs to: a layer, and the label of a candidate; None for the exact block."""
+def sweep_all(
+    running: Mapping[Key, Running],
+    source: Source,
+    kept: Mapping[str, Sums] | None = None,
+) -> None:
+    """Run every Running through all its sweeps.
 
-    layer: str
-    candidate: str | None = None
-
-
-def sweep_all(running: dict[Key, Running], source: Source) -> None:
-    """Run every Running through all its sweeps over the data."""
+    Args:
+        running: by what they build.
+        source: of the data.
+        kept: sums of the layers whose statistics are kept, for all sweeps and for those who come afterwards.
+    """
+    if kept is None:
+        kept = {}
     sweeps = max((state.approximation.sweeps for state in running.values()), default=0)
     for sweep in range(sweeps):
-        due = {key: state for key, state in running.items() if sweep < state.approximation.sweeps}
-        for state in due.values():
-            state.restart()
-        names = list(dict.fromkeys(key.layer for key in due))
-        for stats in source.sweep(names):
-            for key, state in due.items():
-                state.absorb(stats[key.layer])
-        for state in due.values():
-            state.refresh()
+        readers: dict[str, list[Running]] = {}
+        for key, state in running.items():
+            if sweep < state.approximation.sweeps:
+                readers.setdefault(key.layer, []).append(state)
+                state.restart()
+        for piece in source.sweep([*readers]):
+            for name, states in readers.items():
+                sums = kept.get(name) or Sums(piece[name], shared=len(states) > 1)
+                for state in states:
+                    state.absorb(sums)
+        for states in readers.values():
+            for state in states:
+                state.refresh()
 
 
-def _assembled(state: Running) -> FisherMatrix:
+def _matrix(state: Running) -> FisherMatrix:
     assert state.matrix is not None
     return state.matrix

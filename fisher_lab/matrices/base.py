@@ -16,8 +16,7 @@ from torch import Tensor
 from fisher_lab._ground.arguments import number
 from fisher_lab._ground.linalg import lanczos, start_vector
 from fisher_lab._ground.memory import available_bytes, readable
-from fisher_lab.statistics import LayerStats
-from fisher_lab.statistics.contractions import CHUNK_BYTES, STREAM_BYTES
+from fisher_lab.statistics import LayerStats, Sums, pieces
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -179,7 +178,7 @@ class FisherMatrix(ABC):
     def identity_chunks(self) -> Iterator[Tensor]:
         """The identity in pieces `[c, d_out, d_in]`, a few rows of it at a time."""
         d = self.dim
-        step = max(1, CHUNK_BYTES // (8 * d))
+        step = max(1, pieces.CHUNK_BYTES // (8 * d))
         for start in range(0, d, step):
             rows = min(step, d - start)
             E = torch.zeros(rows, d, dtype=self.dtype, device=self.device)
@@ -199,10 +198,14 @@ class FisherMatrix(ABC):
         found = lanczos(lambda v: self._apply(v.view(self.shape)).flatten(), start_vector(self), tolerance=1e-6)
         return torch.tensor(found.high, dtype=self.dtype, device=self.device)
 
-    def quadratic(self, stats: LayerStats) -> Tensor:
-        """<F, self>_Frobenius for the block F of `stats`: 1/N sum over its columns of vec(P)^T self vec(P)."""
+    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
+        """<F, self>_Frobenius for the block F of `stats`: 1/N sum over its columns of vec(P)^T self vec(P).
+
+        Args:
+            stats: the columns; as Sums, what others computed of them is used, and what is computed is kept for others.
+        """
         total = torch.zeros((), dtype=self.dtype, device=self.device)
-        for P in stats.per_example(STREAM_BYTES):
+        for P in stats.per_example(pieces.STREAM_BYTES):
             P = P.flatten(2, 3)
             total = total + (P * self._apply(P)).sum()
         return total / stats.N
@@ -304,6 +307,8 @@ class FisherMatrix(ABC):
             if isinstance(value, LayerStats):
                 a = None if value.a is None else fn(f"{name}.a", value.a)
                 return value.like(a, fn(f"{name}.g", value.g))
+            if isinstance(value, Sums):
+                return Sums(visit(name, value.stats), value.shared)
             if isinstance(value, tuple):
                 return tuple(visit(f"{name}.{i}", item) for i, item in enumerate(value))
             return value

@@ -12,7 +12,7 @@ from torch import Tensor
 from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse, symmetrize
 from fisher_lab._ground.memory import available_bytes, readable
 from fisher_lab.matrices.base import FisherMatrix
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums, as_sums
 
 ROWWISE = 20  # size from which blocks are multiplied from the left
 
@@ -64,11 +64,14 @@ class BlockDiagonal(FisherMatrix):
         """All blocks' eigenvalues, sorted."""
         return self._eigenvalues
 
-    def quadratic(self, stats: LayerStats) -> Tensor:
+    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """<F, self>: only F's own blocks count."""
+        sums = as_sums(stats)
         if self.groups is None:
-            return (self.blocks * stats.row_blocks(self.blocks.shape[1])).sum()
-        return (self.blocks * stats.column_blocks()).sum()
+            own = sums.row_blocks(self.blocks.shape[1])
+        else:
+            own = sums.column_blocks()
+        return (self.blocks * own).sum()
 
     def scaled(self, c: float | Tensor) -> BlockDiagonal:
         """c times every block."""
@@ -136,7 +139,7 @@ class FactoredRows(FisherMatrix):
         """By N x N Gram matrices."""
         return ((self.a @ self.a.T).square() * (self.w @ self.w.T)).sum().clamp(min=0).sqrt()
 
-    def quadratic(self, stats: LayerStats) -> Tensor:
+    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """<F, self> by Gram matrices of the inputs."""
         if not stats.rank_one or stats.Q != 1:
             return super().quadratic(stats)

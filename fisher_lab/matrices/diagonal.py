@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fisher_lab._ground.linalg import shifted_power
 from fisher_lab.matrices.base import FisherMatrix
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums, as_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +47,10 @@ class DiagonalMatrix(FisherMatrix):
         """The diagonal, sorted."""
         return self.values.flatten().sort().values
 
-    def quadratic(self, stats: LayerStats) -> Tensor:
+    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """Only the diagonal of F counts."""
-        return (self.values * stats.squares().flatten(0, 1)).sum()
+        squares = as_sums(stats).squares()  # [Q, d_out, d_in]
+        return (self.values * squares.flatten(0, 1)).sum()
 
     def scaled(self, c: float | Tensor) -> DiagonalMatrix:
         """c times the diagonal."""

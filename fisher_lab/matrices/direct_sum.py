@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab.matrices.base import DampingStyle, FisherMatrix
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class DirectSum(FisherMatrix):
         """All parts' eigenvalues, sorted."""
         return torch.cat([part.eigenvalues() for part in self.parts]).sort().values
 
-    def quadratic(self, stats: LayerStats) -> Tensor:
+    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """Sum of the parts' inner products with their own columns of F."""
         return torch.stack([part.quadratic(stats.inputs(columns)) for part, columns in self._slices()]).sum()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisher_lab._ground.linalg import mode_product, shifted_power
 from fisher_lab.matrices.base import FisherMatrix
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums, as_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +52,12 @@ class EigenbasisDiagonal(FisherMatrix):
         """The values, sorted."""
         return self.values.flatten().sort().values
 
-    def quadratic(self, stats: LayerStats) -> Tensor:
+    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """<F, self> = sum of the values times the squares of the columns in the basis."""
         if len(self.basis) != 2:
             return super().quadratic(stats)
-        return (self.values * stats.squares((self.basis[0], self.basis[1]))).sum()
+        squares = as_sums(stats).squares((self.basis[0], self.basis[1]))
+        return (self.values * squares).sum()
 
     def scaled(self, c: float | Tensor) -> EigenbasisDiagonal:
         """c times the values."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fisher_lab._ground.linalg import eigh, mode_product, shifted_power, spd_inverse, symmetrize
 from fisher_lab.matrices.base import FisherMatrix
 from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums, as_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class Kronecker(FisherMatrix):
         """Products of the factors' eigenvalues, sorted."""
         return self.eigenbasis.eigenvalues()
 
-    def quadratic(self, stats: LayerStats) -> Tensor:
+    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """<F, self>; sum of (g^T G g)(a^T A a) where the columns have rank one."""
         if len(self.factors) != 2 or stats.a is None:
             return super().quadratic(stats)
@@ -106,13 +106,16 @@ class Kronecker(FisherMatrix):
         if stats.T == 1:
             g, a = _multiply(stats.g, G), _multiply(stats.a, A)
             return torch.einsum("nq,nq->", (g * stats.g).sum((0, 2, 4)), (a * stats.a).sum((1, 3))) / stats.N
-        known = stats.known_squares() if 2 * stats.d_in < stats.N * stats.T else []  # else left(A) costs less
-        for basis, squares in known:  # those of its own eigenbasis where EKFAC was measured too
-            values = [_in_basis(factor, B) for factor, B in zip(self.factors, basis, strict=True)]
-            if values[0] is not None and values[1] is not None:
-                return torch.einsum("qo,qi,qoi->", values[0], values[1], squares)
-        left = stats.left(A)  # <F, G (x) A> = <1/N sum P A P^T, G>
-        return (G * (left if G.ndim == 3 else left.diagonal(dim1=-2, dim2=-1))).sum()
+        sums = as_sums(stats)
+        if 2 * sums.d_in < sums.N * sums.T:  # else left(A) costs less than looking
+            for basis in sums.bases:  # that of its own eigenvectors, where the corrected approximation was built too
+                values = [_in_basis(factor, B) for factor, B in zip(self.factors, basis, strict=True)]
+                if values[0] is not None and values[1] is not None:
+                    return torch.einsum("qo,qi,qoi->", values[0], values[1], sums.squares(basis))
+        left = sums.left(A)  # <F, G (x) A> = <1/N sum P A P^T, G>
+        if G.ndim == 2:
+            left = left.diagonal(dim1=-2, dim2=-1)
+        return (G * left).sum()
 
     def scaled(self, c: float | Tensor) -> Kronecker:
         """c times the first factor that is no identity."""

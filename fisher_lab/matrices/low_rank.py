@@ -11,7 +11,7 @@ from torch import Tensor
 from fisher_lab._ground.linalg import eigh, lanczos, shifted_power, start_vector
 from fisher_lab.matrices.base import FisherMatrix
 from fisher_lab.matrices.dense import Dense
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums, as_sums, contractions
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,22 +19,32 @@ class LowRank(FisherMatrix):
     """U U^T / N for the columns U of a LayerStats, never formed.
 
     Args:
-        stats: inputs and output gradients of the layer.
+        sums: inputs and output gradients of the layer, with what was computed of them already. LayerStats are taken,
+            too.
     """
 
-    stats: LayerStats
+    sums: Sums
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sums, LayerStats):
+            object.__setattr__(self, "sums", Sums(self.sums))
+
+    @property
+    def stats(self) -> LayerStats:
+        """The columns U."""
+        return self.sums.stats
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of W."""
-        return self.stats.shape
+        return self.sums.shape
 
     def _apply(self, X: Tensor) -> Tensor:
-        return self.stats.apply(X)
+        return contractions.apply(self.stats, X)
 
     def trace(self) -> Tensor:
         """Mean squared norm of the columns."""
-        return self.stats.squares().sum()
+        return self.sums.squares().sum()
 
     def frobenius_norm(self) -> Tensor:
         """Norm of the Gram matrix."""
@@ -42,20 +52,21 @@ class LowRank(FisherMatrix):
 
     @cached_property
     def _norm(self) -> Tensor:
-        return self.stats.overlap().sqrt()
+        return self.sums.square().sqrt()
 
     @cached_property
     def _top(self) -> Tensor:
         """Of the Gram matrix, where products with it cost less."""
-        if not self.stats.gram_pays:
+        if not contractions.gram_pays(self.stats):
             return super()._top
-        found = lanczos(lambda v: self.gram @ v, start_vector(self, self.columns), tolerance=1e-6)
+        start = start_vector(self, self.columns)
+        found = lanczos(lambda v: self.gram @ v, start, tolerance=1e-6)
         return torch.tensor(found.high, dtype=self.dtype, device=self.device)
 
     @cached_property
     def gram(self) -> Tensor:
         """K = U^T U / N `[R * N, R * N]`, whose eigenvalues are those of F besides zeros."""
-        return self.stats.gram() / self.stats.N
+        return self.sums.gram() / self.sums.N
 
     @cached_property
     def _gram_eigh(self) -> tuple[Tensor, Tensor]:
@@ -64,7 +75,7 @@ class LowRank(FisherMatrix):
     @property
     def columns(self) -> int:
         """Number of columns R * N."""
-        return self.stats.R * self.stats.N
+        return self.sums.R * self.sums.N
 
     def eigenvalues(self) -> Tensor:
         """Those of the Gram matrix, padded with zeros or cut."""
@@ -77,13 +88,14 @@ class LowRank(FisherMatrix):
         values = torch.linalg.eigvalsh(self.gram).clamp(min=0)
         return torch.cat([values.new_zeros(self.dim - self.columns), values])
 
-    def quadratic(self, stats: LayerStats) -> Tensor:
+    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """<F, self> = squared norm of the cross Gram matrix."""
-        return stats.overlap(self.stats)
+        return contractions.overlap(as_sums(stats).stats, self.stats)
 
     def scaled(self, c: float | Tensor) -> LowRank:
         """Columns times sqrt(c)."""
-        return LowRank(self.stats.like(self.stats.a, self.stats.g * c**0.5))
+        stats = self.stats
+        return LowRank(Sums(stats.like(stats.a, stats.g * c**0.5)))
 
     @property
     def signature(self) -> None:
@@ -95,7 +107,7 @@ class LowRank(FisherMatrix):
         return self._powered(p, damping)
 
     def _dense(self) -> Tensor:
-        return self.stats.dense()
+        return contractions.dense(self.stats)
 
     def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
         """Woodbury: (lambda I + U U^T/N)^p = lambda^p I + U V diag(((k + lambda)^p - lambda^p) / k) V^T U^T / N."""
@@ -112,7 +124,7 @@ class LowRank(FisherMatrix):
         safe = torch.where(kept, values, torch.ones_like(values))
         weights = torch.where(kept, (shifted_power(safe, p, damping) - shift) / safe, torch.zeros_like(values))
         core = (vectors * weights) @ vectors.T
-        return ShiftedLowRank(self.stats, core, shift)
+        return ShiftedLowRank(self.sums, core, shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,38 +132,43 @@ class ShiftedLowRank(FisherMatrix):
     """shift I + U core U^T / N: a damped power of a low-rank block.
 
     Args:
-        stats: the columns U.
+        sums: the columns U.
         core: symmetric `[R * N, R * N]`.
         shift: scalar, >= 0.
     """
 
-    stats: LayerStats
+    sums: Sums
     core: Tensor
     shift: Tensor
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sums, LayerStats):
+            object.__setattr__(self, "sums", Sums(self.sums))
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of W."""
-        return self.stats.shape
+        return self.sums.shape
 
     def _apply(self, X: Tensor) -> Tensor:
-        s = self.stats.project(X)
-        s = (s.flatten(-2) @ self.core).view(s.shape)
-        return torch.addcmul(self.stats.combine(s / self.stats.N), X, self.shift)
+        stats = self.sums.stats
+        s = contractions.project(stats, X)  # [..., R, N]
+        weights = (s.flatten(-2) @ self.core).view(s.shape) / stats.N
+        return torch.addcmul(contractions.combine(stats, weights), X, self.shift)
 
     def trace(self) -> Tensor:
         """From the Gram matrix."""
-        return self.shift * self.dim + (self.core * self.stats.gram()).sum() / self.stats.N
+        return self.shift * self.dim + (self.core * self.sums.gram()).sum() / self.sums.N
 
     def frobenius_norm(self) -> Tensor:
         """From the Gram matrix."""
-        M = self.core @ self.stats.gram() / self.stats.N
+        M = self.core @ self.sums.gram() / self.sums.N
         square = self.shift**2 * self.dim + 2 * self.shift * M.diagonal().sum() + (M * M.T).sum()
         return square.clamp(min=0).sqrt()
 
     def scaled(self, c: float | Tensor) -> ShiftedLowRank:
         """c times both parts."""
-        return ShiftedLowRank(self.stats, self.core * c, self.shift * c)
+        return ShiftedLowRank(self.sums, self.core * c, self.shift * c)
 
     @property
     def signature(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisher_lab.matrices.base import FisherMatrix
 from fisher_lab.matrices.dense import Dense
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums, as_sums, contractions
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,18 +42,19 @@ class Streamed(FisherMatrix):
         """One pass: pieces, and what the block of each is multiplied with in the sum that is F."""
         for piece in self.pieces():
             if piece.g.dtype != self.factor.dtype or piece.g.device != self.factor.device:
-                piece = piece.like(None if piece.a is None else piece.a.to(self.factor), piece.g.to(self.factor))
+                a = None if piece.a is None else piece.a.to(self.factor)
+                piece = piece.like(a, piece.g.to(self.factor))
             yield piece, self.factor * (piece.N / self.N)
 
     def _apply(self, X: Tensor) -> Tensor:
         total = torch.zeros_like(X)
         for piece, weight in self.parts():
-            total += weight * piece.apply(X)
+            total += weight * contractions.apply(piece, X)
         return total
 
     def trace(self) -> Tensor:
         """Mean squared norm of the columns."""
-        return torch.stack([weight * piece.squares().sum() for piece, weight in self.parts()]).sum()
+        return self._sum(lambda piece: contractions.squares(piece).sum())
 
     def frobenius_norm(self) -> Tensor:
         """From the inner products of all pairs of pieces, once."""
@@ -65,18 +66,23 @@ class Streamed(FisherMatrix):
         for i, (mine, weight) in enumerate(self.parts()):
             for j, (theirs, other) in enumerate(self.parts()):
                 if j == i:
-                    total = total + weight * other * mine.overlap()
-                elif j > i:
-                    total = total + 2 * weight * other * mine.overlap(theirs)
+                    total = total + weight * other * contractions.overlap(mine, mine)
+                elif j > i:  # for the pair across the diagonal, too
+                    total = total + 2 * weight * other * contractions.overlap(mine, theirs)
         return total.sqrt()
 
-    def quadratic(self, stats: LayerStats) -> Tensor:
+    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """<F, self>, in one pass."""
-        return torch.stack([weight * piece.overlap(stats) for piece, weight in self.parts()]).sum()
+        columns = as_sums(stats).stats
+        return self._sum(lambda piece: contractions.overlap(piece, columns))
 
     def inner(self, other: FisherMatrix) -> Tensor:
         """<self, other> for any other matrix, in one pass."""
-        return torch.stack([weight * other.quadratic(piece) for piece, weight in self.parts()]).sum()
+        return self._sum(other.quadratic)
+
+    def _sum(self, of_piece: Callable[[LayerStats], Tensor]) -> Tensor:
+        """The weighted sum of a scalar of every piece."""
+        return torch.stack([weight * of_piece(piece) for piece, weight in self.parts()]).sum()
 
     def scaled(self, c: float | Tensor) -> Streamed:
         """c times the factor."""
@@ -94,7 +100,7 @@ class Streamed(FisherMatrix):
     def _dense(self) -> Tensor:
         total = self.factor.new_zeros(self.dim, self.dim)
         for piece, weight in self.parts():
-            total += weight * piece.dense()
+            total += weight * contractions.dense(piece)
         return total
 
     def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:

@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fisher_lab._ground.linalg import kept
-from fisher_lab.approximations import Approximation
+from fisher_lab.approximations import Approximation, Moments
+from fisher_lab.approximations.base import assembled, carried
+from fisher_lab.approximations.base import observed as moments_of
+from fisher_lab.approximations.earlier import moments_of_any_version
 from fisher_lab.estimation.average import Average, Mean
 from fisher_lab.layers import Layer
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.finite import all_finite
 from fisher_lab.optim.observation import Observed
 from fisher_lab.optim.saving import decode, encode
+from fisher_lab.statistics import Sums
 
 
 class Contribution(NamedTuple):
@@ -30,7 +33,7 @@ class Contribution(NamedTuple):
         ok: whether statistics and moments are finite, a 0-d tensor.
     """
 
-    moments: Any
+    moments: Moments
     examples: Tensor
     ok: Tensor
 
@@ -56,7 +59,7 @@ class LayerState:
     jitter: float = 0.0
 
     @property
-    def moments(self) -> Any:
+    def moments(self) -> Moments | None:
         """The moments as far as they are known; None before the first observation."""
         return self.now.moments
 
@@ -90,15 +93,12 @@ class LayerState:
             saved["window"] = self.present.examples
         return saved
 
-    def restore(self, saved: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
-        """The inverse of `encoded`, in the precision that the layer works in now.
+    def restore(self, found: dict[str, Any]) -> None:
+        """The inverse of `encoded`.
 
         Args:
-            saved: what `encoded` gave.
-            device: where the layer is.
-            dtype: that it works in.
+            found: what it gave, decoded.
         """
-        found = {name: decode(value, device, dtype) for name, value in saved.items()}
         self.matrix = found["matrix"]
         self.inverse = found["inverse"]
         self.jitter = found["jitter"]
@@ -134,16 +134,16 @@ class LayerCurvature(LayerState):
     def contribution(self, observed: Observed) -> Contribution:
         """The moments of one window."""
         stats = observed.stats
-        moments = self.approximation.moments(stats, self.matrix)
-        ok = observed.ok & all_finite(moments.values())
-        masked = {name: kept(ok, x) for name, x in moments.items()}
+        sums = Sums(stats, shared=False)  # nobody else will ask
+        moments = moments_of(self.approximation, sums, self.matrix)
+        ok = observed.ok & all_finite(moments.tensors().values())
         examples = ok.to(stats.g.dtype) * observed.examples
-        return Contribution(masked, examples, ok)
+        return Contribution(moments.masked(ok), examples, ok)
 
     def absorb(self, new: Contribution, decay: float) -> None:
         """Let a window join the present observation."""
-        self.present.add(self.approximation, new.moments, new.examples)
-        self.now = self.past.followed_by(self.present, self.approximation, decay)
+        self.present.add(new.moments, new.examples)
+        self.now = self.past.followed_by(self.present, decay)
 
     def close(self) -> None:
         """The present observation is complete."""
@@ -160,12 +160,17 @@ class LayerCurvature(LayerState):
         self.now = Average()
         self.close()
 
+    def assembled(self) -> FisherMatrix:
+        """The matrix of the moments."""
+        assert self.now.moments is not None
+        return assembled(self.approximation, self.now.moments, self.matrix)
+
     def accept(self, matrix: FisherMatrix, inverse: FisherMatrix) -> None:
         """Let the steps use a new inverse; the moments follow the matrix that was assembled from them."""
         self.matrix = matrix
         self.inverse = inverse
         if self.now.moments is not None:
-            self.now.moments = self.approximation.carry(self.now.moments, matrix)
+            self.now.moments = carried(self.approximation, self.now.moments, matrix)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -189,4 +194,7 @@ class LayerCurvature(LayerState):
                 f"The state of layer {self.layer.name!r} is one of {label}, expected one of "
                 f"{self.approximation.label}; build the optimizer with the same arguments as the one that was saved."
             )
-        self.restore(given, device, dtype)
+        found = {name: decode(value, device, dtype) for name, value in given.items()}
+        for name in ("moments", "before", "latest"):
+            found[name] = moments_of_any_version(found[name], self.approximation, self.layer)
+        self.restore(found)

@@ -81,7 +81,7 @@ def refresh(
     Returns:
         One sentence for each layer where something failed, and the counters.
     """
-    matrices = [c.approximation.assemble(c.moments, c.matrix) for c in curvatures]
+    matrices = [c.assembled() for c in curvatures]
     inverses = _prepare_all(curvatures, matrices, settings)
     candidates = []
     for c, group, matrix, inverse in zip(curvatures, settings, matrices, inverses, strict=True):

@@ -1,4 +1,6 @@
-"""LayerStats, the inputs and output gradients of one layer, and the sums over them that approximations are made of."""
+"""Statistics of a layer: its inputs and output gradients, formulas of them, and the sums that several readers share."""
 
 from fisher_lab.statistics.layer_stats import LayerStats as LayerStats
 from fisher_lab.statistics.layer_stats import joined as joined
+from fisher_lab.statistics.sums import Sums as Sums
+from fisher_lab.statistics.sums import as_sums as as_sums

@@ -25,9 +25,10 @@ from fisher_lab.approximations import (
     TENGraD,
     build,
 )
-from fisher_lab.approximations.base import Approximation
+from fisher_lab.approximations.base import Approximation, assembled, carried, observed
+from fisher_lab.approximations.moments import Means, Moments
 from fisher_lab.matrices import DiagonalMatrix, FisherMatrix
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums
 from tests.helpers import assert_psd, assert_same, dense_fisher, gradients, random_stats
 
 
@@ -41,12 +42,12 @@ class Isotropic(Approximation):
 
     factor: float = 1.0
 
-    def moments(self, stats: LayerStats, matrix: FisherMatrix | None = None) -> dict[str, Tensor]:
+    def moments(self, sums: Sums) -> dict[str, Tensor]:
         """The mean eigenvalue, in the shape of W."""
-        squares = stats.squares().flatten(0, 1)
+        squares = sums.squares().flatten(0, 1)
         return {"mean": squares.mean().expand_as(squares)}
 
-    def assemble(self, moments: dict[str, Tensor], matrix: FisherMatrix | None = None) -> FisherMatrix:
+    def assemble(self, moments: Moments) -> FisherMatrix:
         """The same number everywhere."""
         return DiagonalMatrix(self.factor * moments["mean"])
 
@@ -105,10 +106,10 @@ def build_in_batches(approximation: Approximation, batches: list[LayerStats]) ->
     for _ in range(approximation.sweeps):
         moments, seen = None, 0
         for batch in batches:
-            new = approximation.moments(batch, matrix)
+            new = observed(approximation, Sums(batch), matrix)
             seen += batch.N
-            moments = new if moments is None else approximation.average(moments, new, batch.N / seen)
-        matrix = approximation.assemble(moments, matrix)
+            moments = new if moments is None else moments.mix(new, batch.N / seen)
+        matrix = assembled(approximation, moments, matrix)
     return matrix
 
 
@@ -259,15 +260,15 @@ def test_damped_inverse(approximation, sizes: dict) -> None:
 
 @pytest.mark.parametrize("batches", [[3, 5], [1, 3, 4], [8], [5, 2, 1]])
 def test_unequal_batches_are_one_batch(approximation, sizes: dict, batches: list[int]) -> None:
-    """Unequal batches, mixed by `average` with running-mean weights, are one batch of all examples."""
+    """Unequal batches, mixed with running-mean weights, are one batch of all examples."""
     stats = random_stats(3, N=8, **sizes)
     got = build_in_batches(approximation, split(stats, batches)).dense()
     assert_same(got, build(approximation, stats).dense(), 1e-8)
 
 
 @pytest.mark.parametrize("approximation", [x for x in INSTANCES if not x.needs_factors], ids=lambda x: x.label)
-def test_average_weights(approximation, sizes: dict) -> None:
-    """`average(old, new, w)` weighs old examples by 1 - w, new ones by w (KFAC weighs inputs and gradients apart)."""
+def test_mixing_weights(approximation, sizes: dict) -> None:
+    """`old.mix(new, w)` weighs old examples by 1 - w, new ones by w (KFAC weighs inputs and gradients apart)."""
     stats = random_stats(4, N=5, **sizes)
     first, second = split(stats, [3, 2])
     weight = 0.25
@@ -276,10 +277,8 @@ def test_average_weights(approximation, sizes: dict) -> None:
     weighted = stats.like(stats.a, stats.g * scale[None, :, None, None, None])
     matrix = None
     for _ in range(approximation.sweeps):
-        moments = approximation.average(
-            approximation.moments(first, matrix), approximation.moments(second, matrix), weight
-        )
-        matrix = approximation.assemble(moments, matrix)
+        older, newer = (observed(approximation, Sums(batch), matrix) for batch in (first, second))
+        matrix = assembled(approximation, older.mix(newer, weight), matrix)
     assert_same(matrix.dense(), build(approximation, weighted).dense(), 1e-8)
 
 
@@ -290,8 +289,8 @@ def test_corrected_eigenvalues_follow_a_basis_change(approximation, Q: int, seed
     """Eigenvalues of an old basis become the diagonal of the same matrix in the new basis, which keeps the trace."""
     first, second = (random_stats(seed + k, N=12, T=2, Q=Q, d_out=3, d_in=4) for k in (0, 50))
     old = build(approximation, first)
-    moments = approximation.moments(second, old)  # factors of the second batch, its squares in the old basis
-    new = approximation.assemble(moments, old)
+    moments = observed(approximation, Sums(second), old)  # factors of the second batch, its squares in the old basis
+    new = assembled(approximation, moments, old)
     held = dataclasses.replace(old, values=moments["s"]).dense()
     basis = dataclasses.replace(build(approximation, second), values=torch.ones_like(moments["s"]))
     units = torch.eye(12 * Q, dtype=torch.float64).reshape(12 * Q, *basis.values.shape)
@@ -299,22 +298,22 @@ def test_corrected_eigenvalues_follow_a_basis_change(approximation, Q: int, seed
     expected = sum(projector * (projector * held).sum() for projector in vectors)
     assert_same(new.dense(), expected, 1e-8)
     assert float(new.trace()) == pytest.approx(float(torch.trace(dense_fisher(second))), rel=1e-9)
-    carried = approximation.carry(moments, new)
-    assert_same(approximation.assemble(carried, new).dense(), new.dense(), 1e-8)
+    after = carried(approximation, moments, new)
+    assert_same(assembled(approximation, after, new).dense(), new.dense(), 1e-8)
 
 
 def test_moments_are_tensors_and_inputs_stay(approximation, sizes: dict) -> None:
-    """Moments are named tensors; neither `moments`, `assemble` nor `average` changes what it was given."""
+    """Moments are named tensors; neither `moments`, `assemble` nor mixing changes what it was given."""
     stats = random_stats(5, N=6, **sizes)
     a, g = stats.a.clone(), stats.g.clone()
-    moments = approximation.moments(stats)
+    moments = observed(approximation, Sums(stats), None)
     assert moments
     for name, tensor in moments.items():
         assert isinstance(name, str)
         assert isinstance(tensor, Tensor)
     before = {name: tensor.clone() for name, tensor in moments.items()}
-    approximation.assemble(moments)
-    approximation.average(moments, approximation.moments(random_stats(6, N=6, **sizes)), 0.5)
+    assembled(approximation, moments, None)
+    moments.mix(observed(approximation, Sums(random_stats(6, N=6, **sizes)), None), 0.5)
     assert torch.equal(stats.a, a)
     assert torch.equal(stats.g, g)
     assert all(torch.equal(moments[name], before[name]) for name in before)
@@ -325,7 +324,7 @@ def test_all_zero_gradients(approximation, sizes: dict, N: int) -> None:
     """All-zero gradients give the zero matrix: finite moments, finite damped inverse."""
     stats = random_stats(0, N=N, **sizes)
     zero = stats.like(stats.a, torch.zeros_like(stats.g))
-    for name, tensor in approximation.moments(zero).items():
+    for name, tensor in observed(approximation, Sums(zero), None).items():
         assert bool(torch.isfinite(tensor).all()), name
     matrix = build(approximation, zero)
     assert float(matrix.dense().abs().max()) == 0.0
@@ -348,7 +347,7 @@ def test_dead_inputs_and_outputs(approximation, sizes: dict) -> None:
 def test_batch_of_one(approximation, sizes: dict, R: int) -> None:
     """A batch of one example gives finite moments and a PSD matrix."""
     stats = random_stats(1, N=1, R=R, **sizes)
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in approximation.moments(stats).values())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in observed(approximation, Sums(stats), None).values())
     assert_psd(build(approximation, stats).dense())
 
 
@@ -400,10 +399,10 @@ def test_single_precision(approximation, sizes: dict) -> None:
 
 def test_moments_of_any_type_are_averaged() -> None:
     """Also counts; the weight may be a tensor, of another precision."""
-    mixed = fl.Diagonal().average(
-        {"n": torch.tensor(2), "x": torch.ones(3)}, {"n": torch.tensor(4), "x": torch.zeros(3)}, 0.25
-    )
+    older = Means({"n": torch.tensor(2), "x": torch.ones(3)}, (1, 3))
+    newer = Means({"n": torch.tensor(4), "x": torch.zeros(3)}, (1, 3))
+    mixed = older.mix(newer, 0.25)
     assert float(mixed["n"]) == 2.5
     assert torch.equal(mixed["x"], torch.full((3,), 0.75))
     weight = torch.tensor(0.25, dtype=torch.float64)
-    assert torch.equal(fl.Diagonal().average({"x": torch.ones(3)}, {"x": torch.zeros(3)}, weight)["x"], mixed["x"])
+    assert torch.equal(older.mix(newer, weight)["x"], mixed["x"])

@@ -8,10 +8,10 @@ from torch import nn
 
 import fisher_lab as fl
 from fisher_lab import approximations, errors
-from fisher_lab.approximations import build
+from fisher_lab.approximations import Columns, Iterated, Means, build
 from fisher_lab.diagnose import influence
-from fisher_lab.matrices import Dense, LowRank
-from fisher_lab.statistics import LayerStats
+from fisher_lab.matrices import Dense, DiagonalMatrix, Kronecker, LowRank
+from fisher_lab.statistics import LayerStats, Sums, contractions
 from tests.helpers import random_stats
 
 ERRORS = ["trace", "frobenius", "frobenius_rescaled", "cosine", "spectral"]
@@ -21,6 +21,76 @@ CANDIDATES = [
 ]  # fmt: skip
 
 
+class Renamed(fl.KFAC, register=False):
+    """KFAC whose factors go by other names, which were taken for columns."""
+
+    def moments(self, sums):
+        found = super().moments(sums)
+        return {"a": found["A"], "g": found["G"]}
+
+    def assemble(self, moments):
+        return Kronecker((moments["g"], moments["a"]))
+
+
+class Doubled(Means):
+    """Means that mix otherwise, and are means all the same."""
+
+    def mix(self, new, weight):
+        return super().mix(new, weight)
+
+
+class MixedByItself(fl.TKFAC, register=False):
+    """As TKFAC."""
+
+    def moments(self, sums):
+        return Doubled({"w": sums.left(), "block": sums.right()}, sums.shape)
+
+    def assemble(self, moments):
+        return Kronecker((moments["w"], moments["block"] / moments["block"].diagonal(dim1=1, dim2=2).sum()))
+
+
+class TwoSweeps(Iterated, register=False):
+    """The diagonal of F, each entry times its share of the trace, which only the second sweep knows."""
+
+    sweeps = 2
+
+    def moments(self, sums):
+        return {"stats": sums.squares().flatten(0, 1)}
+
+    def assemble(self, moments):
+        return DiagonalMatrix(moments["stats"])
+
+    def moments_at(self, sums, matrix):
+        squares = sums.squares().flatten(0, 1)
+        return {"stats": squares * matrix.values / matrix.trace()}
+
+
+class OfEarlierVersions(fl.Approximation, register=False):
+    """As TwoSweeps, written as every approximation once was."""
+
+    sweeps = 2
+
+    def moments(self, stats, matrix=None):
+        squares = stats.squares().flatten(0, 1)
+        return {"stats": squares if matrix is None else squares * matrix.values / matrix.trace()}
+
+    def assemble(self, moments, matrix=None):
+        return DiagonalMatrix(moments["stats"])
+
+
+class FewColumns(fl.Approximation, register=False):
+    """All examples, twice as heavy."""
+
+    def moments(self, sums):
+        return Columns(sums.stats)
+
+    def assemble(self, moments):
+        return LowRank(moments.weighted()).scaled(2.0)
+
+
+USERS = [Renamed(), MixedByItself(), TwoSweeps(), OfEarlierVersions(), FewColumns()]
+
+
 def replicated(stats: LayerStats, copies: int, extra: int) -> LayerStats:
     """Every example `copies` times, one of them once more: weights moved by 1 / (N copies + 1) towards it."""
     index = torch.cat([torch.arange(stats.N).repeat(copies), torch.tensor([extra])])
@@ -28,20 +98,21 @@ def replicated(stats: LayerStats, copies: int, extra: int) -> LayerStats:
 
 
 def error_values(stats: LayerStats, approximation: approximations.Approximation) -> dict[str, float]:
-    pair = errors.Pair(Dense(stats.dense(), stats.shape), build(approximation, stats))
+    pair = errors.Pair(Dense(contractions.dense(stats), stats.shape), build(approximation, stats))
     return {m.name: m.formula(pair).value for m in errors.chosen(ERRORS)}
 
 
 def influences(stats: LayerStats, approximation: approximations.Approximation) -> dict[str, torch.Tensor]:
-    exact = LowRank(stats)
+    sums = Sums(stats)
+    exact = LowRank(sums)
     pair = errors.Pair(exact, build(approximation, stats))
-    quantities = influence.of_pair(stats, pair, approximation, influence.of_exact(stats, exact), True)
+    quantities = influence.of_pair(sums, pair, approximation, influence.of_exact(sums, exact), True)
     assert quantities is not None
     return {m.name: influence.of_error(m, pair, quantities) for m in errors.chosen(ERRORS)}
 
 
 @pytest.mark.parametrize("T", [1, 3])
-@pytest.mark.parametrize("approximation", CANDIDATES, ids=lambda a: a.label)
+@pytest.mark.parametrize("approximation", CANDIDATES + USERS, ids=lambda a: a.label)
 def test_influences_are_derivatives_in_the_weights(approximation: approximations.Approximation, T: int) -> None:
     stats = random_stats(3, "relu", N=7, T=T, R=2, d_out=3, d_in=4)
     found = influences(stats, approximation)
@@ -67,9 +138,10 @@ def test_dead_units_change_no_influence(approximation: approximations.Approximat
 
 def test_the_fixed_matrix_of_a_user_moves_only_with_the_exact_block() -> None:
     stats = random_stats(5, N=6, R=2, d_out=2, d_in=3)
-    exact, matrix = LowRank(stats), build(fl.KFAC(), stats)
+    sums = Sums(stats)
+    exact, matrix = LowRank(sums), build(fl.KFAC(), stats)
     pair = errors.Pair(exact, matrix)
-    found = influence.of_pair(stats, pair, None, influence.of_exact(stats, exact), True)
+    found = influence.of_pair(sums, pair, None, influence.of_exact(sums, exact), True)
     assert found is not None
     assert not found["trace_approx"].any()
     assert not found["square_approx"].any()
@@ -80,6 +152,60 @@ def test_eigenvalue_corrected_approximations_have_no_standard_error() -> None:
     model, data = digits(30)
     rows = fl.compare(model, nn.CrossEntropyLoss(), data, [fl.EKFAC(), fl.KFAC()], standard_errors=True).rows
     assert {row.approximation for row in rows if row.stderr is not None} == {"KFAC"}
+
+
+class Largest(Means):
+    """The largest numbers that any example has."""
+
+    def mix(self, new, weight):
+        return self.with_tensors({"x": torch.maximum(self["x"], new["x"])})
+
+
+class NoMean(fl.Approximation, register=False):
+    """Of moments that are no means over the examples."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def moments(self, sums):
+        P = sums.gradients().square().sum(0).flatten(1, 2)  # [N, rows, d_in]
+        if self.kind == "largest":
+            return Largest({"x": P.amax(0)}, sums.shape)
+        return {"x": P.mean(0).sqrt()}
+
+    def assemble(self, moments):
+        return DiagonalMatrix(moments["x"])
+
+
+@pytest.mark.parametrize("kind", ["largest", "root of a mean"])
+def test_moments_that_are_no_means_have_no_standard_error(kind) -> None:
+    """A user's own mixing was taken for a mean where it had at most two moments."""
+    stats = random_stats(5, N=6, R=2, d_out=2, d_in=3)
+    sums = Sums(stats)
+    exact = LowRank(sums)
+    candidate = NoMean(kind)
+    pair = errors.Pair(exact, build(candidate, stats))
+    assert influence.of_pair(sums, pair, candidate, influence.of_exact(sums, exact), True) is None
+
+
+def test_standard_errors_do_not_depend_on_the_names_of_moments() -> None:
+    model, data = digits(60)
+    found = {}
+    for candidate in (fl.KFAC(), Renamed()):
+        rows = fl.compare(model, nn.CrossEntropyLoss(), data, [candidate], errors=["trace"], standard_errors=True).rows
+        found[candidate.label] = [row.stderr for row in rows]
+    assert None not in found["KFAC"]
+    assert found["Renamed"] == pytest.approx(found["KFAC"], rel=1e-9)
+
+
+def test_all_errors_with_standard_errors_on_several_layers() -> None:
+    """It raised an AttributeError after everything was measured."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    data = torch.randn(12, 3, dtype=torch.float64), torch.arange(12) % 2
+    comparison = fl.compare(
+        model, nn.CrossEntropyLoss(), data, [fl.KFAC(), fl.Diagonal()], errors="all", standard_errors=True
+    )
+    assert {row.layer for row in comparison.rows if row.stderr is not None} == {"0", "2", "(all)"}
 
 
 def digits(examples: int = 150) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
@@ -105,7 +231,7 @@ def test_standard_errors_agree_with_a_bootstrap_on_the_digits() -> None:
     for _ in range(draws):
         index = torch.randint(stats.N, (stats.N,), generator=generator)
         again = stats.like(stats.a[index], stats.g[:, index])
-        exact = Dense(again.dense(), again.shape)
+        exact = Dense(contractions.dense(again), again.shape)
         for approximation in chosen:
             pair = errors.Pair(exact, build(approximation, again))
             for m in errors.chosen(names):

@@ -8,6 +8,7 @@ from torch import nn
 
 import fisher_lab as fl
 from fisher_lab import optim
+from fisher_lab.statistics import contractions
 from tests.helpers import assert_same
 from tests.optim.support import batch, layer_stats, net, one_step, train, weights
 
@@ -68,7 +69,7 @@ def test_statistics_equal_those_made_by_hand(fisher):
         model(x)
     opt._refresh()
     for name, stats in layer_stats(model, LIKELIHOOD, x, fisher, y).items():
-        assert_same(opt.matrices()[name].dense(), stats.dense())
+        assert_same(opt.matrices()[name].dense(), contractions.dense(stats))
 
 
 def test_labels_given_make_this_window_empirical():

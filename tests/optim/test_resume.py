@@ -204,3 +204,42 @@ def test_a_state_of_something_else_is_refused():
 def test_copying_or_pickling_is_refused_with_the_cure():
     with pytest.raises(TypeError, match="state_dict"):
         copy.deepcopy(optim.KFAC(net(), LIKELIHOOD, 0.01))
+
+
+NAMES = ("stats", "matrix", "fields", "moments", "a", "g", "w", "weight", "block", "s", "S", "row", "ones", "named")
+
+
+class AnyNames(fl.Approximation, register=False):
+    """The diagonal of F under many names at once."""
+
+    def moments(self, sums):
+        squares = sums.squares().flatten(0, 1)
+        return {name: squares * (k + 1) for k, name in enumerate(NAMES)}
+
+    def assemble(self, moments):
+        return fl.matrices.DiagonalMatrix(sum(moments[name] for name in NAMES))
+
+
+class OneName(fl.Approximation, register=False):
+    """The diagonal of F under one name."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def moments(self, sums):
+        return {self.name: sums.squares().flatten(0, 1)}
+
+    def assemble(self, moments):
+        return fl.matrices.DiagonalMatrix(moments[self.name])
+
+
+@pytest.mark.parametrize("approximation", [AnyNames(), *map(OneName, NAMES)], ids=lambda a: getattr(a, "name", "all"))
+def test_moments_of_any_name_load(approximation):
+    """A moment called `stats` was taken for LayerStats."""
+    model, (x, y) = net_with_fallback(torch.float64), batch()
+    opt = make(approximation, model)
+    go_on(opt, model, x, y, 4)
+    twin = copy.deepcopy(model)
+    other = make(approximation, twin)
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 5), go_on(other, twin, x, y, 5), strict=True))

@@ -14,7 +14,7 @@ from fisher_lab.errors import Pair, Total
 from fisher_lab.errors.centred import kronecker_difference
 from fisher_lab.errors.spectral import difference_operator
 from fisher_lab.matrices import Dense, Kronecker, LowRank
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, Sums, contractions
 from tests.helpers import random_stats
 
 SHAPES = {
@@ -34,13 +34,9 @@ def stats(request: pytest.FixtureRequest) -> LayerStats:
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the routes of large layers on small ones, in many pieces."""
     monkeypatch.setattr("fisher_lab.errors.pair.DENSE_DIM", 0)
-    monkeypatch.setattr("fisher_lab.matrices.base.CHUNK_BYTES", 1500)
-    monkeypatch.setattr("fisher_lab.statistics.layer_stats.KEPT_BYTES", 6000)
-    for module in ("statistics.contractions", "statistics.layer_stats", "matrices.base", "approximations.tn"):
-        monkeypatch.setattr(f"fisher_lab.{module}.STREAM_BYTES", 700)
-    monkeypatch.setattr("fisher_lab.statistics.contractions.slices.__defaults__", (1500,))
-    monkeypatch.setattr("fisher_lab.statistics.layer_stats.LayerStats.per_example.__defaults__", (1500,))
-    monkeypatch.setattr("fisher_lab.statistics.layer_stats.LayerStats._parts.__defaults__", (1500, 0))
+    monkeypatch.setattr("fisher_lab.statistics.pieces.CHUNK_BYTES", 1500)
+    monkeypatch.setattr("fisher_lab.statistics.pieces.STREAM_BYTES", 700)
+    monkeypatch.setattr("fisher_lab.statistics.pieces.KEPT_BYTES", 6000)
 
 
 def dense_errors(F: Tensor, A: Tensor) -> dict[str, float]:
@@ -60,11 +56,12 @@ def dense_errors(F: Tensor, A: Tensor) -> dict[str, float]:
 @pytest.mark.parametrize("held", [False, True])
 def test_every_default_error_equals_its_dense_definition(stats: LayerStats, held: bool, monkeypatch) -> None:
     large(monkeypatch)
+    sums = Sums(stats)
     if held:
-        stats.hold(1e9)
-    exact = LowRank(stats)
-    F = stats.like(stats.a, stats.g).dense()
-    made = {a.label: build(a, stats) for a in default_approximations()}
+        sums.form_gradients(1e9)
+    exact = LowRank(sums)
+    F = contractions.dense(stats)
+    made = {a.label: build(a, sums) for a in default_approximations()}
     pairs = errors.pairs(exact, made)
     errors.advance(pairs.values(), 1e6)
     for label, pair in pairs.items():
@@ -75,39 +72,11 @@ def test_every_default_error_equals_its_dense_definition(stats: LayerStats, held
             assert abs(value - expected[m.name]) < slack * (1 + abs(expected[m.name])) + noise, (label, m.name)
 
 
-def test_contractions_equal_their_dense_forms(stats: LayerStats, monkeypatch) -> None:
-    F, P = stats.dense(), stats.gradients().flatten(2, 3)
-    large(monkeypatch)
-    fresh = stats.like(stats.a, stats.g)
-    K = torch.einsum("rnoi,smoi->rnsm", P, P)
-    assert torch.allclose(fresh.gram(), K.reshape(stats.R * stats.N, -1))
-    assert torch.allclose(fresh.squared_gram(), K.square().sum((0, 2)))
-    assert math.isclose(float(fresh.overlap()), float(F.square().sum()), rel_tol=1e-12)
-    other = stats.examples(slice(0, 2))
-    assert math.isclose(float(fresh.overlap(other)), float((F * other.dense()).sum()), rel_tol=1e-12)
-    X = torch.randn(3, *stats.shape, dtype=torch.float64)
-    weight = torch.rand(3, stats.N, dtype=torch.float64)
-    expected = torch.einsum("rnoi,bn,rnpq,bpq->boi", P, weight, P, X)
-    assert torch.allclose(fresh.apply(X, weight), expected)
-    Q, o, i = stats.Q, stats.d_out, stats.d_in
-    A, G = torch.rand(Q, i, i, dtype=torch.float64), torch.rand(Q, o, o, dtype=torch.float64)
-    A, G = A + A.mT, G + G.mT
-    grouped = stats.gradients()
-    for left, factor in ((A, A), (torch.rand(Q, i, dtype=torch.float64),) * 2):
-        full = factor if factor.ndim == 3 else torch.diag_embed(factor)
-        expected = torch.einsum("rnqoi,qij,rnqpj->qop", grouped, full, grouped) / stats.N
-        assert torch.allclose(fresh.left(left), expected)
-    expected = torch.einsum("rnqoi,qop,rnqpj->qij", grouped, G, grouped) / stats.N
-    assert torch.allclose(fresh.right(G), expected)
-    assert torch.allclose(fresh.left(), torch.einsum("rnqoi,rnqpi->qop", grouped, grouped) / stats.N)
-    assert torch.allclose(fresh.right(), torch.einsum("rnqoi,rnqoj->qij", grouped, grouped) / stats.N)
-
-
 def test_totals_are_those_of_the_block_diagonal_matrix() -> None:
     layers = [random_stats(seed, N=5, R=2, d_out=2 + seed, d_in=3) for seed in range(3)]
     pairs = [Pair(LowRank(s), build(fl.KFAC(), s)) for s in layers]
     total = Total(pairs)
-    F = torch.block_diag(*(s.dense() for s in layers))
+    F = torch.block_diag(*(contractions.dense(s) for s in layers))
     A = torch.block_diag(*(pair.approx.dense() for pair in pairs))
     for name, value in dense_errors(F, A).items():
         assert math.isclose(errors.MEASURES[name].formula(total).value, value, rel_tol=1e-9), name
@@ -146,7 +115,7 @@ def test_centred_features_do_not_cancel(distance: float, approximation: fl.Appro
     matrix = build(approximation, stats)
     assert isinstance(matrix, Kronecker)
     G, A = (f[0] if f.ndim == 3 else f[0].diag() for f in matrix.factors)
-    F = stats.dense()
+    F = contractions.dense(stats)
     expected = float((F - torch.kron(G.contiguous(), A.contiguous())).norm())
     found = math.sqrt(max(0.0, kronecker_difference(stats, G, A)))
     assert abs(found - expected) < 1e-6 * expected + 2e-15 * float(F.norm())
@@ -157,7 +126,7 @@ def test_a_tiny_error_is_right_within_its_floor_where_the_expansion_sees_nothing
     large(monkeypatch)
     stats = nearly_kronecker(distance)
     matrix = build(fl.KFAC(), stats)
-    F = stats.like(stats.a, stats.g).dense()
+    F = contractions.dense(stats)
     expected = float((F - matrix.dense()).norm() / F.norm())
     value, noise = errors.MEASURES["frobenius"].formula(Pair(LowRank(stats), matrix))
     assert noise < 1e-13 or noise < 1e-2 * expected
@@ -217,7 +186,7 @@ def test_exact_block_of_pieces_equals_that_of_one_batch() -> None:
 
 def test_dense_and_low_rank_exact_blocks_give_the_same(stats: LayerStats) -> None:
     approximation = build(fl.KFAC(), stats)
-    one = Pair(Dense(stats.dense(), stats.shape), approximation)
+    one = Pair(Dense(contractions.dense(stats), stats.shape), approximation)
     two = Pair(LowRank(stats), approximation)
     for m in errors.chosen("default"):
         assert math.isclose(m.formula(one).value, m.formula(two).value, rel_tol=1e-8, abs_tol=1e-12)

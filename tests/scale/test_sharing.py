@@ -9,8 +9,8 @@ from fisher_lab._passes.setup import Setup
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations.base import build
 from fisher_lab.matrices import Kronecker, LowRank
-from fisher_lab.statistics import LayerStats
-from fisher_lab.statistics.contractions import KEPT_BYTES
+from fisher_lab.statistics import LayerStats, Sums, contractions
+from fisher_lab.statistics.pieces import KEPT_BYTES
 
 
 def shared(N: int = 8, T: int = 5, d_out: int = 4, d_in: int = 7, R: int = 2) -> LayerStats:
@@ -22,34 +22,38 @@ def shared(N: int = 8, T: int = 5, d_out: int = 4, d_in: int = 7, R: int = 2) ->
 @pytest.mark.parametrize(("plain", "corrected"), [(fl.KFAC(), fl.EKFAC()), (fl.TKFAC(), fl.TEKFAC())])
 def test_inner_products_from_known_squares(plain: fl.Approximation, corrected: fl.Approximation, monkeypatch) -> None:
     stats = shared()
-    K = build(plain, stats)
-    expected = float((K.dense() * stats.dense()).sum())
-    assert float(K.quadratic(stats)) == pytest.approx(expected, rel=1e-12)
-    build(corrected, stats)
-    monkeypatch.setattr(LayerStats, "left", lambda *_: pytest.fail("the squares in the eigenbasis are known"))
-    assert float(K.quadratic(stats)) == pytest.approx(expected, rel=1e-12)
+    sums = Sums(stats)
+    K = build(plain, sums)
+    expected = float((K.dense() * contractions.dense(stats)).sum())
+    assert float(K.quadratic(sums)) == pytest.approx(expected, rel=1e-12)
+    build(corrected, sums)
+    monkeypatch.setattr(Sums, "left", lambda *_: pytest.fail("the squares in the eigenbasis are known"))
+    assert float(K.quadratic(sums)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_squares_of_another_basis_are_not_used() -> None:
     stats = shared()
-    build(fl.EKFAC(), stats)
+    sums = Sums(stats)
+    build(fl.EKFAC(), sums)
     generator = torch.Generator().manual_seed(4)
     G, A = (torch.randn(1, n, n, generator=generator, dtype=torch.float64) for n in (4, 7))
     K = Kronecker((G @ G.mT, A @ A.mT))
-    assert float(K.quadratic(stats)) == pytest.approx(float((K.dense() * stats.dense()).sum()), rel=1e-12)
+    expected = float((K.dense() * contractions.dense(stats)).sum())
+    assert float(K.quadratic(sums)) == pytest.approx(expected, rel=1e-12)
 
 
-def test_norms_from_one_gram_matrix() -> None:
+def test_norms_from_one_gram_matrix(monkeypatch) -> None:
     stats = shared(d_out=9, d_in=11)
-    assert stats.gram_pays
+    assert contractions.gram_pays(stats)
+    dense = contractions.dense(stats)
     F = LowRank(stats)
-    assert float(F.spectral_norm()) == pytest.approx(float(torch.linalg.eigvalsh(stats.dense())[-1]), rel=1e-10)
-    assert float(F.frobenius_norm()) == pytest.approx(float(stats.dense().norm()), rel=1e-12)
-    assert stats.gram() is stats.gram()
-    assert not shared(T=1, d_out=9, d_in=11).gram_pays
+    assert float(F.spectral_norm()) == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-10)
+    monkeypatch.setattr(contractions, "gram", lambda *_: pytest.fail("it is known"))
+    assert float(F.frobenius_norm()) == pytest.approx(float(dense.norm()), rel=1e-12)
+    assert not contractions.gram_pays(shared(T=1, d_out=9, d_in=11))
     many = LayerStats(None, torch.empty(1, 6000, 1, 200, 200, dtype=torch.float64, device="meta"))
     assert KEPT_BYTES < 6000**2 * 8
-    assert not many.gram_pays
+    assert not contractions.gram_pays(many)
 
 
 def test_one_batch_captured_in_pieces_is_kept_as_one() -> None:
@@ -76,8 +80,8 @@ def test_kpsvd_without_room_for_what_the_lanczos_method_saw(kept: int, monkeypat
     stats = shared()
     expected = build(fl.KPSVD(), stats).dense()
     monkeypatch.setattr("fisher_lab.approximations.kpsvd.KEPT_BYTES", kept)
-    calls, right = [], LayerStats.right
-    monkeypatch.setattr(LayerStats, "right", lambda self, G=None: (calls.append(self.g.dtype), right(self, G))[1])
+    calls, right = [], contractions.right
+    monkeypatch.setattr(contractions, "right", lambda stats, G=None: (calls.append(stats), right(stats, G))[1])
     found = build(fl.KPSVD(), stats).dense()
     few = len(calls)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
@@ -100,15 +104,15 @@ def test_kpsvd_of_gradients_whose_squares_vanish_in_single_precision() -> None:
 def test_pieces_of_gram_matrices_are_small(held: bool, monkeypatch) -> None:
     """Of many columns of a small weight, too, whose gradients fit into one piece."""
     stats = shared(N=60)
-    assert stats.hold(2**30 if held else 0) == held
-    expected = float(stats.overlap())
-    monkeypatch.setattr("fisher_lab.statistics.layer_stats.CHUNK_BYTES", 2**13)
-    monkeypatch.setattr("fisher_lab.statistics.layer_stats.KEPT_BYTES", 2**16)
-    blocks = [block.nbytes for _, _, block in stats._gram_blocks(stats)]
+    if held:
+        stats = stats.with_gradients()
+    expected = float(contractions.overlap(stats, stats))
+    monkeypatch.setattr("fisher_lab.statistics.pieces.CHUNK_BYTES", 2**13)
+    monkeypatch.setattr("fisher_lab.statistics.pieces.KEPT_BYTES", 2**16)
+    blocks = [block.nbytes for _, _, block in contractions.gram_pieces(stats, stats)]
     assert 2**12 < max(blocks) <= 2**13
     assert len(blocks) == 4 * 5 / 2
-    stats._memo.clear()
-    assert float(stats.overlap()) == pytest.approx(expected, rel=1e-12)
+    assert float(contractions.overlap(stats, stats)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("labelled", [False, True])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import fisher_lab as fl
+from fisher_lab.statistics import contractions
 from tests.helpers import (
     assert_same,
     build,
@@ -58,13 +59,13 @@ def stats():
 def test_b1_the_block(stats) -> None:
     """B.1: F, its factors, trace, norm, largest eigenvalue, singular values of its rearrangement."""
     four_f = matrix((5, -2, 9, -4), (-2, 5, -4, -2), (9, -4, 21, -4), (-4, -2, -4, 12))
-    for F in (dense_fisher(stats), stats.dense(), dense("Exact", stats)):
+    for F in (dense_fisher(stats), contractions.dense(stats), dense("Exact", stats)):
         assert_same(4 * F, four_f)
     P = gradients(stats)[:, :, 0]
     assert_same(4 * left_of(P), matrix((10, 7), (7, 33)))
     assert_same(4 * right_of(P), matrix((26, -6), (-6, 17)))
-    assert_same(4 * stats.left()[0], matrix((10, 7), (7, 33)))
-    assert_same(4 * stats.right()[0], matrix((26, -6), (-6, 17)))
+    assert_same(4 * contractions.left(stats)[0], matrix((10, 7), (7, 33)))
+    assert_same(4 * contractions.right(stats)[0], matrix((26, -6), (-6, 17)))
     assert_same(16 * dense("KFAC", stats), torch.kron(matrix((3, 2), (2, 10)), matrix((6, -1), (-1, 6))))
     exact = build("Exact", stats)
     assert float(exact.trace()) == pytest.approx(10.75)

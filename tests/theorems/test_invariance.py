@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, contractions
 from tests.helpers import assert_differs, assert_same, dense, dense_fisher, frobenius, random_orthogonal, random_stats
 from tests.naive import kron
 
@@ -212,7 +212,7 @@ def test_p29_additive_contractions(T: int, seed: int) -> None:
     """P29: U1, U2 and the squares in a fixed basis are additive over examples."""
     together, first, second = halves(seed, T)
     basis = (random_orthogonal(3, seed)[None], random_orthogonal(2, seed)[None])
-    for contraction in (LayerStats.left, LayerStats.right, lambda stats: stats.squares(basis)):
+    for contraction in (contractions.left, contractions.right, lambda stats: contractions.squares(stats, basis)):
         assert_same(contraction(together)[0], 3 / 8 * contraction(first)[0] + 5 / 8 * contraction(second)[0])
 
 

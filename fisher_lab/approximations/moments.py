@@ -1,0 +1,398 @@
+"""Moments: what an approximation remembers of the data, and all that its matrix is assembled from.
+
+There are three kinds. They differ in how two batches become one, and in how an example moves them:
+
+    Means      named tensors, each the mean of something over the examples; two batches mix linearly
+    Columns    the examples themselves (inputs, output gradients), each with a weight; two batches are joined
+    Rows       row blocks kept as their factors while that is smaller; joined, too
+
+Running means, moving averages, checkpoints, masks and standard errors are written for `Moments`, once. A kind of one's
+own is a frozen dataclass with `shape`, `tensors`, `with_tensors` and `mix`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fisher_lab._ground.linalg import kept
+from fisher_lab._ground.tolerances import agreement
+from fisher_lab.matrices import FactoredRows
+from fisher_lab.statistics import LayerStats, contractions
+
+Gradients = Sequence[Sequence[Tensor]]  # of several numbers, one after the other, in the leaves of the moments
+
+
+class Moments(Mapping[str, Tensor], ABC):
+    """What an approximation remembers of one layer; a value. `moments["A"]` is one of its tensors."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Shape of W."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor held, by name."""
+
+    @abstractmethod
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same kind holding other tensors, named as in `tensors`."""
+
+    @abstractmethod
+    def mix(self, new: Moments, weight: float | Tensor) -> Moments:
+        """The moments of these examples and those of `new`, which are weighted with 1 - weight and weight.
+
+        Args:
+            new: moments of other examples, of the same approximation.
+            weight: between 0 and 1, a 0-d tensor where reading it would make the host wait.
+        """
+
+    def follow(self, new: Moments, weight: float | Tensor) -> Moments:
+        """A moving average of observations, `new` the latest; a mean that forgets is a mean like any other."""
+        return self.mix(new, weight)
+
+    # -- what every kind gets ----------------------------------------------------------------------
+    @property
+    def examples_held(self) -> float:
+        """Of how many examples these moments will hold the columns once many are seen: none, some, or math.inf."""
+        return 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors held."""
+        return sum(x.numel() * x.element_size() for x in self.tensors().values())
+
+    def masked(self, ok: Tensor) -> Self:
+        """These moments where ok (a 0-d bool), zeros otherwise; without a host read."""
+        return self.with_tensors({name: kept(ok, x) for name, x in self.tensors().items()})
+
+    def as_means(self) -> Means:
+        """The same as tensors that can be mixed.
+
+        Raises:
+            TypeError: for a kind without such a form.
+        """
+        raise TypeError(f"Got {type(self).__name__} to mix with means, expected means; mix moments of one kind.")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors())
+
+    def __len__(self) -> int:
+        return len(self.tensors())
+
+    # -- how examples move them: what standard errors need -----------------------------------------
+    def with_leaves(self) -> tuple[Moments, tuple[Tensor, ...]] | None:
+        """The same moments as a function of leaves that can be differentiated in; None where that is not known."""
+        return None
+
+    def influences(self, gradients: Gradients, own: Iterator[Moments], N: int) -> Tensor | None:
+        """The derivative of several numbers in the weight of every example, `[numbers, N]`, each row of mean zero.
+
+        Weights go from 1/N each towards one example, (1 - eps) / N + eps.
+
+        Args:
+            gradients: of every number in every leaf.
+            own: moments of one example after the other, as if it were alone.
+            N: examples.
+
+        Returns:
+            None where it is not known.
+        """
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Means(Moments):
+    """Named tensors, each a mean over examples; what a dictionary that `moments` returns becomes.
+
+    Args:
+        named: the tensors, by any name.
+        weight_shape: shape of W.
+    """
+
+    named: Mapping[str, Tensor]
+    weight_shape: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of W."""
+        return self.weight_shape
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The means."""
+        return dict(self.named)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Others of the same names."""
+        return replace(self, named=dict(tensors))
+
+    def mix(self, new: Moments, weight: float | Tensor) -> Moments:
+        """(1 - weight) self + weight new, name by name; what only `new` has is taken as it is."""
+        new = new.as_means()
+        mixed = {}
+        for name, x in new.items():
+            mixed[name] = mixture(self.named[name], x, weight) if name in self.named else x
+        return new.with_tensors(mixed)
+
+    def as_means(self) -> Means:
+        """These."""
+        return self
+
+    def with_leaves(self) -> tuple[Means, tuple[Tensor, ...]]:
+        """Each tensor plus a leaf that is zero, so that what the tensors themselves depend on stays known."""
+        moved = {}
+        leaves = []
+        for name, x in self.named.items():
+            leaf = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+            leaf.requires_grad_()
+            leaves.append(leaf)
+            moved[name] = x + leaf
+        return self.with_tensors(moved), tuple(leaves)
+
+    def influences(self, gradients: Gradients, own: Iterator[Moments], N: int) -> Tensor | None:
+        """<gradient, moments of example n - their mean>; None if that mean is not what these moments are."""
+        flat = [torch.cat([gradient.flatten() for gradient in row]) for row in gradients]
+        directions = torch.stack(flat)  # [numbers, entries]
+        mean = torch.zeros_like(directions[0])
+        rows = []
+        for n, moments in enumerate(own):
+            example = moments.as_means()
+            parts = [example[name].expand_as(x).flatten() for name, x in self.named.items()]
+            entries = torch.cat(parts)
+            rows.append(directions @ entries)
+            mean += (entries - mean) / (n + 1)
+        here = torch.cat([x.detach().flatten() for x in self.named.values()])
+        if float((mean - here).norm()) > agreement(here.dtype) * float(here.norm()):
+            return None  # whatever these are, they are no means of what the examples have
+        influence = torch.stack(rows, 1)
+        return influence - influence.mean(1, keepdim=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Columns(Moments):
+    """Inputs and output gradients of examples, each with a weight: for blocks that are larger than their columns.
+
+    Args:
+        stats: the examples.
+        weight: of every example `[N]`, summing to 1. None for equal ones: then the tensors are used as they are,
+            without a copy.
+        most: examples kept, in a running mean the first, in a moving average the newest. None for all.
+    """
+
+    stats: LayerStats
+    weight: Tensor | None = None
+    most: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of W."""
+        return self.stats.shape
+
+    @property
+    def examples_held(self) -> float:
+        """At most `most`."""
+        return math.inf if self.most is None else self.most
+
+    @property
+    def weights(self) -> Tensor:
+        """The examples' weights `[N]`."""
+        if self.weight is None:
+            return self.stats.g.new_full((self.stats.N,), 1 / self.stats.N)
+        return self.weight
+
+    def weighted(self) -> LayerStats:
+        """The columns with the weights inside g, so that equal ones are the right ones."""
+        if self.weight is None:
+            return self.stats
+        g = self.stats.g
+        root = (self.weight * self.stats.N).sqrt()
+        return self.stats.like(self.stats.a, g * root.view(1, -1, *(1,) * (g.ndim - 2)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`a`, `g` and `weight`, as far as there are any."""
+        found = {"g": self.stats.g}
+        if self.stats.a is not None:
+            found["a"] = self.stats.a
+        if self.weight is not None:
+            found["weight"] = self.weight
+        return found
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Others of the same names."""
+        stats = self.stats.like(tensors.get("a"), tensors["g"])
+        return replace(self, stats=stats, weight=tensors.get("weight"))
+
+    def mix(self, new: Moments, weight: float | Tensor) -> Moments:
+        """All examples, older ones first, as far as `most` allows."""
+        if not isinstance(new, Columns):
+            return self.as_means().mix(new, weight)
+        return self._joined(new, weight)._heaviest()
+
+    def follow(self, new: Moments, weight: float | Tensor) -> Moments:
+        """The newest `most`: heavier than every new example, older ones would else stay for ever."""
+        if self.most is None or not isinstance(new, Columns):
+            return self.mix(new, weight)
+        return self._joined(new, weight)._newest()
+
+    def _joined(self, new: Columns, weight: float | Tensor) -> Columns:
+        """All examples, older ones first."""
+        T = max(self.stats.T, new.stats.T)  # sequences may be of different length
+        older = self.stats.with_positions(T)
+        newer = new.stats.with_positions(T)
+        g = torch.cat([older.g, newer.g], 1)
+        weights = torch.cat([self.weights * (1 - weight), new.weights * weight])
+        a = None
+        if older.a is not None and newer.a is not None:
+            a = torch.cat([older.a, newer.a])
+        return replace(new, stats=newer.like(a, g), weight=weights)
+
+    def _heaviest(self) -> Columns:
+        """The `most` heaviest examples, ties to the earliest, which in a running mean are the first."""
+        weight = self.weights
+        if self.most is None or len(weight) <= self.most:
+            return self
+        # weights that differ by rounding only are alike
+        heaviness = (weight / weight.max()).mul(1e6).round()
+        return self._chosen(heaviness.argsort(stable=True, descending=True)[: self.most])
+
+    def _newest(self) -> Columns:
+        """The `most` newest that have a weight, in their order (those of a batch that was not finite have none)."""
+        weight = self.weights
+        if self.most is None or len(weight) <= self.most:
+            return self
+        age = torch.arange(len(weight), device=weight.device)
+        wanted = torch.where(weight > 0, age, -1)
+        newest = wanted.argsort(descending=True)[: self.most]
+        return self._chosen(newest.sort().values)
+
+    def _chosen(self, order: Tensor) -> Columns:
+        """Some of the examples, their weights summing to 1 again."""
+        a = None if self.stats.a is None else self.stats.a[order]
+        stats = self.stats.like(a, self.stats.g[:, order])
+        weight = self.weights[order]
+        return replace(self, stats=stats, weight=weight / weight.sum())
+
+    def as_means(self) -> Means:
+        """The `block` `[d, d]` that they are the columns of."""
+        stats = self.weighted()
+        return Means({"block": contractions.dense(stats)}, stats.shape)
+
+    def with_leaves(self) -> tuple[Columns, tuple[Tensor, ...]]:
+        """The weights are the leaves."""
+        weight = self.weights.detach().clone().requires_grad_()
+        return replace(self, weight=weight), (weight,)
+
+    def influences(self, gradients: Gradients, own: Iterator[Moments], N: int) -> Tensor:
+        """From the derivatives in the weights."""
+        return _of_weights([row[0] for row in gradients], N)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Moments):
+    """Row blocks a^T diag(w_i) a of W kept as their factors, as long as these are smaller.
+
+    Args:
+        a: inputs `[N, d_in]`.
+        w: for every row of W the weights of the inputs `[N, d_out]`, which hold the examples' own weights.
+    """
+
+    a: Tensor
+    w: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of W."""
+        return self.w.shape[1], self.a.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`a` and `w`."""
+        return {"a": self.a, "w": self.w}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Others of the same names."""
+        return replace(self, a=tensors["a"], w=tensors["w"])
+
+    def mix(self, new: Moments, weight: float | Tensor) -> Moments:
+        """All examples while they are smaller than the blocks, then the blocks."""
+        if isinstance(new, Rows):
+            a = torch.cat([self.a, new.a])
+            w = torch.cat([self.w * (1 - weight), new.w * weight])
+            d_out, d_in = self.shape
+            if len(a) * (d_in + d_out) < d_out * d_in**2:
+                return replace(new, a=a, w=w)
+        return self.as_means().mix(new, weight)
+
+    def as_means(self) -> Means:
+        """The blocks, as `row` `[d_out, d_in, d_in]`."""
+        return Means({"row": FactoredRows(self.a, self.w).formed().blocks}, self.shape)
+
+    def with_leaves(self) -> tuple[Rows, tuple[Tensor, ...]]:
+        """Factors of the examples' weights are the leaves."""
+        factor = torch.ones_like(self.w[:, :1]).requires_grad_()
+        return replace(self, w=self.w * factor), (factor,)
+
+    def influences(self, gradients: Gradients, own: Iterator[Moments], N: int) -> Tensor:
+        """From the derivatives in the weights, 1/N of which is a factor of 1."""
+        return _of_weights([row[0][:, 0] * N for row in gradients], N)
+
+
+def mixture(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:
+    """(1 - weight) old + weight new."""
+    if not old.is_floating_point():  # which lerp, of half as many passes, does not take
+        return old + weight * (new - old)
+    if isinstance(weight, Tensor):
+        weight = weight.to(old.dtype)
+    return torch.lerp(old, new, weight)
+
+
+def _of_weights(gradients: Sequence[Tensor], N: int) -> Tensor:
+    """Influences `[numbers, N]` from derivatives `[n]` in the weights of the first n examples, which sum to 1."""
+    rows = []
+    for gradient in gradients:
+        n = len(gradient)
+        row = gradient.new_zeros(N)
+        row[:n] = (gradient - gradient.mean()) * (N / n)
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def as_moments(found: Moments | Mapping[str, Tensor], shape: tuple[int, int], label: str) -> Moments:
+    """What `Approximation.moments` returned: a dictionary of tensors are means.
+
+    Args:
+        found: moments or a dictionary.
+        shape: of W.
+        label: of the approximation, for the message.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(found, Moments):
+        return found
+    if isinstance(found, Mapping) and found and all(isinstance(x, Tensor) for x in found.values()):
+        return Means(dict(found), shape)
+    raise TypeError(
+        f"{label}.moments returned {_described(found)}, expected a dictionary of named tensors, or Moments; return "
+        "means over the examples, or fl.approximations.Columns."
+    )
+
+
+def _described(value: object) -> str:
+    """What a value is, for a message."""
+    if not isinstance(value, Mapping):
+        return type(value).__name__
+    kinds = sorted({type(x).__name__ for x in value.values()})
+    return f"a dictionary of {' and '.join(kinds)}" if kinds else "an empty dictionary"

@@ -38,7 +38,7 @@ class Running:
 
     def absorb(self, sums: Sums) -> None:
         """Add the examples of a batch."""
-        with sums.billed() as bill:
+        with sums.billed(self) as bill:
             new = observed(self.approximation, sums, self.matrix)
             self.mean.add(new, sums.N)
         self.seconds += bill.seconds

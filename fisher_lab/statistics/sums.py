@@ -9,7 +9,7 @@ asked, or in which order.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -76,6 +76,7 @@ class Sums:
         self._kept: dict[Name, _Kept] = {}
         self._bases: list[tuple[Basis, Name]] = []  # in which squares are kept
         self._running: list[_Running] = []
+        self._paid: dict[Hashable, set[Name]] = {}  # by reader
 
     # -- life time ---------------------------------------------------------------------------------
     def form_gradients(self, most_bytes: float) -> bool:
@@ -94,6 +95,7 @@ class Sums:
         self.stats = self._given
         self._kept.clear()
         self._bases.clear()
+        self._paid.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -112,8 +114,12 @@ class Sums:
 
     # -- costs -------------------------------------------------------------------------------------
     @contextmanager
-    def billed(self) -> Iterator[Bill]:
-        """The bill of what happens inside; its seconds are known when the `with` ends."""
+    def billed(self, reader: Hashable = None) -> Iterator[Bill]:
+        """The bill of what happens inside; its seconds are known when the `with` ends.
+
+        Args:
+            reader: who comes several times, and pays for a sum once.
+        """
         running = _Running(time.perf_counter(), Bill())
         self._running.append(running)
         try:
@@ -124,6 +130,15 @@ class Sums:
             running.bill.own += elapsed - running.elsewhere
             if self._running:
                 self._running[-1].elsewhere += elapsed
+            if reader is not None:
+                self._settle(reader, running.bill)
+
+    def _settle(self, reader: Hashable, bill: Bill) -> None:
+        """Take from a bill what its reader paid before."""
+        paid = self._paid.setdefault(reader, set())
+        for name in paid & set(bill.read):
+            del bill.read[name]
+        paid.update(bill.read)
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -136,9 +136,9 @@ def test_input_and_gradient_moments(factors: LayerStats, spatial: str) -> None:
     A, G = contractions.input_and_gradient_moments(factors, spatial)
     for q in range(factors.Q):
         g, a = kfac_factors(factors.a[:, :, q], factors.g[:, :, :, q], spatial)
-        scale = factors.T if spatial == "expand" else 1  # its naive twin puts 1/T on G
-        assert_equal(A[q], a)
-        assert_equal(G[q], g * scale)
+        T = factors.T if spatial == "expand" else 1  # the naive twin has its 1/T on the other side
+        assert_equal(T * A[q], a)
+        assert_equal(G[q], T * g)
 
 
 def test_uncorrelated_positions(factors: LayerStats) -> None:

@@ -382,7 +382,7 @@ def as_moments(found: Moments | Mapping[str, Tensor], shape: tuple[int, int], la
     """
     if isinstance(found, Moments):
         return found
-    if isinstance(found, Mapping) and found and all(isinstance(x, Tensor) for x in found.values()):
+    if isinstance(found, Mapping) and all(isinstance(x, Tensor) for x in found.values()):
         return Means(dict(found), shape)
     raise TypeError(
         f"{label}.moments returned {_described(found)}, expected a dictionary of named tensors, or Moments; return "
@@ -395,4 +395,4 @@ def _described(value: object) -> str:
     if not isinstance(value, Mapping):
         return type(value).__name__
     kinds = sorted({type(x).__name__ for x in value.values()})
-    return f"a dictionary of {' and '.join(kinds)}" if kinds else "an empty dictionary"
+    return f"a dictionary of {' and '.join(kinds)}"

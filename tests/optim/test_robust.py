@@ -195,7 +195,7 @@ def test_carried_eigenvalues_are_not_made_of_noise():
     before[1, 0] = after[1, 2] = 2e-10
     s = torch.zeros(1, 3, 3)
     s[0, 0, 0] = 1
-    found = corrected.carried(s, (before[None], None), (after[None], None))
+    found = corrected.in_new_basis(s, (before[None], None), (after[None], None))
     assert found[0, 0, 0] == 1
     assert found[0, 2, 0] == 0
 

@@ -1,4 +1,4 @@
-"""Every contraction against its naive form on every route: few and many examples, positions, groups, P formed or not."""
+"""Every contraction against its naive form on every route: few and many examples, positions, groups, P formed."""
 
 from __future__ import annotations
 

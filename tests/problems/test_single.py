@@ -78,7 +78,7 @@ def test_all_nine_photos_are_classes():
 
 def test_photos_without_scikit_image_are_refused_with_the_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.data", None)
-    with pytest.raises(ValueError, match=r'scikit-image.*pip install .fisher-lab\[data\].'):
+    with pytest.raises(ValueError, match=r"scikit-image.*pip install .fisher-lab\[data\]."):
         problems.load("photo_patches_cnn", steps=0)
 
 

@@ -66,17 +66,24 @@ class LayerStats:
         self.g = g
         self.R = g.shape[0]
         self.N = g.shape[1]
-        if a is None:  # g are the gradients P [R, N, Q, d_out, d_in] themselves
-            self.T = 1
-            self.Q, self.d_out, self.d_in = g.shape[2:]
+        if a is None:
+            # g are the gradients P [R, N, Q, d_out, d_in] themselves
+            _, _, Q, d_out, d_in = g.shape
+            T = 1
         else:
-            self.T, self.Q, self.d_in = a.shape[1:]
-            self.d_out = g.shape[4]
+            _, T, Q, d_in = a.shape
+            d_out = g.shape[4]
+        self.T = T
+        self.Q = Q
+        self.d_out = d_out
+        self.d_in = d_in
         self.bias = bool(bias)
-        self.kernel = (self.d_in - self.bias,) if kernel is None else tuple(kernel)
-        if math.prod(self.kernel) + self.bias != self.d_in:
+        if kernel is None:
+            kernel = (d_in - self.bias,)
+        self.kernel = tuple(kernel)
+        if math.prod(self.kernel) + self.bias != d_in:
             raise ValueError(
-                f"LayerStats got kernel={self.kernel} and bias={self.bias} for d_in={self.d_in}; "
+                f"LayerStats got kernel={self.kernel} and bias={self.bias} for d_in={d_in}; "
                 "the product of the kernel sizes plus the bias column must be d_in."
             )
         self._formed: Tensor | None = None  # P [N, R, Q, d_out, d_in]; only `with_gradients` sets it
@@ -115,15 +122,20 @@ class LayerStats:
     @property
     def nbytes(self) -> int:
         """Bytes of `a` and `g`."""
-        total = self.g.numel() * self.g.element_size()
+        numbers = self.g.numel()
         if self.a is not None:
-            total += self.a.numel() * self.a.element_size()
-        return total
+            numbers += self.a.numel()
+        return numbers * self.itemsize
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return self.g.element_size()
 
     @property
     def gradient_bytes(self) -> int:
         """Bytes of one example's gradients P `[R, Q, d_out, d_in]`."""
-        return self.R * self.dim * self.g.element_size()
+        return self.R * self.dim * self.itemsize
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """`a` and `g`.
@@ -138,6 +150,11 @@ class LayerStats:
             )
         return self.a, self.g
 
+    def vectors(self, q: int = 0) -> tuple[Tensor, Tensor]:
+        """a `[N, d_in]` and g `[R, N, d_out]` of one group, for one position: P_rn = g_rn a_n^T."""
+        a, g = self.factors()
+        return a[:, 0, q], g[:, :, 0, q]
+
     # -- views -------------------------------------------------------------------------------------
     def like(self, a: Tensor | None, g: Tensor) -> LayerStats:
         """The same layer with other inputs and output gradients."""
@@ -145,7 +162,10 @@ class LayerStats:
 
     def examples(self, part: slice) -> LayerStats:
         """The stats of some of the examples."""
-        some = self.like(None if self.a is None else self.a[part], self.g[:, part])
+        a = None
+        if self.a is not None:
+            a = self.a[part]
+        some = self.like(a, self.g[:, part])
         if self._formed is not None:
             some._formed = self._formed[part]
         return some
@@ -163,8 +183,10 @@ class LayerStats:
         """The same gradients with T positions, those that are missing zero: sequences of different length fit."""
         if self.a is None or self.T >= T:
             return self
-        missing = (0, 0, 0, 0, 0, T - self.T)
-        return self.like(pad(self.a, missing), pad(self.g, missing))
+        missing = (0, 0, 0, 0, 0, T - self.T)  # behind the last of the third axis from the right
+        a = pad(self.a, missing)
+        g = pad(self.g, missing)
+        return self.like(a, g)
 
     def rotated(self, left: Tensor | None, right: Tensor | None) -> LayerStats:
         """The stats of B_1^T P B_2, whose factors are B_1^T g and B_2^T a.
@@ -193,9 +215,11 @@ class LayerStats:
         """The same statistics with P formed once and for all, for sums that would form it again and again."""
         if self.formed:
             return self
-        P = self.g.new_empty(self.N, self.R, self.Q, self.d_out, self.d_in)
+        shape = (self.N, self.R, self.Q, self.d_out, self.d_in)
+        P = self.g.new_empty(shape)
         for part in self.pieces(pieces.STREAM_BYTES):
-            P[part] = self.examples(part).gradients().transpose(0, 1)
+            some = self.examples(part).gradients()  # [R, n, Q, d_out, d_in]
+            P[part] = some.transpose(0, 1)
         found = self.like(self.a, self.g)
         found._formed = P
         return found
@@ -211,10 +235,12 @@ class LayerStats:
             row = self.a[None, :, 0, :, None, :]  # [1, N, Q, 1, d_in]
             return column * row
         # all directions of an example in one product over its positions
-        g = self.g.permute(1, 3, 2, 0, 4).flatten(3)  # [N, Q, T, R d_out]
+        g = self.g.permute(1, 3, 2, 0, 4)  # [N, Q, T, R, d_out]
+        g = g.flatten(3)  # [N, Q, T, R d_out]
         a = self.a.transpose(1, 2)  # [N, Q, T, d_in]
         P = g.transpose(-1, -2) @ a  # [N, Q, R d_out, d_in]
-        return P.unflatten(2, (self.R, -1)).permute(2, 0, 1, 3, 4)
+        P = P.unflatten(2, (self.R, -1))  # [N, Q, R, d_out, d_in]
+        return P.permute(2, 0, 1, 3, 4)
 
     def per_example(self, chunk_bytes: float | None = None) -> Iterator[Tensor]:
         """Per-example gradients in chunks of examples: P `[R, n, Q, d_out, d_in]`."""
@@ -231,13 +257,17 @@ def joined(parts: Sequence[LayerStats]) -> LayerStats:
     first = parts[0]
     if len(parts) == 1:
         return first
-    if first.a is None:
-        return first.like(None, torch.cat([part.g for part in parts], 1))
     T = max(part.T for part in parts)
-    padded = [part.with_positions(T).factors() for part in parts]
-    inputs = torch.cat([a for a, _ in padded])
-    gradients = torch.cat([g for _, g in padded], 1)
-    return first.like(inputs, gradients)
+    inputs = []
+    gradients = []
+    for part in parts:
+        padded = part.with_positions(T)
+        gradients.append(padded.g)
+        if padded.a is not None:
+            inputs.append(padded.a)
+    a = torch.cat(inputs) if inputs else None
+    g = torch.cat(gradients, 1)
+    return first.like(a, g)
 
 
 def _times(x: Tensor, M: Tensor) -> Tensor:
@@ -250,7 +280,8 @@ def _times(x: Tensor, M: Tensor) -> Tensor:
 def _check_shapes(a: Tensor | None, g: Tensor) -> None:
     fits = g.ndim == 5
     if fits and a is not None:
-        fits = a.ndim == 4 and a.shape[:3] == g.shape[1:4]
+        of_positions = g.shape[1:4]
+        fits = a.ndim == 4 and a.shape[:3] == of_positions
     if not fits:
         shape = None if a is None else tuple(a.shape)
         raise ValueError(

@@ -30,7 +30,8 @@ def slices(
     """
     if chunk_bytes is None:
         chunk_bytes = CHUNK_BYTES
-    step = max(1, int(chunk_bytes // max(1, bytes_each)))
+    fitting = chunk_bytes // max(1, bytes_each)
+    step = max(1, int(fitting))
     for begin in range(start, count, step):
         yield slice(begin, min(count, begin + step))
 

@@ -20,16 +20,22 @@ def dense(stats: LayerStats) -> Tensor:
     Naive form: `sum(outer(vec(P), vec(P))) / N`; tests/helpers.py (dense_fisher).
     """
     if stats.rank_one and stats.Q == 1 and stats.R > 1:
-        # through F = 1/N sum_n H_n (x) a a^T with H_n = sum_r g g^T: R times fewer products
-        a, g = stats.factors()
-        o, i = stats.d_out, stats.d_in
-        total = outer_sum(g[:, :, 0, 0], a[:, 0, 0], squared=True) / stats.N  # [o o, i i]
-        return total.view(o, o, i, i).transpose(1, 2).reshape(o * i, o * i)
+        return _dense_of_rank_one(stats)
     total = stats.g.new_zeros(stats.dim, stats.dim)
     for P in stats.per_example():
         U = rows_of(P)
         total.addmm_(U.T, U)
     return total / stats.N
+
+
+def _dense_of_rank_one(stats: LayerStats) -> Tensor:
+    """F = 1/N sum_n H_n (x) a a^T with H_n = sum_r g g^T: R times fewer products."""
+    a, g = stats.vectors()
+    o = stats.d_out
+    i = stats.d_in
+    F = outer_sum(g, a, squared=True) / stats.N  # [o o, i i]
+    F = F.view(o, o, i, i).transpose(1, 2)
+    return F.reshape(o * i, o * i)
 
 
 def row_blocks(stats: LayerStats, width: int) -> Tensor:
@@ -38,15 +44,27 @@ def row_blocks(stats: LayerStats, width: int) -> Tensor:
     Naive form: slices of `dense(stats)`; tests/statistics/test_contractions.py.
     """
     if stats.rank_one and stats.Q == 1 and width == stats.d_in:
-        # a row's block is a weighted second moment of the inputs
-        a, g = stats.factors()
-        inputs = a[:, 0, 0]  # [N, d_in]
-        weights = g[:, :, 0, 0].square().sum(0) / stats.N  # [N, d_out]
-        blocks = [inputs.T @ (inputs * weight[:, None]) for weight in weights.unbind(1)]
-        return torch.stack(blocks)
+        return _row_blocks_of_rank_one(stats)
     count = stats.dim // width
-    rows = (P.reshape(-1, count, width).transpose(0, 1) for P in stats.per_example())
-    return _second_moments(rows) / stats.N
+
+    def rows() -> Iterator[Tensor]:
+        for P in stats.per_example():
+            x = P.reshape(-1, count, width)
+            yield x.transpose(0, 1)  # [count, R n, width]
+
+    return _second_moments(rows()) / stats.N
+
+
+def _row_blocks_of_rank_one(stats: LayerStats) -> Tensor:
+    """Each row's block is a second moment of the inputs, weighted by the row's squared gradients."""
+    a, g = stats.vectors()
+    weights = g.square().sum(0)
+    weights = weights / stats.N  # [N, d_out]
+    blocks = []
+    for weight in weights.unbind(1):
+        weighted = a * weight[:, None]
+        blocks.append(a.T @ weighted)
+    return torch.stack(blocks)
 
 
 def column_blocks(stats: LayerStats) -> Tensor:
@@ -56,11 +74,18 @@ def column_blocks(stats: LayerStats) -> Tensor:
     """
     if stats.rank_one and stats.Q == 1:
         # a column's block is sum_n a^2 H_n, for all columns one product
-        a, g = stats.factors()
-        total = outer_sum(g[:, :, 0, 0], a[:, 0, 0].square())  # [o o, i]
-        return total.T.view(stats.d_in, stats.d_out, stats.d_out) / stats.N
-    columns = (P.flatten(0, 1).permute(1, 3, 0, 2).flatten(0, 1) for P in stats.per_example())
-    return _second_moments(columns) / stats.N
+        a, g = stats.vectors()
+        total = outer_sum(g, a.square())  # [o o, i]
+        shape = (stats.d_in, stats.d_out, stats.d_out)
+        return total.T.view(shape) / stats.N
+
+    def columns() -> Iterator[Tensor]:
+        for P in stats.per_example():
+            x = P.flatten(0, 1)  # [R n, Q, d_out, d_in]
+            x = x.permute(1, 3, 0, 2)
+            yield x.flatten(0, 1)  # [Q d_in, R n, d_out]
+
+    return _second_moments(columns()) / stats.N
 
 
 def _second_moments(parts: Iterator[Tensor]) -> Tensor:
@@ -73,17 +98,29 @@ def squares(stats: LayerStats, basis: Basis = (None, None)) -> Tensor:
 
     Naive form: `((B_1.T @ P @ B_2) ** 2).sum() / N`; tests/statistics/test_contractions.py.
     """
-    left, right = basis
-    if stats.rank_one:  # (B_1^T g)^2 times (B_2^T a)^2
-        a, g = stats.rotated(left, right).factors()
-        outputs = g[:, :, 0].square().sum(0)  # [N, Q, d_out]
+    if stats.rank_one:
+        # (B_1^T g)^2 times (B_2^T a)^2
+        a, g = stats.rotated(*basis).factors()
+        outputs = g[:, :, 0].square()
+        outputs = outputs.sum(0)  # [N, Q, d_out]
         inputs = a[:, 0].square()  # [N, Q, d_in]
         return torch.einsum("nqo,nqi->qoi", outputs, inputs) / stats.N
-    if stats.a is None or (left is None and right is None):
-        rotated = (_rotate(P, left, right) for P in stats.per_example(pieces.STREAM_BYTES))
-    else:  # turning a and g costs less than turning P, also where P is at hand
-        rotated = (stats.examples(part).rotated(left, right).gradients() for part in stats.pieces(pieces.STREAM_BYTES))
-    return pieces.accumulated(P.square().sum((0, 1)) for P in rotated) / stats.N
+    parts = (P.square().sum((0, 1)) for P in _rotated_gradients(stats, basis))
+    return pieces.accumulated(parts) / stats.N
+
+
+def _rotated_gradients(stats: LayerStats, basis: Basis) -> Iterator[Tensor]:
+    """B_1^T P B_2 in pieces `[R, n, Q, d_out, d_in]`."""
+    left, right = basis
+    same = left is None and right is None
+    if stats.a is None or same:
+        for P in stats.per_example(pieces.STREAM_BYTES):
+            yield _rotate(P, left, right)
+        return
+    # turning a and g costs less than turning P, also where P is at hand
+    for part in stats.pieces(pieces.STREAM_BYTES):
+        some = stats.examples(part)
+        yield some.rotated(left, right).gradients()
 
 
 def _rotate(P: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
@@ -98,7 +135,8 @@ def _rotate(P: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
 def outer_products(g: Tensor) -> Tensor:
     """H_n = sum_r g_rn g_rn^T, flat `[N, d_out^2]`, for g `[R, N, d_out]`."""
     x = g.transpose(0, 1)  # [N, R, d_out]
-    return (x.transpose(1, 2) @ x).flatten(1)
+    H = x.transpose(1, 2) @ x
+    return H.flatten(1)
 
 
 def outer_sum(g: Tensor, a: Tensor, squared: bool = False) -> Tensor:
@@ -109,12 +147,23 @@ def outer_sum(g: Tensor, a: Tensor, squared: bool = False) -> Tensor:
         a: `[N, k]`.
         squared: whether x is a a^T (k^2 numbers) instead of a.
     """
+    N, width = a.shape
+    if squared:
+        width = width**2
     height = g.shape[2] ** 2
-    width = a.shape[1] ** 2 if squared else a.shape[1]
     total = a.new_zeros(height, width)
-    for part in pieces.slices(len(a), (height + width) * g.element_size()):
+    bytes_each = (height + width) * g.element_size()
+    for part in pieces.slices(N, bytes_each):
+        H = outer_products(g[:, part])
         x = a[part]
         if squared:
-            x = (x[:, :, None] * x[:, None, :]).flatten(1)
-        total.addmm_(outer_products(g[:, part]).T, x)
+            x = _squared(x)
+        total.addmm_(H.T, x)
     return total
+
+
+def _squared(x: Tensor) -> Tensor:
+    """x x^T, flat `[n, k^2]`, for x `[n, k]`."""
+    columns = x[:, :, None]
+    rows = x[:, None, :]
+    return (columns * rows).flatten(1)

@@ -15,12 +15,13 @@ from fisher_lab.statistics.layer_stats import LayerStats
 Piece = tuple[slice, slice, Tensor]  # examples of the one side, of the other, and what belongs to them
 
 
-# -- which way costs less --------------------------------------------------------------------------
+# -- which way costs less ----------------------------------------------------------------------------
 def gram_pays(stats: LayerStats) -> bool:
     """Whether products with the Gram matrix cost less than with the columns, and it is small enough to keep."""
     columns = stats.R * stats.N
-    fits = columns**2 * stats.g.element_size() <= pieces.KEPT_BYTES
-    return not stats.rank_one and columns < stats.dim and fits
+    if stats.rank_one or columns >= stats.dim:
+        return False
+    return columns**2 * stats.itemsize <= pieces.KEPT_BYTES
 
 
 def route(stats: LayerStats) -> str:
@@ -37,11 +38,12 @@ def _few_positions(stats: LayerStats, other: LayerStats) -> bool:
     """Whether the double sum over positions costs less than products of P, formed or not."""
     if stats.a is None or other.a is None:
         return False
-    through_positions = stats.T * other.T * (stats.d_out + stats.d_in)
+    pairs = stats.T * other.T
+    through_positions = pairs * (stats.d_out + stats.d_in)
     return through_positions <= stats.d_out * stats.d_in
 
 
-# -- inner products of columns ---------------------------------------------------------------------
+# -- inner products of columns -----------------------------------------------------------------------
 def gram(stats: LayerStats, other: LayerStats | None = None) -> Tensor:
     """<P_rn, P'_sm> `[R * N, R' * N']` with the columns of `other` (default: the same).
 
@@ -49,43 +51,61 @@ def gram(stats: LayerStats, other: LayerStats | None = None) -> Tensor:
     """
     if other is None:
         other = stats
-    K = stats.g.new_zeros(stats.R, stats.N, other.R, other.N)
+    shape = (stats.R, stats.N, other.R, other.N)
+    K = stats.g.new_zeros(shape)
     for mine, theirs, block in gram_pieces(stats, other):
         K[:, mine, :, theirs] = block
         if _is_mirrored(stats, other, mine, theirs):
             K[:, theirs, :, mine] = block.permute(2, 3, 0, 1)
-    return K.view(stats.R * stats.N, other.R * other.N)
+    return K.flatten(2, 3).flatten(0, 1)
 
 
 def gram_pieces(stats: LayerStats, other: LayerStats) -> Iterator[Piece]:
     """Pieces `[R, n, R', m]` of the Gram matrix with their examples; half of them where `other` is `stats`."""
     if _few_positions(stats, other):
-        b, h = other.factors()
-        products = stats.T * other.T * other.N * max(1, stats.R * other.R // stats.T)
-        for mine in pieces.slices(stats.N, products * stats.g.element_size()):
-            a, g = stats.examples(mine).factors()
-            yield mine, slice(0, other.N), position_gram(a, g, b, h)
-        return
+        return _gram_through_positions(stats, other)
+    return _gram_through_gradients(stats, other)
+
+
+def _gram_through_positions(stats: LayerStats, other: LayerStats) -> Iterator[Piece]:
+    """As `gram_pieces`; all examples of `other` at once."""
+    b, h = other.factors()
+    everyone = slice(0, other.N)
+    # products of positions for one direction on each side, or products of directions where these are more
+    directions = max(1, stats.R * other.R // stats.T)
+    products = stats.T * other.T * other.N * directions
+    for mine in pieces.slices(stats.N, products * stats.itemsize):
+        a, g = stats.examples(mine).factors()
+        yield mine, everyone, position_gram(a, g, b, h)
+
+
+def _gram_through_gradients(stats: LayerStats, other: LayerStats) -> Iterator[Piece]:
+    """As `gram_pieces`, by products of P."""
     size = _piece_bytes(stats, other)
     for mine in stats.pieces(size):
-        U = rows_of(stats.examples(mine).gradients())  # [n R, d]
+        P = stats.examples(mine).gradients()
+        U = rows_of(P)  # [n R, d]
         begin = mine.start if other is stats else 0
         for theirs in other.pieces(size, begin):
-            if other is stats and theirs == mine:
-                V = U
-            else:
-                V = rows_of(other.examples(theirs).gradients())  # [m R', d]
-            block = (U @ V.T).view(-1, stats.R, len(V) // other.R, other.R)
+            V = U
+            if other is not stats or theirs != mine:
+                P = other.examples(theirs).gradients()
+                V = rows_of(P)  # [m R', d]
+            block = U @ V.T
+            block = block.unflatten(0, (-1, stats.R)).unflatten(2, (-1, other.R))  # [n, R, m, R']
             yield mine, theirs, block.permute(1, 0, 3, 2)
 
 
 def _piece_bytes(stats: LayerStats, other: LayerStats) -> int:
     """How much of the gradients on each side makes one piece of the Gram matrix."""
-    # larger pieces make faster products, and of gradients that were formed before they cost no memory
-    at_hand = stats.a is not None and other.a is not None and stats.formed and other.formed
-    size = pieces.KEPT_BYTES if at_hand else pieces.CHUNK_BYTES
+    size = pieces.CHUNK_BYTES
+    has_factors = stats.a is not None and other.a is not None
+    if has_factors and stats.formed and other.formed:
+        # larger pieces make faster products, and gradients that were formed before cost no memory
+        size = pieces.KEPT_BYTES
     # their products do: a piece of the Gram matrix takes at most a chunk
-    largest = stats.dim * math.sqrt(pieces.CHUNK_BYTES * stats.g.element_size())
+    rows_and_columns = pieces.CHUNK_BYTES * stats.itemsize
+    largest = stats.dim * math.sqrt(rows_and_columns)
     return min(size, int(largest))
 
 
@@ -106,22 +126,36 @@ def position_gram(a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
         h: `[R', m, U, Q, d_out]`.
     """
     R, n, T, Q, _ = g.shape
-    S, m, U = h.shape[:3]
-    if T == U == Q == 1:  # one product for all directions
-        G = g.reshape(R * n, -1) @ h.reshape(S * m, -1).T
-        A = a[:, 0, 0] @ b[:, 0, 0].T
-        return G.view(R, n, S, m) * A[None, :, None, :]
+    S, m, U, _, _ = h.shape
+    if T == U == Q == 1:
+        return _gram_of_rank_one(a, g, b, h)
     K = g.new_zeros(R, n, S, m)
     for q in range(Q):
-        A = a[:, :, q].flatten(0, 1) @ b[:, :, q].flatten(0, 1).T  # [n T, m U]
+        x = a[:, :, q].flatten(0, 1)  # [n T, d_in]
+        y = b[:, :, q].flatten(0, 1)  # [m U, d_in]
+        A = x @ y.T
         for r in range(R):
+            mine = g[r, :, :, q].flatten(0, 1)  # [n T, d_out]
             for s in range(S):
-                G = g[r, :, :, q].flatten(0, 1) @ h[s, :, :, q].flatten(0, 1).T  # [n T, m U]
-                K[r, :, s] += G.mul_(A).view(n, T, m, U).sum((1, 3))
+                theirs = h[s, :, :, q].flatten(0, 1)  # [m U, d_out]
+                G = mine @ theirs.T
+                products = G.mul_(A).view(n, T, m, U)
+                K[r, :, s] += products.sum((1, 3))
     return K
 
 
-# -- inner products of examples' blocks ------------------------------------------------------------
+def _gram_of_rank_one(a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    """As `position_gram`, for one position of one group: one product for all directions."""
+    R, n = g.shape[:2]
+    S, m = h.shape[:2]
+    mine = g.reshape(R * n, -1)
+    theirs = h.reshape(S * m, -1)
+    G = mine @ theirs.T
+    A = a[:, 0, 0] @ b[:, 0, 0].T
+    return G.view(R, n, S, m) * A[None, :, None, :]
+
+
+# -- inner products of examples' blocks --------------------------------------------------------------
 def squared_gram(stats: LayerStats, known: Tensor | None = None) -> Tensor:
     """<F_n, F_m>_Frobenius `[N, N]` of the examples' own blocks F_n = sum_r vec(P) vec(P)^T; |F|^2 is its mean.
 
@@ -132,7 +166,8 @@ def squared_gram(stats: LayerStats, known: Tensor | None = None) -> Tensor:
         known: their Gram matrix, where that is at hand.
     """
     if known is not None:
-        return known.view(stats.R, stats.N, stats.R, stats.N).square().sum((0, 2))
+        K = known.view(stats.R, stats.N, stats.R, stats.N)
+        return K.square().sum((0, 2))
     if stats.rank_one and stats.Q == 1:
         KX, KG = example_grams(stats)
         return KX * KG
@@ -151,31 +186,38 @@ def overlap(stats: LayerStats, other: LayerStats) -> Tensor:
     """
     total = stats.g.new_zeros(())
     for mine, theirs, block in _squared_pieces(stats, other):
-        times = 2 if _is_mirrored(stats, other, mine, theirs) else 1
-        total = total + times * block.sum()
+        twice = _is_mirrored(stats, other, mine, theirs)
+        total = total + (1 + twice) * block.sum()
     return total / (stats.N * other.N)
 
 
 def example_grams(stats: LayerStats, q: int = 0) -> tuple[Tensor, Tensor]:
     """K_X = (a_n . a_m)^2 and K_G = sum_{r,s} (g_rn . g_sm)^2 `[N, N]` of a group, for rank-one columns."""
-    a, g = stats.factors()
-    inputs = a[:, 0, q]  # [N, d_in]
-    KX = (inputs @ inputs.T).square()
-    return KX, outer_gram(g[:, :, 0, q])
+    a, g = stats.vectors(q)
+    products = a @ a.T
+    return products.square(), outer_gram(g)
 
 
 def _squared_pieces(stats: LayerStats, other: LayerStats) -> Iterator[Piece]:
     """Pieces `[n, m]` of <F_n, F'_m> with their examples; half of them where `other` is `stats`."""
-    if not (stats.rank_one and other.rank_one and stats.Q == 1):
-        for mine, theirs, block in gram_pieces(stats, other):
-            yield mine, theirs, block.square().sum((0, 2))
+    if stats.rank_one and other.rank_one and stats.Q == 1:
+        yield from _squared_pieces_of_rank_one(stats, other)
         return
-    # rank one: <F_n, F'_m> = (a_n . a'_m)^2 <H_n, H'_m>, no products of directions
-    a, g = stats.factors()
-    b, h = other.factors()
-    for mine in pieces.slices(stats.N, other.N * stats.g.element_size(), pieces.KEPT_BYTES):
-        KX = (a[mine, 0, 0] @ b[:, 0, 0].T).square()
-        yield mine, slice(0, other.N), KX * outer_gram(g[:, mine, 0, 0], h[:, :, 0, 0])
+    for mine, theirs, block in gram_pieces(stats, other):
+        squared = block.square()
+        yield mine, theirs, squared.sum((0, 2))
+
+
+def _squared_pieces_of_rank_one(stats: LayerStats, other: LayerStats) -> Iterator[Piece]:
+    """<F_n, F'_m> = (a_n . a'_m)^2 <H_n, H'_m>: no products of directions."""
+    a, g = stats.vectors()
+    b, h = other.vectors()
+    everyone = slice(0, other.N)
+    row_bytes = other.N * stats.itemsize
+    for mine in pieces.slices(stats.N, row_bytes, pieces.KEPT_BYTES):
+        products = a[mine] @ b.T
+        KG = outer_gram(g[:, mine], h)
+        yield mine, everyone, products.square() * KG
 
 
 def outer_gram(g: Tensor, h: Tensor | None = None) -> Tensor:
@@ -188,7 +230,9 @@ def outer_gram(g: Tensor, h: Tensor | None = None) -> Tensor:
         h: `[R', N', d_out]`; None for g itself, which saves half of the work.
     """
     R, _, d_out = g.shape
-    pairs = R * (R + 1) / 2 if h is None else R * h.shape[0]
+    pairs = R * (R + 1) / 2
+    if h is not None:
+        pairs = R * len(h)
     # a product for each entry of H, or one for each pair of directions
     if d_out <= pairs:
         return _gram_through_outer_products(g, h)
@@ -199,17 +243,20 @@ def _gram_through_outer_products(g: Tensor, h: Tensor | None) -> Tensor:
     """As `outer_gram`, by products of H in pieces of it."""
     symmetric = h is None
     other = g if h is None else h
-    N, M, d_out = g.shape[1], other.shape[1], g.shape[2]
+    N, d_out = g.shape[1:]
+    M = other.shape[1]
+    bytes_each = d_out**2 * g.element_size()
     K = g.new_empty(N, M)
-    for rows in pieces.slices(N, d_out**2 * g.element_size()):
+    for rows in pieces.slices(N, bytes_each):
         H = outer_products(g[:, rows])
-        for columns in pieces.slices(M, d_out**2 * g.element_size()):
+        for columns in pieces.slices(M, bytes_each):
             if symmetric and columns.start < rows.start:
                 K[rows, columns] = K[columns, rows].T
-            elif symmetric and columns == rows:
-                K[rows, columns] = H @ H.T
-            else:
-                K[rows, columns] = H @ outer_products(other[:, columns]).T
+                continue
+            H2 = H
+            if not symmetric or columns != rows:
+                H2 = outer_products(other[:, columns])
+            K[rows, columns] = H @ H2.T
     return K
 
 
@@ -221,7 +268,8 @@ def _gram_through_directions(g: Tensor, h: Tensor | None) -> Tensor:
     for r in range(len(g)):
         first = r if symmetric else 0
         for s in range(first, len(other)):
-            block = (g[r] @ other[s].T).square_()
+            products = g[r] @ other[s].T
+            block = products.square_()
             K += block
             if symmetric and s > r:
                 K += block.T

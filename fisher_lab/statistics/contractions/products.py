@@ -28,7 +28,8 @@ def combine(stats: LayerStats, s: Tensor) -> Tensor:
     if stats.a is None:
         V = torch.einsum("...rn,rnqoi->...qoi", s, stats.g)
     else:
-        weighted = torch.einsum("...rn,rntqo->...ntqo", s, stats.g)  # directions go before the products with a
+        # directions are summed before the products with a
+        weighted = torch.einsum("...rn,rntqo->...ntqo", s, stats.g)
         V = torch.einsum("...ntqo,ntqi->...qoi", weighted, stats.a)
     return V.flatten(-3, -2)
 
@@ -48,23 +49,36 @@ def apply(stats: LayerStats, X: Tensor, weight: Tensor | None = None) -> Tensor:
     many = X.numel() // stats.dim
     if _through_factors(stats, many):
         s = project(stats, X)
-        return combine(stats, s * weight.unsqueeze(-2))
+        weighted = s * weight.unsqueeze(-2)
+        return combine(stats, weighted)
     # every piece of P is formed once and used for all X
     V = X.reshape(many, stats.dim)
     total = torch.zeros_like(V)
     start = 0
     for P in stats.per_example():
         U = rows_of(P)  # [n R, d]
-        c = weight[..., start : start + P.shape[1]].repeat_interleave(stats.R, -1)
-        total.addmm_((V @ U.T) * c, U)
-        start += P.shape[1]
+        end = start + P.shape[1]
+        c = weight[..., start:end]
+        c = c.repeat_interleave(stats.R, -1)  # of every column
+        s = V @ U.T
+        total.addmm_(s * c, U)
+        start = end
     return total.view(X.shape)
+
+
+def _through_factors(stats: LayerStats, many: int) -> bool:
+    """Whether products with a and g cost less than with P, for `many` arrays at once."""
+    if stats.rank_one or stats.a is None:
+        return True
+    # with every array the factors take two products at each position, P once formed only one; forming it pays off
+    # unless the arrays are few
+    return not stats.formed and 2 * many < stats.R
 
 
 def with_gradients(stats: LayerStats, most_bytes: float) -> LayerStats:
     """The same statistics with P formed once and for all, if positions are shared and they fit.
 
-    With one position P is no sum and the routes through a and g are better in everything.
+    With one position P is no sum, and the routes through a and g are better in everything.
     """
     needed = stats.N * stats.gradient_bytes
     if stats.T == 1 or needed > most_bytes:
@@ -72,15 +86,8 @@ def with_gradients(stats: LayerStats, most_bytes: float) -> LayerStats:
     return stats.with_gradients()
 
 
-def _through_factors(stats: LayerStats, many: int) -> bool:
-    """Whether products with a and g cost less than with P, for `many` arrays at once."""
-    if stats.rank_one or stats.a is None:
-        return True
-    # at T positions a product through the factors costs about T times one with P, and forming P as much as R / 2
-    return not stats.formed and 2 * many < stats.R
-
-
 def rows_of(P: Tensor) -> Tensor:
     """P `[R, n, Q, d_out, d_in]` as `[n R, d]`, which is how chunks of it lie in memory."""
     R, n = P.shape[:2]
-    return P.transpose(0, 1).reshape(n * R, -1)
+    by_example = P.transpose(0, 1)
+    return by_example.reshape(n * R, -1)

@@ -32,6 +32,7 @@ Gradients = Sequence[Sequence[Tensor]]  # of several numbers, one after the othe
 class Moments(Mapping[str, Tensor], ABC):
     """What an approximation remembers of one layer; a value. `moments["A"]` is one of its tensors."""
 
+    # a mapping of tensors is equal to itself alone: comparing tensors would make the host wait
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -70,11 +71,17 @@ class Moments(Mapping[str, Tensor], ABC):
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors held."""
-        return sum(x.numel() * x.element_size() for x in self.tensors().values())
+        total = 0
+        for x in self.tensors().values():
+            total += x.numel() * x.element_size()
+        return total
 
     def masked(self, ok: Tensor) -> Self:
         """These moments where ok (a 0-d bool), zeros otherwise; without a host read."""
-        return self.with_tensors({name: kept(ok, x) for name, x in self.tensors().items()})
+        found = {}
+        for name, x in self.tensors().items():
+            found[name] = kept(ok, x)
+        return self.with_tensors(found)
 
     def as_means(self) -> Means:
         """The same as tensors that can be mixed.
@@ -143,8 +150,10 @@ class Means(Moments):
         """(1 - weight) self + weight new, name by name; what only `new` has is taken as it is."""
         new = new.as_means()
         mixed = {}
-        for name, x in new.items():
-            mixed[name] = mixture(self.named[name], x, weight) if name in self.named else x
+        for name, x in new.named.items():
+            if name in self.named:
+                x = mixture(self.named[name], x, weight)
+            mixed[name] = x
         return new.with_tensors(mixed)
 
     def as_means(self) -> Means:
@@ -156,29 +165,42 @@ class Means(Moments):
         moved = {}
         leaves = []
         for name, x in self.named.items():
-            leaf = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-            leaf.requires_grad_()
+            # moments may be integers, leaves may not
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            leaf = torch.zeros_like(x, dtype=dtype, requires_grad=True)
             leaves.append(leaf)
             moved[name] = x + leaf
         return self.with_tensors(moved), tuple(leaves)
 
-    def influences(self, gradients: Gradients, own: Iterator[Moments], N: int) -> Tensor | None:
+    def influences(
+        self,
+        gradients: Gradients,
+        own: Iterator[Moments],
+        N: int,
+    ) -> Tensor | None:
         """<gradient, moments of example n - their mean>; None if that mean is not what these moments are."""
-        flat = [torch.cat([gradient.flatten() for gradient in row]) for row in gradients]
-        directions = torch.stack(flat)  # [numbers, entries]
+        directions = torch.stack([_flat(row) for row in gradients])  # [numbers, entries]
         mean = torch.zeros_like(directions[0])
-        rows = []
+        columns = []
         for n, moments in enumerate(own):
             example = moments.as_means()
-            parts = [example[name].expand_as(x).flatten() for name, x in self.named.items()]
-            entries = torch.cat(parts)
-            rows.append(directions @ entries)
+            entries = self._entries_of(example)
+            columns.append(directions @ entries)
             mean += (entries - mean) / (n + 1)
-        here = torch.cat([x.detach().flatten() for x in self.named.values()])
-        if float((mean - here).norm()) > agreement(here.dtype) * float(here.norm()):
+        here = self._entries_of(self).detach()
+        deviation = torch.linalg.norm(mean - here)
+        allowed = agreement(here.dtype) * torch.linalg.norm(here)
+        if float(deviation) > float(allowed):
             return None  # whatever these are, they are no means of what the examples have
-        influence = torch.stack(rows, 1)
+        influence = torch.stack(columns, 1)
         return influence - influence.mean(1, keepdim=True)
+
+    def _entries_of(self, other: Means) -> Tensor:
+        """The entries of other moments, flat, in the order and in the shapes of these."""
+        parts = []
+        for name, x in self.named.items():
+            parts.append(other.named[name].expand_as(x))
+        return _flat(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,9 +231,10 @@ class Columns(Moments):
     @property
     def weights(self) -> Tensor:
         """The examples' weights `[N]`."""
-        if self.weight is None:
-            return self.stats.g.new_full((self.stats.N,), 1 / self.stats.N)
-        return self.weight
+        if self.weight is not None:
+            return self.weight
+        N = self.stats.N
+        return self.stats.g.new_full((N,), 1 / N)
 
     def weighted(self) -> LayerStats:
         """The columns with the weights inside g, so that equal ones are the right ones."""
@@ -219,7 +242,9 @@ class Columns(Moments):
             return self.stats
         g = self.stats.g
         root = (self.weight * self.stats.N).sqrt()
-        return self.stats.like(self.stats.a, g * root.view(1, -1, *(1,) * (g.ndim - 2)))
+        others = (1,) * (g.ndim - 2)
+        root = root.view(1, -1, *others)
+        return self.stats.like(self.stats.a, g * root)
 
     def tensors(self) -> dict[str, Tensor]:
         """`a`, `g` and `weight`, as far as there are any."""
@@ -239,13 +264,15 @@ class Columns(Moments):
         """All examples, older ones first, as far as `most` allows."""
         if not isinstance(new, Columns):
             return self.as_means().mix(new, weight)
-        return self._joined(new, weight)._heaviest()
+        joined = self._joined(new, weight)
+        return joined._heaviest()
 
     def follow(self, new: Moments, weight: float | Tensor) -> Moments:
         """The newest `most`: heavier than every new example, older ones would else stay for ever."""
         if self.most is None or not isinstance(new, Columns):
             return self.mix(new, weight)
-        return self._joined(new, weight)._newest()
+        joined = self._joined(new, weight)
+        return joined._newest()
 
     def _joined(self, new: Columns, weight: float | Tensor) -> Columns:
         """All examples, older ones first."""
@@ -253,11 +280,12 @@ class Columns(Moments):
         older = self.stats.with_positions(T)
         newer = new.stats.with_positions(T)
         g = torch.cat([older.g, newer.g], 1)
-        weights = torch.cat([self.weights * (1 - weight), new.weights * weight])
         a = None
         if older.a is not None and newer.a is not None:
             a = torch.cat([older.a, newer.a])
-        return replace(new, stats=newer.like(a, g), weight=weights)
+        of_older = self.weights * (1 - weight)
+        of_newer = new.weights * weight
+        return replace(new, stats=newer.like(a, g), weight=torch.cat([of_older, of_newer]))
 
     def _heaviest(self) -> Columns:
         """The `most` heaviest examples, ties to the earliest, which in a running mean are the first."""
@@ -265,8 +293,10 @@ class Columns(Moments):
         if self.most is None or len(weight) <= self.most:
             return self
         # weights that differ by rounding only are alike
-        heaviness = (weight / weight.max()).mul(1e6).round()
-        return self._chosen(heaviness.argsort(stable=True, descending=True)[: self.most])
+        share = weight / weight.max()
+        heaviness = share.mul(1e6).round()
+        order = heaviness.argsort(stable=True, descending=True)
+        return self._chosen(order[: self.most])
 
     def _newest(self) -> Columns:
         """The `most` newest that have a weight, in their order (those of a batch that was not finite have none)."""
@@ -280,10 +310,12 @@ class Columns(Moments):
 
     def _chosen(self, order: Tensor) -> Columns:
         """Some of the examples, their weights summing to 1 again."""
-        a = None if self.stats.a is None else self.stats.a[order]
-        stats = self.stats.like(a, self.stats.g[:, order])
+        a = self.stats.a
+        if a is not None:
+            a = a[order]
+        g = self.stats.g[:, order]
         weight = self.weights[order]
-        return replace(self, stats=stats, weight=weight / weight.sum())
+        return replace(self, stats=self.stats.like(a, g), weight=weight / weight.sum())
 
     def as_means(self) -> Means:
         """The `block` `[d, d]` that they are the columns of."""
@@ -292,12 +324,18 @@ class Columns(Moments):
 
     def with_leaves(self) -> tuple[Columns, tuple[Tensor, ...]]:
         """The weights are the leaves."""
-        weight = self.weights.detach().clone().requires_grad_()
+        weight = self.weights.detach().clone()
+        weight.requires_grad_()
         return replace(self, weight=weight), (weight,)
 
-    def influences(self, gradients: Gradients, own: Iterator[Moments], N: int) -> Tensor:
+    def influences(
+        self,
+        gradients: Gradients,
+        own: Iterator[Moments],
+        N: int,
+    ) -> Tensor:
         """From the derivatives in the weights."""
-        return _of_weights([row[0] for row in gradients], N)
+        return _of_weights([weight for (weight,) in gradients], N)
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,25 +366,35 @@ class Rows(Moments):
     def mix(self, new: Moments, weight: float | Tensor) -> Moments:
         """All examples while they are smaller than the blocks, then the blocks."""
         if isinstance(new, Rows):
-            a = torch.cat([self.a, new.a])
-            w = torch.cat([self.w * (1 - weight), new.w * weight])
             d_out, d_in = self.shape
-            if len(a) * (d_in + d_out) < d_out * d_in**2:
+            N = len(self.a) + len(new.a)
+            if N * (d_in + d_out) < d_out * d_in**2:
+                a = torch.cat([self.a, new.a])
+                w = torch.cat([self.w * (1 - weight), new.w * weight])
                 return replace(new, a=a, w=w)
         return self.as_means().mix(new, weight)
 
     def as_means(self) -> Means:
         """The blocks, as `row` `[d_out, d_in, d_in]`."""
-        return Means({"row": FactoredRows(self.a, self.w).formed().blocks}, self.shape)
+        formed = FactoredRows(self.a, self.w).formed()
+        return Means({"row": formed.blocks}, self.shape)
 
     def with_leaves(self) -> tuple[Rows, tuple[Tensor, ...]]:
         """Factors of the examples' weights are the leaves."""
-        factor = torch.ones_like(self.w[:, :1]).requires_grad_()
+        factor = torch.ones_like(self.w[:, :1], requires_grad=True)
         return replace(self, w=self.w * factor), (factor,)
 
-    def influences(self, gradients: Gradients, own: Iterator[Moments], N: int) -> Tensor:
+    def influences(
+        self,
+        gradients: Gradients,
+        own: Iterator[Moments],
+        N: int,
+    ) -> Tensor:
         """From the derivatives in the weights, 1/N of which is a factor of 1."""
-        return _of_weights([row[0][:, 0] * N for row in gradients], N)
+        of_weights = []
+        for (factor,) in gradients:
+            of_weights.append(factor[:, 0] * N)
+        return _of_weights(of_weights, N)
 
 
 def mixture(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:
@@ -364,9 +412,16 @@ def _of_weights(gradients: Sequence[Tensor], N: int) -> Tensor:
     for gradient in gradients:
         n = len(gradient)
         row = gradient.new_zeros(N)
-        row[:n] = (gradient - gradient.mean()) * (N / n)
+        centred = gradient - gradient.mean()
+        # examples that are not kept move nothing; those that are stand for all
+        row[:n] = centred * (N / n)
         rows.append(row)
     return torch.stack(rows)
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    """All entries in a row."""
+    return torch.cat([x.flatten() for x in tensors])
 
 
 def as_moments(found: Moments | Mapping[str, Tensor], shape: tuple[int, int], label: str) -> Moments:
@@ -382,17 +437,13 @@ def as_moments(found: Moments | Mapping[str, Tensor], shape: tuple[int, int], la
     """
     if isinstance(found, Moments):
         return found
-    if isinstance(found, Mapping) and all(isinstance(x, Tensor) for x in found.values()):
-        return Means(dict(found), shape)
+    what = type(found).__name__
+    if isinstance(found, Mapping):
+        kinds = {type(x).__name__ for x in found.values() if not isinstance(x, Tensor)}
+        if not kinds:
+            return Means(dict(found), shape)
+        what = f"a dictionary with {' and '.join(sorted(kinds))}"
     raise TypeError(
-        f"{label}.moments returned {_described(found)}, expected a dictionary of named tensors, or Moments; return "
-        "means over the examples, or fl.approximations.Columns."
+        f"{label}.moments returned {what}, expected a dictionary of named tensors, or Moments; return means over the "
+        "examples, or fl.approximations.Columns."
     )
-
-
-def _described(value: object) -> str:
-    """What a value is, for a message."""
-    if not isinstance(value, Mapping):
-        return type(value).__name__
-    kinds = sorted({type(x).__name__ for x in value.values()})
-    return f"a dictionary of {' and '.join(kinds)}"

@@ -16,6 +16,7 @@ from fisher_lab import approximations
 from fisher_lab.approximations import (
     EKFAC,
     KFAC,
+    KPSVD,
     TEKFAC,
     TKFAC,
     TN,
@@ -69,6 +70,7 @@ INSTANCES += [
     TENGraD(spatial="reduce_mean"),
     Shampoo(match_trace=False),
     Corrected(TKFAC("full")),
+    Corrected(KPSVD()),
     Isotropic(2.0),
 ]
 # Definitions of other test files in the same process are not meant, and this one shall not be seen there.
@@ -163,6 +165,51 @@ def test_a_name_of_the_package_is_not_taken_over() -> None:
     with pytest.raises(ValueError, match="KFAC"):
         type("KFAC", (Approximation,), {"moments": lambda *_: {}, "assemble": lambda *_: None})
     assert approximations.registry()["KFAC"] is KFAC
+
+
+@pytest.mark.parametrize("name", ["average", "keeps_examples", "carry", "reassemble"])
+def test_what_nothing_asks_for_any_more_is_refused_with_the_cure(name) -> None:
+    """Methods that classes of earlier versions defined would else be passed over in silence."""
+    with pytest.raises(TypeError, match=f"defines {name}.*fl.approximations"):
+        type("OfEarlierVersions", (Approximation,), {name: lambda *_: None})
+    assert "OfEarlierVersions" not in approximations.registry()
+
+
+def test_a_class_of_earlier_versions_sees_the_matrix() -> None:
+    """`moments(stats, matrix=None)` and `assemble(moments, matrix=None)` are called as they were."""
+    seen = []
+
+    class Earlier(Approximation, register=False):
+        sweeps = 2
+
+        def moments(self, stats, matrix=None):
+            seen.append(matrix)
+            return {"squares": stats.squares().flatten(0, 1)}
+
+        def assemble(self, moments, matrix=None):
+            seen.append(matrix)
+            return DiagonalMatrix(moments["squares"])
+
+    matrix = build(Earlier(), random_stats(0))
+    assert seen[:2] == [None, None]
+    assert isinstance(seen[2], DiagonalMatrix)
+    assert seen[2] is seen[3]
+    assert matrix is not seen[2]
+
+
+@pytest.mark.parametrize("returned", [None, [torch.ones(2)], {"mean": 1.0}])
+def test_what_is_no_moments_is_refused(returned) -> None:
+    """A dictionary of tensors is expected, or Moments."""
+
+    class Wrong(Approximation, register=False):
+        def moments(self, sums):
+            return returned
+
+        def assemble(self, moments):
+            return None
+
+    with pytest.raises(TypeError, match=r"Wrong.moments returned .*, expected a dictionary of named tensors"):
+        build(Wrong(), random_stats(0))
 
 
 def test_intermediate_classes_need_not_be_registered() -> None:

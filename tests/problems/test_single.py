@@ -1,7 +1,5 @@
 """What is true of one problem or the other."""
 
-import sys
-
 import pytest
 import torch
 
@@ -74,12 +72,6 @@ def test_all_nine_photos_are_classes():
     assert made.settings["classes"][:3] == ["china", "flower", "astronaut"]
     assert made.model(made.data[0][:2]).shape == (2, 9)
     assert torch.equal(made.train_data[1].bincount(), torch.full((9,), 200))
-
-
-def test_photos_without_scikit_image_are_refused_with_the_cure(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage.data", None)
-    with pytest.raises(ValueError, match=r"scikit-image.*pip install .fisher-lab\[data\]."):
-        problems.load("photo_patches_cnn", steps=0)
 
 
 def test_patches_have_no_mean_colour():

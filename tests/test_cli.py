@@ -23,11 +23,15 @@ def toy(n: int = 30):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).eval(), nn.MSELoss(), torch.randn(n, 4)
 
-def slow():
+def held():
     import time, fisher_lab as fl
-    class Slow(fl.KFAC):
+    from pathlib import Path
+    here = Path(__file__).parent
+    class Held(fl.KFAC):
         def assemble(self, moments, matrix=None):
-            time.sleep(0.7)
+            # The second layer does not end before the test lets it.
+            while (here / "hold").exists() and (here / ".run.partial.json").exists():
+                time.sleep(0.02)
             return super().assemble(moments)
     return toy()
 '''
@@ -283,14 +287,16 @@ def test_a_stopped_run_keeps_what_it_finished_and_goes_on(tmp_path, own) -> None
         "fisher_lab",
         "compare",
         "--problem",
-        own.replace(":toy", ":slow"),
+        own.replace(":toy", ":held"),
         "--output",
         str(path),
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(fl.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    hold = tmp_path / "hold"
+    hold.touch()
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     partial = tmp_path / ".run.partial.json"
-    for _ in range(600):
+    for _ in range(2000):
         if partial.exists() and fl.load_comparison(partial).layers == ["0"]:
             break
         time.sleep(0.05)
@@ -300,6 +306,7 @@ def test_a_stopped_run_keeps_what_it_finished_and_goes_on(tmp_path, own) -> None
     assert "the same command goes on" in err
     assert not path.exists()
     assert fl.load_comparison(partial).layers == ["0"]
+    hold.unlink()
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     assert fl.load_comparison(path).layers == ["0", "2"]
     assert not partial.exists()

@@ -76,7 +76,9 @@ class Approximation(ABC):
             if value != p.default:
                 changed.append(f"{p.name}={value}")
         name = type(self).__name__
-        return f"{name}({', '.join(changed)})" if changed else name
+        if not changed:
+            return name
+        return f"{name}({', '.join(changed)})"
 
     def check_factors(self, sums: Sums) -> None:
         """Raise ValueError for statistics without layer inputs."""
@@ -201,7 +203,11 @@ def registry() -> dict[str, type[Approximation]]:
 
 def default_approximations() -> list[Approximation]:
     """One of every listed approximation that can be built without arguments."""
-    return [cls() for cls in Approximation._registry.values() if cls.listed and not _required(cls)]
+    found = []
+    for cls in Approximation._registry.values():
+        if cls.listed and not _required(cls):
+            found.append(cls())
+    return found
 
 
 def _required(cls: type[Approximation]) -> list[str]:
@@ -226,4 +232,5 @@ def check_approximation(value: Any, otherwise: str = "") -> None:
 def check_choice(owner: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError where an option is none of its choices."""
     if value not in choices:
-        raise ValueError(f"{owner} got {name}={value!r}, expected one of {', '.join(map(repr, choices))}.")
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"{owner} got {name}={value!r}, expected one of {known}.")

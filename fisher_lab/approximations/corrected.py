@@ -55,26 +55,32 @@ class WithSquares(Moments):
 
     def tensors(self) -> dict[str, Tensor]:
         """`s`, and those of the base as `base.A`, ..."""
-        found = {BASE + name: x for name, x in self.base.tensors().items()}
+        found = {}
+        for name, x in self.base.tensors().items():
+            found[BASE + name] = x
         if self.s is not None:
             found["s"] = self.s
         return found
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """Others of the same names."""
-        names = self.base.tensors()
-        base = self.base.with_tensors({name: tensors[BASE + name] for name in names})
+        of_base = {}
+        for name in self.base.tensors():
+            of_base[name] = tensors[BASE + name]
+        base = self.base.with_tensors(of_base)
         return replace(self, base=base, s=tensors.get("s"))
 
     def mix(self, new: Moments, weight: float | Tensor) -> Moments:
         """The base's mixed as it does; the first `s` is taken as it is."""
         assert isinstance(new, WithSquares)
-        return replace(new, base=self.base.mix(new.base, weight), s=self._mixed(new.s, weight))
+        base = self.base.mix(new.base, weight)
+        return replace(new, base=base, s=self._mixed(new.s, weight))
 
     def follow(self, new: Moments, weight: float | Tensor) -> Moments:
         """As the base does, too."""
         assert isinstance(new, WithSquares)
-        return replace(new, base=self.base.follow(new.base, weight), s=self._mixed(new.s, weight))
+        base = self.base.follow(new.base, weight)
+        return replace(new, base=base, s=self._mixed(new.s, weight))
 
     def _mixed(self, new: Tensor | None, weight: float | Tensor) -> Tensor | None:
         """The squares of both."""
@@ -107,7 +113,8 @@ class EigenvalueCorrected(Iterated, register=False):
         base = observed(self.base, sums, None)
         if not isinstance(matrix, EigenbasisDiagonal):
             return WithSquares(base)
-        return WithSquares(base, sums.squares((matrix.basis[0], matrix.basis[1])))
+        left, right = matrix.basis
+        return WithSquares(base, sums.squares((left, right)))
 
     def assemble(self, moments: Moments) -> EigenbasisDiagonal:
         """The base in its eigenbasis, with its own eigenvalues."""
@@ -125,7 +132,8 @@ class EigenvalueCorrected(Iterated, register=False):
         fresh = self.assemble(moments)
         if moments.s is None or not isinstance(matrix, EigenbasisDiagonal):
             return fresh
-        return EigenbasisDiagonal(fresh.basis, in_new_basis(moments.s, matrix.basis, fresh.basis))
+        values = in_new_basis(moments.s, matrix.basis, fresh.basis)
+        return EigenbasisDiagonal(fresh.basis, values)
 
     def reassemble(self, moments: Moments, matrix: FisherMatrix) -> FisherMatrix:
         """The squares in the basis of `matrix`, which the same data would only give again."""
@@ -155,7 +163,8 @@ def in_new_basis(
     for mode, (before, after) in enumerate(zip(old, new, strict=True)):
         if before is None or after is None:
             continue
-        weights = without_noise(after.transpose(-1, -2) @ before).square()
+        turn = after.transpose(-1, -2) @ before
+        weights = without_noise(turn).square()
         if mode == 0:
             s = weights @ s
         else:

@@ -41,14 +41,16 @@ def _of_version_1(found: dict[str, Tensor], approximation: Approximation, layer:
         s = found.pop("s", None)
         return WithSquares(_of_version_1(found, approximation.base, layer), s)
     if isinstance(approximation, TENGraD):
-        return Columns(_stats(found, layer), found.get("weight"), approximation.batch)
+        stats = _stats(found, layer)
+        return Columns(stats, found.get("weight"), approximation.batch)
     if isinstance(approximation, KPSVD) and "g" in found:
         return FirstColumns(_stats(found, layer), found.get("weight"))
     if isinstance(approximation, Exact):
         if "g" in found:
             return ColumnsOrBlock(_stats(found, layer), found.get("weight"))
         rows, columns = layer.shape
-        found["block"] = found["block"].reshape(rows * columns, rows * columns)
+        d = rows * columns
+        found["block"] = found["block"].reshape(d, d)  # it had the shape of W twice
     if isinstance(approximation, MiniBlock) and "a" in found:
         return Rows(found["a"], found["w"])
     return as_moments(found, layer.shape, approximation.label)

@@ -77,7 +77,10 @@ def is_dense(stats: LayerStats) -> bool:
 
 def _numbers(moments: Moments) -> int:
     """Numbers held."""
-    return sum(x.numel() for x in moments.tensors().values())
+    total = 0
+    for x in moments.tensors().values():
+        total += x.numel()
+    return total
 
 
 def _gradient_numbers(stats: LayerStats) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fisher_lab._ground.linalg import Lanczos
 from fisher_lab.approximations.base import Iterated
 from fisher_lab.approximations.moments import Columns, Moments
+from fisher_lab.approximations.tkfac import traces
 from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.statistics import LayerStats, Sums, contractions
 from fisher_lab.statistics.pieces import KEPT_BYTES
@@ -58,7 +59,9 @@ class KPSVD(Iterated):
         """`S` and `T` one half-step from `matrix`."""
         assert isinstance(matrix, Kronecker)
         G, A = matrix.factors
-        return {"S": sums.left(_unit(A)), "T": sums.right(_unit(G))}
+        S = sums.left(_unit(A))
+        T = sums.right(_unit(G))
+        return {"S": S, "T": T}
 
     def assemble(self, moments: Moments) -> FisherMatrix:
         """sigma S (x) T, sqrt(sigma) in each factor."""
@@ -79,32 +82,46 @@ def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
 
     The first steps run in single precision where that saves time: the iteration forgets where it came from.
     """
-    T = torch.eye(stats.d_in, dtype=stats.g.dtype, device=stats.g.device).repeat(stats.Q, 1, 1)
-    if stats.a is not None and stats.T > 1 and stats.g.dtype == torch.float64:
-        rough = stats.like(_single(stats.a), _single(stats.g))
-        _, found, _ = _iterate(rough, T.float(), ROUGH_TOLERANCE, ROUGH_ITERATIONS)
-        T = torch.where(_norm(found) > 0, found.double(), T)  # zero where squares vanish in single precision
-    if stats.Q == 1 and not stats.g.requires_grad:  # which goes by steps that can be derived
+    g = stats.g
+    eye = torch.eye(stats.d_in, dtype=g.dtype, device=g.device)
+    T = _roughly(stats, eye.repeat(stats.Q, 1, 1))
+    # where derivatives are wanted, by steps that have one
+    if stats.Q == 1 and not g.requires_grad:
         start = contractions.left(stats, T)
         if float(_norm(start)) > 0:
             S, T = _leading(stats, start)
             sigma = _norm(S) / _norm(T)
-            return _unit(S) * sigma.sqrt(), _unit(T) * sigma.sqrt()
+            root = sigma.sqrt()
+            return _unit(S) * root, _unit(T) * root
     S, T, sigma = _iterate(stats, T, TOLERANCE, MAX_ITERATIONS)
-    return S * sigma.sqrt(), T * sigma.sqrt()
+    root = sigma.sqrt()
+    return S * root, T * root
+
+
+def _roughly(stats: LayerStats, T: Tensor) -> Tensor:
+    """T after some steps in single precision, where these save time."""
+    if stats.rank_one or stats.a is None or stats.g.dtype != torch.float64:
+        return T
+    rough = stats.like(_single(stats.a), _single(stats.g))
+    _, found, _ = _iterate(rough, T.float(), ROUGH_TOLERANCE, ROUGH_ITERATIONS)
+    # zero where squares vanish in single precision
+    return torch.where(_norm(found) > 0, found.double(), T)
 
 
 def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
     """Z T and T = Z^T S' for the leading left singular vector S' of Z, by the Lanczos method on Z Z^T from S."""
     stats = contractions.with_gradients(stats, KEPT_BYTES)
-    tolerance = max(TOLERANCE, 64 * torch.finfo(S.dtype).eps)
+    rounding = 64 * torch.finfo(S.dtype).eps
+    tolerance = max(TOLERANCE, rounding)
     run = Lanczos(S.flatten(), tolerance, MAX_ITERATIONS, check_every=1)
     # Z^T v and Z Z^T v of every Lanczos vector v, as long as they are small enough to keep: what is sought is a
     # combination of them
     images: list[tuple[Tensor, Tensor]] = []
-    size = (S.numel() + stats.d_in**2) * S.element_size()
+    numbers = S.numel() + stats.d_in**2
+    size = numbers * S.element_size()
     while run.found is None:
-        T = contractions.right(stats, run.vector.view(S.shape))
+        v = run.vector.view(S.shape)
+        T = contractions.right(stats, v)
         image = contractions.left(stats, T)
         images.append((T, image))
         run.feed(image.flatten())
@@ -115,12 +132,13 @@ def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
         S = torch.zeros_like(S)
         T = torch.zeros_like(images[0][0])
         for weight, (right, left) in zip(run.ritz_weights, images, strict=True):
-            S.add_(left, alpha=weight)
             T.add_(right, alpha=weight)
+            S.add_(left, alpha=weight)
     else:
-        T = contractions.right(stats, run.ritz_vector.view(S.shape))
+        v = run.ritz_vector.view(S.shape)
+        T = contractions.right(stats, v)
         S = contractions.left(stats, T)
-    sign = torch.sign(T.diagonal(dim1=-2, dim2=-1).sum())  # that of PSD matrices
+    sign = torch.sign(traces(T).sum())  # that of PSD matrices
     return S * sign, T * sign
 
 
@@ -140,9 +158,11 @@ def _iterate(
         image = contractions.left(stats, new_T)
         sigma = _norm(image)
         new_S = _unit(image)
-        change = torch.maximum(_norm(new_S - S).max(), _norm(new_T - T).max())
-        S, T = new_S, new_T
-        if change < tolerance:
+        of_S = _norm(new_S - S).max()
+        of_T = _norm(new_T - T).max()
+        S = new_S
+        T = new_T
+        if torch.maximum(of_S, of_T) < tolerance:
             break
     return S, T, sigma
 
@@ -150,17 +170,17 @@ def _iterate(
 def _single(x: Tensor) -> Tensor:
     """In single precision, scaled to entries of order 1 so that nothing vanishes."""
     top = x.abs().max()
-    return (x / torch.where(top > 0, top, torch.ones_like(top))).float()
+    return _divide(x, top).float()
 
 
 def _solve_in_examples(stats: LayerStats) -> tuple[Tensor, Tensor]:
     """Power iteration on the weights of the examples, group by group (rank-one columns)."""
-    a, g = stats.factors()
     outputs = []
     inputs = []
     for q in range(stats.Q):
+        a, g = stats.vectors(q)
         KX, KG = contractions.example_grams(stats, q)
-        S, T = _examples_of_group(a[:, 0, q], g[:, :, 0, q], KX, KG)
+        S, T = _examples_of_group(a, g, KX, KG)
         outputs.append(S)
         inputs.append(T)
     return torch.stack(outputs), torch.stack(inputs)
@@ -170,23 +190,31 @@ def _examples_of_group(a: Tensor, g: Tensor, KX: Tensor, KG: Tensor) -> tuple[Te
     """S and T of one group from a `[N, d_in]`, g `[R, N, d_out]`, and K_X and K_G."""
     tiny = torch.finfo(a.dtype).tiny
     alpha = a.square().sum(1)  # the weights of T = I
-    alpha = alpha / (alpha @ KG @ alpha).clamp(min=tiny).sqrt()
+    alpha = alpha / _size_in(KG, alpha, tiny)
     for _ in range(MAX_ITERATIONS):
         beta = KG @ alpha
-        beta = beta / (beta @ KX @ beta).clamp(min=tiny).sqrt()
+        beta = beta / _size_in(KX, beta, tiny)
         new = KX @ beta
-        sigma = (new @ KG @ new).clamp(min=0).sqrt()
+        sigma = _size_in(KG, new)
         new = new / sigma.clamp(min=tiny)
         step = new - alpha
         alpha = new
-        if (step @ KG @ step).clamp(min=0).sqrt() < TOLERANCE:
+        if _size_in(KG, step) < TOLERANCE:
             break
     root = (sigma / len(a)).sqrt()
-    weighted = g * (alpha * root).clamp(min=0).sqrt()[None, :, None]
+    of_outputs = (alpha * root).clamp(min=0)
+    weighted = g * of_outputs.sqrt()[None, :, None]
     weighted = weighted.flatten(0, 1)  # [R N, d_out]
     S = weighted.T @ weighted
-    T = a.T @ (a * (beta * root)[:, None])
+    of_inputs = beta * root
+    T = a.T @ (a * of_inputs[:, None])
     return S, T
+
+
+def _size_in(K: Tensor, x: Tensor, least: float = 0.0) -> Tensor:
+    """Root of x^T K x: the Frobenius norm of the factor whose weights are x."""
+    square = x @ K @ x
+    return square.clamp(min=least).sqrt()
 
 
 def _norm(M: Tensor) -> Tensor:
@@ -196,7 +224,8 @@ def _norm(M: Tensor) -> Tensor:
 
 def _divide(M: Tensor, scale: Tensor) -> Tensor:
     """M / scale, M itself where the scale is zero."""
-    return M / torch.where(scale > 0, scale, torch.ones_like(scale))
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return M / safe
 
 
 def _unit(M: Tensor) -> Tensor:

@@ -54,13 +54,17 @@ class MiniBlock(Approximation):
         if self.linear == "col_avg":
             return {"col_avg": sums.left()}
         if self.linear == "col":
-            _check_memory(self, d_in * sums.Q * sums.d_out**2, sums)
-            return {"col": sums.column_blocks().view(sums.Q, d_in, sums.d_out, sums.d_out)}
-        # rank-one columns tell the blocks, in fewer numbers where the examples are few
-        if sums.rank_one and sums.Q == 1 and sums.N * (rows + d_in) < rows * d_in**2:
-            a, g = sums.stats.factors()
-            return Rows(a[:, 0, 0], g[:, :, 0, 0].square().sum(0) / sums.N)
-        _check_memory(self, rows * d_in**2, sums)
+            shape = (sums.Q, d_in, sums.d_out, sums.d_out)
+            _check_memory(self, math.prod(shape), sums)
+            return {"col": sums.column_blocks().view(shape)}
+        in_blocks = rows * d_in**2
+        in_factors = sums.N * (rows + d_in)
+        # of columns of rank one the factors tell all, in fewer numbers where the examples are few
+        if sums.rank_one and sums.Q == 1 and in_factors < in_blocks:
+            a, g = sums.stats.vectors()
+            w = g.square().sum(0)  # [N, d_out]
+            return Rows(a, w / sums.N)
+        _check_memory(self, in_blocks, sums)
         return {"row": sums.row_blocks(d_in)}
 
     def _conv_moments(self, sums: Sums) -> dict[str, Tensor]:
@@ -70,9 +74,11 @@ class MiniBlock(Approximation):
             return {"row": sums.row_blocks(d_in)}
         weight = sums.inputs(slice(0, math.prod(sums.kernel)))
         width = math.prod(sums.kernel[1:])
-        found = {"kernel": weight.row_blocks(width).unflatten(0, (rows, -1))}
+        blocks = weight.row_blocks(width)
+        found = {"kernel": blocks.unflatten(0, (rows, -1))}
         if sums.bias:
-            found["bias"] = sums.inputs(slice(-1, None)).squares().flatten(0, 1)
+            bias = sums.inputs(slice(-1, None))
+            found["bias"] = bias.squares().flatten(0, 1)
         return found
 
     def assemble(self, moments: Moments) -> FisherMatrix:
@@ -82,28 +88,35 @@ class MiniBlock(Approximation):
         rows, d_in = moments.shape
         if "row_avg" in moments:
             M = moments["row_avg"]
-            outputs = M.new_ones(len(M), rows // len(M))  # [Q, d_out], the diagonal of the identity
-            return Kronecker((outputs, M / outputs.shape[1]), identities=(0,))
+            Q = len(M)
+            d_out = rows // Q
+            identity = M.new_ones(Q, d_out)  # its diagonal
+            return Kronecker((identity, M / d_out), identities=(0,))
         if "col_avg" in moments:
             M = moments["col_avg"]
-            inputs = M.new_ones(len(M), d_in)
-            return Kronecker((M / d_in, inputs), identities=(1,))
+            identity = M.new_ones(len(M), d_in)
+            return Kronecker((M / d_in, identity), identities=(1,))
         if "col" in moments:
             M = moments["col"]  # [Q, d_in, d_out, d_out]
-            return BlockDiagonal(M.flatten(0, 1), moments.shape, groups=len(M))
+            blocks = M.flatten(0, 1)
+            return BlockDiagonal(blocks, moments.shape, groups=len(M))
         if "row" in moments:
             return BlockDiagonal(moments["row"], moments.shape)
         M = moments["kernel"]  # [rows, channels, width, width]
-        blocks = BlockDiagonal(M.flatten(0, 1), (rows, M.shape[1] * M.shape[2]))
+        _, channels, width, _ = M.shape
+        weight = BlockDiagonal(M.flatten(0, 1), (rows, channels * width))
         if "bias" not in moments:
-            return blocks
-        return DirectSum((blocks, DiagonalMatrix(moments["bias"])))
+            return weight
+        bias = DiagonalMatrix(moments["bias"])
+        return DirectSum((weight, bias))
 
 
 def _check_memory(approximation: MiniBlock, numbers: int, sums: Sums) -> None:
-    need = 2 * numbers * sums.g.element_size()
-    if need > available_bytes():
+    """Refuse blocks that do not fit twice: as moments, and while two of them mix."""
+    need = 2 * numbers * sums.stats.itemsize
+    free = available_bytes()
+    if need > free:
         raise ValueError(
-            f"{approximation.label} on a layer {sums.shape} needs {readable(need)} and "
-            f'{readable(available_bytes())} is free; use MiniBlock(linear="row_avg") or "col_avg".'
+            f"{approximation.label} on a layer {sums.shape} needs {readable(need)} and {readable(free)} is free; use "
+            'MiniBlock(linear="row_avg") or "col_avg".'
         )

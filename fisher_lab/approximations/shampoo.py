@@ -13,6 +13,7 @@ from torch import Tensor
 from fisher_lab._ground.linalg import eigh, shifted_power
 from fisher_lab.approximations.base import Approximation
 from fisher_lab.approximations.moments import Moments
+from fisher_lab.approximations.tkfac import traces
 from fisher_lab.approximations.tn import covariances, mode_covariances, with_bias
 from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.statistics import Sums
@@ -43,21 +44,18 @@ class Shampoo(Approximation):
         pairs = []
         for U in modes:
             values, vectors = eigh(U)
-            pairs.append((shifted_power(values, 1 / len(modes)), vectors))
+            roots = shifted_power(values, 1 / len(modes))
+            pairs.append((roots, vectors))
         if self.match_trace:
+            of_roots = torch.stack([roots.sum(-1) for roots, _ in pairs])  # [k, Q]
+            c = _ratio(traces(modes[0]), of_roots.prod(0))
             roots, vectors = pairs[0]
-            product = torch.stack([values.sum(-1) for values, _ in pairs]).prod(0)
-            c = _ratio(_trace(modes[0]), product)
-            pairs[0] = roots * c[:, None], vectors
+            pairs[0] = (roots * c[:, None], vectors)
         return with_bias(Kronecker.of_eigenpairs(pairs), moments)
 
 
 def _ratio(t: Tensor, product: Tensor) -> Tensor:
     """t / product, zero where the product is."""
     safe = torch.where(product > 0, product, 1.0)
-    return torch.where(product > 0, t / safe, torch.zeros_like(t))
-
-
-def _trace(U: Tensor) -> Tensor:
-    """Traces `[Q]` of `[Q, n, n]`."""
-    return U.diagonal(dim1=-2, dim2=-1).sum(-1)
+    ratio = t / safe
+    return torch.where(product > 0, ratio, torch.zeros_like(t))

@@ -40,7 +40,7 @@ class TKFAC(Approximation):
 
     def moments(self, sums: Sums) -> dict[str, Tensor]:
         """Partial traces U1 `[Q, d_out, d_out]` and U2 `[Q, d_in, d_in]`."""
-        if self.spatial == "full" or sums.a is None or sums.T == 1:
+        if self.spatial == "full" or sums.T == 1:
             return {"U1": sums.left(), "U2": sums.right()}
         U1, U2 = sums.uncorrelated()
         return {"U1": U1, "U2": U2}
@@ -52,5 +52,11 @@ class TKFAC(Approximation):
 
 def unit_trace(M: Tensor) -> Tensor:
     """M / tr M for PSD matrices `[Q, n, n]`; zero where M is zero."""
-    t = M.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-    return M / torch.where(t > 0, t, torch.ones_like(t))
+    t = traces(M)[:, None, None]
+    safe = torch.where(t > 0, t, torch.ones_like(t))
+    return M / safe
+
+
+def traces(M: Tensor) -> Tensor:
+    """Traces `[Q]` of `[Q, n, n]`."""
+    return M.diagonal(dim1=-2, dim2=-1).sum(-1)

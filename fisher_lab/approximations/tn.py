@@ -56,10 +56,14 @@ class TN(Approximation):
 
 def mode_covariances(sums: Sums, modes: int | None = None) -> dict[str, Tensor]:
     """Second moments of every mode unfolding of the per-example gradients (see TN.moments)."""
-    sizes = input_modes(sums.kernel, 3 if modes is None else modes)
+    if modes is None:
+        modes = 3
+    sizes = input_modes(sums.kernel, modes)
     if len(sizes) == 1:  # the bias is an input like others
         return {"mode0": sums.left(), "mode1": sums.right()}
-    found = {f"mode{i}": U for i, U in enumerate(sums.modes(sizes))}
+    found = {}
+    for i, U in enumerate(sums.modes(sizes)):
+        found[f"mode{i}"] = U
     if sums.bias:
         found["bias"] = sums.bias_block()
     return found
@@ -87,4 +91,5 @@ def with_bias(weight: FisherMatrix, moments: Moments) -> FisherMatrix:
     if "bias" not in moments:
         return weight
     bias = moments["bias"]
-    return DirectSum((weight, Dense(bias, (bias.shape[0], 1))))
+    block = Dense(bias, (len(bias), 1))
+    return DirectSum((weight, block))

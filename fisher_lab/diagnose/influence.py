@@ -35,13 +35,17 @@ STEP = 1e-5  # relative step of the numerical derivatives of the measures' formu
 
 def of_exact(sums: Sums, exact: FisherMatrix) -> Influences:
     """Influences of tr F, |F|_F^2 and |F|_2."""
-    traces = torch.cat([P.square().sum((0, 2, 3, 4)) for P in sums.per_example()])
-    rows = sums.squared_gram().mean(1)
+    traces = []
+    for P in sums.per_example():  # [R, n, Q, d_out, d_in]
+        squares = P.square()
+        traces.append(squares.sum((0, 2, 3, 4)))
+    products = sums.squared_gram()  # <F_n, F_m> `[N, N]`
     u, _ = top_vector(lambda X: exact @ X, exact)
+    along = _along(sums.stats, u)
     return {
-        "trace_exact": _centred(traces),
-        "square_exact": 2 * _centred(rows),
-        "top_exact": _centred(_along(sums.stats, u)),
+        "trace_exact": _centred(torch.cat(traces)),
+        "square_exact": 2 * _centred(products.mean(1)),
+        "top_exact": _centred(along),
     }
 
 
@@ -62,50 +66,72 @@ def of_pair(
         spectral: whether |F - F^|_2 is wanted.
     """
     stats = sums.stats
-    v = torch.zeros(stats.shape, dtype=stats.g.dtype, device=stats.g.device)
+    v = stats.g.new_zeros(stats.shape)
     sign = 1.0
     if spectral:
         v, sign = top_vector(lambda X: pair.exact @ X - pair.approx @ X, pair.exact)
-    moved: Influences | None = dict.fromkeys(FUNCTIONALS, torch.zeros_like(exact["trace_exact"]))
+    moved = _unmoved(stats)
     if candidate is not None:
-        moved = _moved(stats, candidate, v)
-    if moved is None:
-        return None
+        found = _moved(stats, candidate, v)
+        if found is None:
+            return None
+        moved = found
     # <F, F^> moves with F, F^ held, and with F^, F held
     own = [pair.approx.quadratic(example) for example in _examples(stats)]
     inner = _centred(torch.stack(own)) + moved["inner"]
-    return exact | {
+    square_approx = moved["square_approx"]
+    along = _centred(_along(stats, v))
+    return {
+        **exact,
         "trace_approx": moved["trace_approx"],
-        "square_approx": moved["square_approx"],
+        "square_approx": square_approx,
         "inner": inner,
-        "square_difference": exact["square_exact"] - 2 * inner + moved["square_approx"],
-        "top_difference": sign * (_centred(_along(stats, v)) - moved["top"]),
+        "square_difference": exact["square_exact"] - 2 * inner + square_approx,
+        "top_difference": sign * (along - moved["top"]),
     }
+
+
+def _unmoved(stats: LayerStats) -> Influences:
+    """That of examples on a matrix that does not depend on them."""
+    zero = stats.g.new_zeros(stats.N)
+    return dict.fromkeys(FUNCTIONALS, zero)
 
 
 def top_vector(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> tuple[Tensor, float]:
     """Eigenvector of the eigenvalue that is largest in absolute value, in the shape of W, and its sign."""
     if like.dim <= DENSE_DIM:
-        dense = torch.cat([apply(E).flatten(1) for E in like.identity_chunks()])
-        values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
-        lowest = float(values[0])
-        if -lowest > float(values[-1]):
-            return vectors[:, 0].view(like.shape), -1.0
-        return vectors[:, -1].view(like.shape), 1.0
+        return _top_of_dense(apply, like)
     run = Lanczos(start_vector(like), TOLERANCE)
     while run.found is None:
-        run.feed(apply(run.vector.view(like.shape)).flatten())
+        X = run.vector.view(like.shape)
+        run.feed(apply(X).flatten())
     assert run.ritz_vector is not None
-    sign = -1.0 if abs(run.found.low) > abs(run.found.high) else 1.0
-    return run.ritz_vector.view(like.shape), sign
+    vector = run.ritz_vector.view(like.shape)
+    if abs(run.found.low) > abs(run.found.high):
+        return vector, -1.0
+    return vector, 1.0
+
+
+def _top_of_dense(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> tuple[Tensor, float]:
+    """As `top_vector`, from all eigenvectors."""
+    rows = [apply(E).flatten(1) for E in like.identity_chunks()]
+    dense = torch.cat(rows)
+    values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
+    lowest = float(values[0])
+    highest = float(values[-1])
+    if -lowest > highest:
+        return vectors[:, 0].view(like.shape), -1.0
+    return vectors[:, -1].view(like.shape), 1.0
 
 
 def _along(stats: LayerStats, v: Tensor) -> Tensor:
     """v^T F_n v `[N]`."""
-    return contractions.project(stats, v).square().sum(0)
+    s = contractions.project(stats, v)  # [R, N]
+    return s.square().sum(0)
 
 
 def _centred(x: Tensor) -> Tensor:
+    """Less its mean: what a weight moves when the others make room for it."""
     return x - x.mean()
 
 
@@ -121,20 +147,23 @@ def _moved(stats: LayerStats, approximation: Approximation, v: Tensor) -> Influe
 
     In every sweep the examples move its moments, and they move the matrix that the next sweep starts from.
     """
+    # nothing remembered, so that everything is differentiated
     fresh = Sums(stats.like(stats.a, stats.g), shared=False)
     matrix: FisherMatrix | None = None
     sweeps: list[_Sweep] = []
+    every: list[Tensor] = []
     for _ in range(approximation.sweeps):
         found = observed(approximation, fresh, matrix).with_leaves()
         if found is None:
             return None
         moments, leaves = found
-        sweeps.append(_Sweep(moments, leaves, None if matrix is None else _detached(matrix)))
+        sweeps.append(_Sweep(moments, leaves, _detached(matrix)))
+        every.extend(leaves)
         matrix = assembled(approximation, moments, matrix, again=matrix is not None)
     assert matrix is not None
-    every = [leaf for sweep in sweeps for leaf in sweep.leaves]
-    gradients = _gradients(_functionals(fresh, matrix, v), every)
-    total = torch.zeros(len(FUNCTIONALS), stats.N, dtype=v.dtype, device=v.device)
+    values = _functionals(fresh, matrix, v)
+    gradients = _gradients(values, every)
+    total = v.new_zeros(len(values), stats.N)
     for sweep in sweeps:
         count = len(sweep.leaves)
         of_sweep = [row[:count] for row in gradients]
@@ -175,9 +204,14 @@ class _Sweep:
         return self.moments.influences(gradients, own(), stats.N)
 
 
-def _detached(matrix: FisherMatrix) -> FisherMatrix:
+def _detached(matrix: FisherMatrix | None) -> FisherMatrix | None:
     """The same numbers, of which nothing is known to depend on anything."""
-    return matrix.with_tensors({name: x.detach() for name, x in matrix.tensors().items()})
+    if matrix is None:
+        return None
+    found = {}
+    for name, x in matrix.tensors().items():
+        found[name] = x.detach()
+    return matrix.with_tensors(found)
 
 
 def _functionals(sums: Sums, matrix: FisherMatrix, v: Tensor) -> list[Tensor]:
@@ -200,7 +234,9 @@ def _gradients(values: list[Tensor], leaves: list[Tensor]) -> list[list[Tensor]]
         found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
         row = []
         for gradient, leaf in zip(found, leaves, strict=True):
-            row.append(torch.zeros_like(leaf) if gradient is None else gradient)
+            if gradient is None:
+                gradient = torch.zeros_like(leaf)
+            row.append(gradient)
         rows.append(row)
     return rows
 
@@ -214,21 +250,32 @@ def of_error(measure: Measure, quantities: Any, influences: Influences) -> Tenso
         quantities: a Pair or a Total.
         influences: of the quantities it is made of.
     """
-    names = [*influences]
-    values = {name: getattr(quantities, name) for name in names if _has(measure, name)}
-    floats = {name: v.value if isinstance(v, Measured) else float(v) for name, v in values.items()}
     value, noise = measure.formula(quantities)
     if abs(value) <= noise and not measure.smooth:
         return None
+    numbers = {}
+    for name in influences:
+        if _has(measure, name):
+            numbers[name] = _number(getattr(quantities, name))
     total = torch.zeros_like(next(iter(influences.values())))
-    for name, x in floats.items():
+    for name, x in numbers.items():
+        # by central differences, because the formulas are written for plain numbers
         step = STEP * abs(x)
-        ends = [_evaluate(measure, floats | {name: x + sign * step}, quantities.eps) for sign in (1, -1)]
-        if step > 0 and None not in ends:
-            total = total + influences[name] * ((ends[0] - ends[1]) / (2 * step))  # type: ignore[operator]
-        elif None in ends:
+        above = _evaluate(measure, {**numbers, name: x + step}, quantities.eps)
+        below = _evaluate(measure, {**numbers, name: x - step}, quantities.eps)
+        if above is None or below is None:
             return None
+        if step > 0:
+            slope = (above - below) / (2 * step)
+            total = total + influences[name] * slope
     return total
+
+
+def _number(quantity: Any) -> float:
+    """A quantity without its noise."""
+    if isinstance(quantity, Measured):
+        return quantity.value
+    return float(quantity)
 
 
 def _has(measure: Measure, name: str) -> bool:
@@ -240,8 +287,11 @@ def _has(measure: Measure, name: str) -> bool:
 
 def _evaluate(measure: Measure, floats: dict[str, float], eps: float) -> float | None:
     """The formula on plain numbers without noise; None for a measure made of anything else."""
-    wrapped = {k: Measured(v, 0.0) if k.endswith("_difference") else v for k, v in floats.items()}
+    wrapped: dict[str, Any] = {"eps": eps}
+    for name, x in floats.items():
+        wrapped[name] = Measured(x, 0.0) if name.endswith("_difference") else x
+    quantities = SimpleNamespace(**wrapped)
     try:
-        return measure.formula(SimpleNamespace(**wrapped, eps=eps)).value
+        return measure.formula(quantities).value
     except AttributeError:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +52,9 @@ class StandardErrors:
             found = of_pair(sums, pair, candidates[label], shared, spectral)
             if found is not None:
                 self.influences[name, label] = found
-        known = {label: (pair, self.influences.get((name, label))) for label, pair in pairs.items()}
+        known = {}
+        for label, pair in pairs.items():
+            known[label] = Influenced(pair, self.influences.get((name, label)))
         return self._errors(name, known, self.wanted)
 
     def taken(self) -> list[dict[str, Any]]:
@@ -66,33 +68,69 @@ class StandardErrors:
         found = {}
         for label, total in totals.items():
             parts = [self.influences.get((name, label)) for name in layers]
-            found[label] = (total, None if None in parts else _summed(parts, total))  # type: ignore[arg-type]
+            known = [part for part in parts if part is not None]
+            summed = None
+            if len(known) == len(parts):
+                summed = _summed(known, total)
+            found[label] = Influenced(total, summed)
         return self._errors(ALL, found, [m for m in self.wanted if m.layered])
 
     def _errors(
-        self, name: str, found: Mapping[str, tuple[Any, Influences | None]], wanted: Sequence[Measure]
+        self,
+        name: str,
+        found: Mapping[str, Influenced],
+        wanted: Sequence[Measure],
     ) -> Found:
         """Standard errors and covariances of some measures, of the approximations whose influences are known."""
         errors: Found = {}
         for m in wanted:
-            rows: dict[str, Tensor] = {}
-            for label, (quantities, influences) in found.items():
-                row = None if influences is None else of_error(m, quantities, influences)
-                if row is not None:
-                    rows[label] = row
+            rows = _rows(m, found)
             if not rows:
                 continue
-            U = torch.stack([*rows.values()])
-            C = U @ U.T / U.shape[1] ** 2
-            errors |= {(label, m.name): float(C[i, i].sqrt()) for i, label in enumerate(rows)}
-            self.covariances.append({"layer": name, "error": m.name, "approximations": [*rows], "matrix": C.tolist()})
+            labels = [*rows]
+            U = torch.stack([*rows.values()])  # [approximations, N]
+            N = U.shape[1]
+            C = U @ U.T / N**2
+            for label, variance in zip(labels, C.diagonal(), strict=True):
+                errors[label, m.name] = float(variance.sqrt())
+            covariance = {
+                "layer": name,
+                "error": m.name,
+                "approximations": labels,
+                "matrix": C.tolist(),
+            }
+            self.covariances.append(covariance)
         return errors
+
+
+class Influenced(NamedTuple):
+    """The numbers behind the errors of an approximation, and how the examples move them; None where not known."""
+
+    quantities: Pair | Total
+    influences: Influences | None
+
+
+def _rows(measure: Measure, found: Mapping[str, Influenced]) -> dict[str, Tensor]:
+    """Influences `[N]` on one error of every approximation, as far as they are known."""
+    rows = {}
+    for label, (quantities, influences) in found.items():
+        if influences is None:
+            continue
+        row = of_error(measure, quantities, influences)
+        if row is not None:
+            rows[label] = row
+    return rows
 
 
 def _summed(parts: list[Influences], total: Total) -> Influences:
     """Influences on sums over layers; a spectral norm is that of its layer."""
-    summed = {k: torch.stack([part[k] for part in parts]).sum(0) for k in parts[0] if not k.startswith("top")}
-    for name in ("top_exact", "top_difference"):
-        values = [getattr(part, name, 0.0) for part in total.parts]
-        summed[name] = parts[values.index(max(values))][name]
+    summed = {}
+    for name in parts[0]:
+        each = [part[name] for part in parts]
+        if name.startswith("top"):
+            norms = [getattr(part, name, 0.0) for part in total.parts]
+            largest = norms.index(max(norms))
+            summed[name] = each[largest]
+        else:
+            summed[name] = torch.stack(each).sum(0)
     return summed

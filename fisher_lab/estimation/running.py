@@ -146,15 +146,28 @@ def sweep_all(
         for key, state in running.items():
             if sweep < state.approximation.sweeps:
                 readers.setdefault(key.layer, []).append(state)
-                state.restart()
-        for piece in source.sweep([*readers]):
-            for name, states in readers.items():
-                sums = kept.get(name) or Sums(piece[name], shared=len(states) > 1)
-                for state in states:
-                    state.absorb(sums)
-        for states in readers.values():
+        _sweep(readers, source, kept)
+
+
+def _sweep(
+    readers: Mapping[str, Sequence[Running]],
+    source: Source,
+    kept: Mapping[str, Sums],
+) -> None:
+    """One pass over the data, for some states of every layer."""
+    every = [state for states in readers.values() for state in states]
+    for state in every:
+        state.restart()
+    for piece in source.sweep([*readers]):
+        for name, states in readers.items():
+            sums = kept.get(name)
+            if sums is None:
+                several = len(states) > 1
+                sums = Sums(piece[name], shared=several)
             for state in states:
-                state.refresh()
+                state.absorb(sums)
+    for state in every:
+        state.refresh()
 
 
 def _matrix(state: Running) -> FisherMatrix:

@@ -86,7 +86,8 @@ class LowRank(FisherMatrix):
         if self.dim <= self.columns:
             return super().eigenvalues()
         values = torch.linalg.eigvalsh(self.gram).clamp(min=0)
-        return torch.cat([values.new_zeros(self.dim - self.columns), values])
+        zeros = values.new_zeros(self.dim - self.columns)
+        return torch.cat([zeros, values])
 
     def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """<F, self> = squared norm of the cross Gram matrix."""
@@ -95,7 +96,8 @@ class LowRank(FisherMatrix):
     def scaled(self, c: float | Tensor) -> LowRank:
         """Columns times sqrt(c)."""
         stats = self.stats
-        return LowRank(Sums(stats.like(stats.a, stats.g * c**0.5)))
+        g = stats.g * c**0.5
+        return LowRank(Sums(stats.like(stats.a, g)))
 
     @property
     def signature(self) -> None:
@@ -111,18 +113,21 @@ class LowRank(FisherMatrix):
 
     def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
         """Woodbury: (lambda I + U U^T/N)^p = lambda^p I + U V diag(((k + lambda)^p - lambda^p) / k) V^T U^T / N."""
+        zero = torch.zeros((), dtype=self.dtype, device=self.device)
         if self.dim <= self.columns:
             # a tensor, because a trainer's refresh must not wait for Dense to look whether Cholesky succeeded
-            shift = (
-                torch.full((), damping, dtype=self.dtype, device=self.device) if isinstance(damping, float) else damping
-            )
-            return Dense(self.dense(), self.shape)._powered(p, shift)
+            if isinstance(damping, float):
+                damping = zero + damping
+            return Dense(self.dense(), self.shape)._powered(p, damping)
         values, vectors = self._gram_eigh
+        shift = shifted_power(zero, p, damping)
         # directions in the null space of K carry no column: their weight is irrelevant, so the division is guarded
-        shift = shifted_power(torch.zeros((), dtype=self.dtype, device=self.device), p, damping)
-        kept = values > values[-1] * self.dim * torch.finfo(self.dtype).eps
+        eps = torch.finfo(self.dtype).eps
+        kept = values > values[-1] * self.dim * eps
         safe = torch.where(kept, values, torch.ones_like(values))
-        weights = torch.where(kept, (shifted_power(safe, p, damping) - shift) / safe, torch.zeros_like(values))
+        powers = shifted_power(safe, p, damping)
+        weights = (powers - shift) / safe
+        weights = torch.where(kept, weights, torch.zeros_like(values))
         core = (vectors * weights) @ vectors.T
         return ShiftedLowRank(self.sums, core, shift)
 
@@ -153,17 +158,22 @@ class ShiftedLowRank(FisherMatrix):
     def _apply(self, X: Tensor) -> Tensor:
         stats = self.sums.stats
         s = contractions.project(stats, X)  # [..., R, N]
-        weights = (s.flatten(-2) @ self.core).view(s.shape) / stats.N
-        return torch.addcmul(contractions.combine(stats, weights), X, self.shift)
+        weights = (s.flatten(-2) @ self.core).view(s.shape)
+        image = contractions.combine(stats, weights / stats.N)
+        return torch.addcmul(image, X, self.shift)
 
     def trace(self) -> Tensor:
         """From the Gram matrix."""
-        return self.shift * self.dim + (self.core * self.sums.gram()).sum() / self.sums.N
+        products = self.core * self.sums.gram()
+        return self.shift * self.dim + products.sum() / self.sums.N
 
     def frobenius_norm(self) -> Tensor:
         """From the Gram matrix."""
         M = self.core @ self.sums.gram() / self.sums.N
-        square = self.shift**2 * self.dim + 2 * self.shift * M.diagonal().sum() + (M * M.T).sum()
+        of_shift = self.shift**2 * self.dim
+        cross = 2 * self.shift * M.diagonal().sum()
+        of_columns = (M * M.T).sum()
+        square = of_shift + cross + of_columns
         return square.clamp(min=0).sqrt()
 
     def scaled(self, c: float | Tensor) -> ShiftedLowRank:

@@ -104,7 +104,7 @@ class DampedPair:
         if self.exact.dim <= DENSE_DIM:
             difference = self.inverse.dense() - self.approx_inverse.dense()
             return Measured(self.shift * float(torch.linalg.eigvalsh(difference).abs().max()), self.rounding)
-        found = extremes(lambda X: self.inverse @ X - self.approx_inverse @ X, self.exact)
+        found = extremes(self.inverse.minus(self.approx_inverse), self.exact)
         return Measured(self.shift * found.norm, max(self.shift * found.residual, self.rounding))
 
 

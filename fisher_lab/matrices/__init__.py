@@ -2,6 +2,7 @@
 
 from fisher_lab.matrices.base import DampingStyle as DampingStyle
 from fisher_lab.matrices.base import FisherMatrix as FisherMatrix
+from fisher_lab.matrices.base import Operator as Operator
 from fisher_lab.matrices.blocks import BlockDiagonal as BlockDiagonal
 from fisher_lab.matrices.blocks import FactoredRows as FactoredRows
 from fisher_lab.matrices.dense import Dense as Dense

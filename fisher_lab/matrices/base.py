@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 DampingStyle = Literal["exact", "factored"]
+Operator = Callable[[Tensor], Tensor]  # on arrays of the shape of W, or several `[..., d_out, d_in]`
 
 _log = logging.getLogger("fisher_lab")
 _told: set[tuple[type, str]] = set()  # of which structure which slow default was told already
@@ -210,6 +211,94 @@ class FisherMatrix(ABC):
             total = total + (P * self._apply(P)).sum()
         return total / stats.N
 
+    # -- beside another matrix ------------------------------------------------------------------------------------
+    # Where one of the two is held as the columns of F, the other one answers: it knows which contraction of columns
+    # with its own numbers is cheap (`quadratic`, `_taken_from`, `_square_distance_to`).
+    def inner(self, other: FisherMatrix) -> Tensor:
+        """<self, other>_Frobenius, a scalar, without a dense matrix."""
+        for held, asked in ((self, other), (other, self)):
+            found = held._inner_by_columns(asked)
+            if found is not None:
+                return found
+        tell_slow(self, "inner", "takes d products with either matrix")
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        for E in self.identity_chunks():
+            total = total + ((self @ E) * (other @ E)).sum()
+        return total
+
+    def _inner_by_columns(self, other: FisherMatrix) -> Tensor | None:  # noqa: ARG002
+        """<self, other> from the columns of this matrix; None for one that is not held as columns."""
+        return None
+
+    def minus(self, other: FisherMatrix) -> Operator:
+        """An operator with the eigenvalues of self - other: X -> self X - other X, up to a rotation of the space."""
+        return lambda X: self @ X - other @ X
+
+    def _taken_from(self, stats: LayerStats) -> Operator | None:  # noqa: ARG002
+        """An operator with the eigenvalues of F - self for the F of `stats`, where one costs less than two products."""
+        return None
+
+    def differences(self, others: Sequence[FisherMatrix], V: Tensor) -> list[Tensor]:
+        """(self - others[i]) V[i] for V `[L, d_out, d_in]`, with one product of this matrix for all.
+
+        Args:
+            others: L matrices.
+            V: one array for each.
+        """
+        Y = self @ V
+        return [y - other @ v for other, v, y in zip(others, V, Y, strict=True)]
+
+    @property
+    def shares_products(self) -> bool:
+        """Whether one product with several X costs so much less than several products that these should wait."""
+        return False
+
+    @property
+    def product_flops(self) -> float:
+        """Multiplications of a product with one X, an upper bound."""
+        return float(self.dim) ** 2
+
+    def square_distance(self, other: FisherMatrix, most_flops: float) -> float | None:
+        """|self - other|_Frobenius^2 without cancellation, entry by entry; None where that is more work than allowed.
+
+        Args:
+            other: another matrix over W.
+            most_flops: the work allowed.
+        """
+        if 4 * self.product_flops * self.dim > most_flops:
+            return None
+        total = 0.0
+        for E in self.identity_chunks():
+            total += float((self @ E - other @ E).square().sum())
+        return total
+
+    def _square_distance_to(self, stats: LayerStats, most_flops: float) -> float | None:  # noqa: ARG002
+        """|F - self|_Frobenius^2 for the F of `stats` without cancellation, where there is a route of its own."""
+        return None
+
+    def known_square(self, other: FisherMatrix) -> Tensor | None:  # noqa: ARG002
+        """|other|_Frobenius^2 where it is a part of what this matrix's own norm was made of."""
+        return None
+
+    def same(self, other: FisherMatrix) -> bool:
+        """Whether the other matrix has the same structure and the same numbers."""
+        if type(self) is not type(other) or tuple(self.shape) != tuple(other.shape):
+            return False
+        mine = self.tensors()
+        theirs = other.tensors()
+        if self._plain_fields() != other._plain_fields() or mine.keys() != theirs.keys():
+            return False
+        return all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+    def _plain_fields(self) -> dict[str, Any]:
+        """The fields that hold no tensors."""
+        found = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if not isinstance(value, Tensor | FisherMatrix | LayerStats | Sums | tuple):
+                found[field.name] = value
+        return found
+
     def to_scipy(self) -> LinearOperator:
         """This matrix as a `scipy.sparse.linalg.LinearOperator` `[d, d]` on the CPU."""
         from scipy.sparse.linalg import LinearOperator
@@ -330,3 +419,15 @@ class FisherMatrix(ABC):
     def device(self) -> torch.device:
         """Where the tensors are."""
         return next(iter(self.tensors().values())).device
+
+
+def same_memory(x: Tensor | None, y: Tensor | None) -> bool:
+    """Whether two tensors are the same memory, up to axes of length 1."""
+    if x is None or y is None:
+        return x is y
+    return x.data_ptr() == y.data_ptr() and _strides(x) == _strides(y)
+
+
+def _strides(x: Tensor) -> list[tuple[int, int]]:
+    """Length and stride of the axes that are longer than 1."""
+    return [(length, stride) for length, stride in zip(x.shape, x.stride(), strict=True) if length > 1]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse, symmetrize
 from fisher_lab._ground.memory import available_bytes, readable
-from fisher_lab.matrices.base import FisherMatrix
+from fisher_lab.matrices.base import FisherMatrix, Operator, same_memory
 from fisher_lab.statistics import LayerStats, Sums, as_sums
 
 ROWWISE = 20  # size from which blocks are multiplied from the left
@@ -146,6 +146,22 @@ class FactoredRows(FisherMatrix):
         assert stats.a is not None
         weights = stats.g[:, :, 0, 0].square().sum(0)
         return ((self.a @ stats.a[:, 0, 0].T).square() * (self.w @ weights.T)).sum() / stats.N
+
+    def _taken_from(self, stats: LayerStats) -> Operator | None:
+        """Both multiply by the inputs first and last, if they are the same."""
+        if not stats.rank_one or stats.a is None or not same_memory(self.a, stats.a):
+            return None
+        a = stats.a[:, 0, 0]
+        g = stats.g[:, :, 0, 0]
+        N = stats.N
+
+        def apply(X: Tensor) -> Tensor:
+            Z = a @ X.T
+            s = torch.einsum("rno,no->rn", g, Z) / N
+            rows = torch.einsum("rn,rno->no", s, g)
+            return (rows - self.w * Z).T @ a
+
+        return apply
 
     def scaled(self, c: float | Tensor) -> FactoredRows:
         """c times the weights."""

@@ -56,6 +56,19 @@ class Dense(FisherMatrix):
     def _eigh(self) -> tuple[Tensor, Tensor]:
         return eigh(self.matrix)
 
+    def inner(self, other: FisherMatrix) -> Tensor:
+        """Row by row, unless the other one is held as columns."""
+        found = other._inner_by_columns(self)
+        if found is not None:
+            return found
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        start = 0
+        for E in self.identity_chunks():
+            rows = self.matrix[start : start + len(E)]
+            total = total + (rows.view(E.shape) * (other @ E)).sum()
+            start += len(E)
+        return total
+
     def scaled(self, c: float | Tensor) -> Dense:
         """c times the entries."""
         return Dense(self.matrix * c, self.weight_shape)

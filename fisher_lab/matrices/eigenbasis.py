@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import mode_product, shifted_power
-from fisher_lab.matrices.base import FisherMatrix
-from fisher_lab.statistics import LayerStats, Sums, as_sums
+from fisher_lab.matrices.base import FisherMatrix, Operator
+from fisher_lab.statistics import LayerStats, Sums, as_sums, contractions
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,15 @@ class EigenbasisDiagonal(FisherMatrix):
             return super().quadratic(stats)
         squares = as_sums(stats).squares((self.basis[0], self.basis[1]))
         return (self.values * squares).sum()
+
+    def _taken_from(self, stats: LayerStats) -> Operator | None:
+        """In the eigenbasis, where this matrix is a product entry by entry."""
+        if not stats.rank_one or len(self.basis) != 2:
+            return None
+        left, right = self.basis
+        rotated = stats.rotated(left, right)
+        values = self.values.flatten(0, 1)
+        return lambda X: contractions.apply(rotated, X) - values * X
 
     def scaled(self, c: float | Tensor) -> EigenbasisDiagonal:
         """c times the values."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, mode_product, shifted_power, spd_inverse, symmetrize
 from fisher_lab.matrices.base import FisherMatrix
+from fisher_lab.matrices.centred import centring_flops, kronecker_difference
 from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
 from fisher_lab.statistics import LayerStats, Sums, as_sums
 
@@ -116,6 +117,13 @@ class Kronecker(FisherMatrix):
         if G.ndim == 2:
             left = left.diagonal(dim1=-2, dim2=-1)
         return (G * left).sum()
+
+    def _square_distance_to(self, stats: LayerStats, most_flops: float) -> float | None:
+        """From centred features, for two factors and columns of rank one."""
+        if len(self.factors) != 2 or not stats.rank_one or stats.Q != 1 or 2 * centring_flops(stats) > most_flops:
+            return None
+        G, A = (factor[0] if factor.ndim == 3 else factor[0].diag() for factor in self.factors)
+        return max(0.0, kronecker_difference(stats, G, A))
 
     def scaled(self, c: float | Tensor) -> Kronecker:
         """c times the first factor that is no identity."""

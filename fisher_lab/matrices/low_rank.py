@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, lanczos, shifted_power, start_vector
-from fisher_lab.matrices.base import FisherMatrix
+from fisher_lab.matrices.base import FisherMatrix, Operator, same_memory
 from fisher_lab.matrices.dense import Dense
 from fisher_lab.statistics import LayerStats, Sums, as_sums, contractions
 
@@ -92,6 +93,64 @@ class LowRank(FisherMatrix):
     def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """<F, self> = squared norm of the cross Gram matrix."""
         return contractions.overlap(as_sums(stats).stats, self.stats)
+
+    def weights_beside(self, other: FisherMatrix) -> Tensor | None:
+        """The weights `[N]` of the own columns in self - other, if other is made of the first of them (TENGraD)."""
+        if not isinstance(other, LowRank):
+            return None
+        n = other.stats.N
+        first = None if self.stats.a is None else self.stats.a[:n]
+        if not (same_memory(other.stats.a, first) and same_memory(other.stats.g, self.stats.g[:, :n])):
+            return None
+        weight = self.stats.g.new_full((self.stats.N,), 1 / self.stats.N)
+        weight[:n] -= 1 / n
+        return weight
+
+    def _inner_by_columns(self, other: FisherMatrix) -> Tensor:
+        if isinstance(other, LowRank) and self.weights_beside(other) is not None:
+            return self.sums.squared_gram()[:, : other.stats.N].mean()  # what |F|_F is made of
+        return other.quadratic(self.sums)
+
+    def known_square(self, other: FisherMatrix) -> Tensor | None:
+        """From the Gram matrix behind the own norm, if other is made of the first columns."""
+        if not isinstance(other, LowRank) or self.weights_beside(other) is None:
+            return None
+        n = other.stats.N
+        return self.sums.squared_gram()[:n, :n].mean()
+
+    def minus(self, other: FisherMatrix) -> Operator:
+        """From the columns alone, in the other's coordinates, or as two products: what costs least."""
+        weight = self.weights_beside(other)
+        if weight is not None:
+            return lambda X: contractions.apply(self.stats, X, weight)
+        operator = other._taken_from(self.stats)
+        return super().minus(other) if operator is None else operator
+
+    def differences(self, others: Sequence[FisherMatrix], V: Tensor) -> list[Tensor]:
+        """In one pass over the columns, which are weighted for those that are made of them."""
+        equal = self.stats.g.new_full((self.stats.N,), 1 / self.stats.N)
+        weights = [self.weights_beside(other) for other in others]
+        each = [equal if weight is None else weight for weight in weights]
+        Y = contractions.apply(self.stats, V, torch.stack(each))
+        found = []
+        for other, weight, v, y in zip(others, weights, V, Y, strict=True):
+            found.append(y - other @ v if weight is None else y)
+        return found
+
+    @property
+    def shares_products(self) -> bool:
+        """Where positions are shared, P is formed (or read) once for all."""
+        return not self.stats.rank_one
+
+    @property
+    def product_flops(self) -> float:
+        """Two products with the columns."""
+        return float(self.stats.N * self.stats.T) * self.dim
+
+    def square_distance(self, other: FisherMatrix, most_flops: float) -> float | None:
+        """By the other's own route where it has one, else entry by entry."""
+        found = other._square_distance_to(self.stats, most_flops)
+        return super().square_distance(other, most_flops) if found is None else found
 
     def scaled(self, c: float | Tensor) -> LowRank:
         """Columns times sqrt(c)."""

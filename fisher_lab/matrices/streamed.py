@@ -76,8 +76,13 @@ class Streamed(FisherMatrix):
         columns = as_sums(stats).stats
         return self._sum(lambda piece: contractions.overlap(piece, columns))
 
-    def inner(self, other: FisherMatrix) -> Tensor:
-        """<self, other> for any other matrix, in one pass."""
+    @property
+    def shares_products(self) -> bool:
+        """Every product is a pass over the pieces."""
+        return True
+
+    def _inner_by_columns(self, other: FisherMatrix) -> Tensor:
+        """In one pass."""
         return self._sum(other.quadratic)
 
     def _sum(self, of_piece: Callable[[LayerStats], Tensor]) -> Tensor:

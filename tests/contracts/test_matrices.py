@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 
 import numpy as np
@@ -22,7 +23,7 @@ from fisher_lab.matrices import (
     Kronecker,
     LowRank,
 )
-from tests.contracts.matrices import FACTORED, MATRICES, POWERS, bases, dense_of, dense_power, normal, positive, psd
+from tests.contracts.matrices import FACTORED, MATRICES, POWERS, bases, dense_of, dense_power, normal, positive, psd, streamed
 from tests.helpers import assert_psd, assert_same, dense_fisher, frobenius, random_stats
 from tests.naive import kron
 
@@ -246,6 +247,73 @@ def test_stacked_matrices_act_row_by_row_and_come_apart_again(matrix) -> None:
     for i, (m, x) in enumerate(zip(alike, X, strict=True)):
         assert_same(joined.part(i, len(alike)).dense(), m.dense())
         assert_same(inverse.part(i, len(alike)) @ x, m.solve(x, 0.1))
+
+
+def groups_of(matrix: FisherMatrix) -> int:
+    """Groups of the layer that such a matrix belongs to."""
+    if isinstance(matrix, Kronecker | EigenbasisDiagonal):
+        return next(iter(matrix.tensors().values())).shape[0]
+    if isinstance(matrix, LowRank):
+        return matrix.stats.Q
+    if isinstance(matrix, matrices.Streamed):
+        return next(matrix.pieces()).Q
+    return getattr(matrix, "groups", None) or 1
+
+
+def beside(matrix: FisherMatrix) -> dict[str, FisherMatrix]:
+    """Exact blocks over the same W, in the forms that compare holds them in, and the matrix itself."""
+    d_out, d_in = matrix.shape
+    Q = groups_of(matrix)
+    columns = random_stats(1, N=6, R=2, Q=Q, d_out=d_out // Q, d_in=d_in)
+    shared = random_stats(2, N=4, R=2, T=3, Q=Q, d_out=d_out // Q, d_in=d_in)
+    return {
+        "columns": LowRank(columns),
+        "columns of positions": LowRank(shared),
+        "gradients": LowRank(type(columns).of_gradients(normal(2, 3, Q, d_out // Q, d_in))),
+        "pieces": streamed(shared, 3),
+        "dense": Dense(columns.dense(), matrix.shape),
+        "itself": matrix,
+    }
+
+
+@pytest.mark.parametrize("form", ["columns", "columns of positions", "gradients", "pieces", "dense", "itself"])
+def test_beside_an_exact_block(matrix, form: str) -> None:
+    """Inner product, difference and distance from a block in any form, and the other way round, by dense algebra."""
+    exact = beside(matrix)[form]
+    F, M = dense_of(exact), dense_of(matrix)
+    scale = frobenius(F) * frobenius(M)
+    assert float(exact.inner(matrix)) == pytest.approx(float((F * M).sum()), abs=1e-10 * scale)
+    assert float(matrix.inner(exact)) == pytest.approx(float((F * M).sum()), abs=1e-10 * scale)
+    for one, other, D in ((exact, matrix, F - M), (matrix, exact, M - F)):
+        operator = one.minus(other)
+        columns = torch.cat([operator(E).flatten(1) for E in one.identity_chunks()])
+        found = torch.linalg.eigvalsh((columns + columns.T) / 2)
+        assert torch.allclose(found, torch.linalg.eigvalsh(D), atol=1e-9 * (1 + frobenius(D)))
+        distance = one.square_distance(other, math.inf)
+        assert distance == pytest.approx(float(D.square().sum()), rel=1e-8, abs=1e-13 * scale)
+        assert one.square_distance(other, 0) is None
+    V = normal(3, *matrix.shape)
+    others = [matrix, matrix.scaled(2.0), exact]
+    for found, other, v in zip(exact.differences(others, V), others, V, strict=True):
+        assert float((found - (exact @ v - other @ v)).norm()) < 1e-10 * (1 + frobenius(F) + frobenius(M))
+
+
+def test_of_a_sub_sample_of_the_columns_the_norm_is_known() -> None:
+    """TENGraD's block is made of the first columns of F: nothing has to be computed for it again."""
+    stats = random_stats(0, N=6, R=2, d_out=3, d_in=4)
+    part, copied = LowRank(stats.examples(slice(0, 2))), LowRank(random_stats(0, N=2, R=2, d_out=3, d_in=4))
+    assert float(LowRank(stats).known_square(part)) == pytest.approx(frobenius(part.dense()) ** 2)
+    assert LowRank(stats).known_square(copied) is None
+
+
+def test_same_structure_and_numbers(matrix) -> None:
+    """`same` tells equal matrices from others."""
+    assert matrix.same(matrix.forgetful())
+    assert not matrix.same(matrix.scaled(2.0))
+    assert not matrix.same(Dense(dense_of(matrix), matrix.shape)) or isinstance(matrix, Dense)
+    if isinstance(matrix, BlockDiagonal) and matrix.groups is None:
+        blocks = matrix.blocks
+        assert not matrix.same(BlockDiagonal(blocks, matrix.weight_shape, 1))
 
 
 def test_what_a_matrix_remembers_has_names_and_is_left_behind() -> None:

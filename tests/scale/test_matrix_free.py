@@ -11,10 +11,13 @@ from fisher_lab import errors
 from fisher_lab._ground.linalg import Lanczos, lanczos
 from fisher_lab.approximations import build, default_approximations
 from fisher_lab.errors import Pair, Total
-from fisher_lab.errors.centred import kronecker_difference
-from fisher_lab.errors.spectral import difference_operator
 from fisher_lab.matrices import Dense, Kronecker, LowRank
+<<<<<<< HEAD
 from fisher_lab.statistics import LayerStats, Sums, contractions
+=======
+from fisher_lab.matrices.centred import kronecker_difference
+from fisher_lab.statistics import LayerStats
+>>>>>>> cc45068 (A structure answers for itself: inner, minus, distance and equality; the ladders over structures leave errors/)
 from tests.helpers import random_stats
 
 SHAPES = {
@@ -94,9 +97,9 @@ def test_a_sub_sample_of_the_columns_is_recognised_and_only_then() -> None:
     part = build(fl.TENGraD(batch=3), stats)
     X = torch.randn(*stats.shape, dtype=torch.float64)
     expected = LowRank(stats) @ X - part @ X
-    assert torch.allclose(difference_operator(LowRank(stats), part)(X), expected)
+    assert torch.allclose(LowRank(stats).minus(part)(X), expected)
     copied = LowRank(stats.like(stats.a[:3].clone(), 2 * stats.g[:, :3]))
-    assert torch.allclose(difference_operator(LowRank(stats), copied)(X), LowRank(stats) @ X - copied @ X)
+    assert torch.allclose(LowRank(stats).minus(copied)(X), LowRank(stats) @ X - copied @ X)
 
 
 # -- cancellation -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ With weights w_n summing to 1, H_n (x) X_n scaled so that F = c sum w_n H_n (x) 
 
 KFAC is c Hbar (x) Xbar for equal weights and TKFAC for w_n ~ |a_n|^2 |g_n|^2 with features of trace 1, so for them only
 the covariance is left; any other Kronecker product adds its own small difference from the nearer of the two.
+
+The naive twin is the dense difference in tests/scale/test_matrix_free.py.
 """
 
 from __future__ import annotations
@@ -31,35 +33,49 @@ class _Features:
     A: Tensor  # [d_in, d_in]
 
     def __post_init__(self) -> None:
-        weighted = self.w[:, None]
-        x = (self.g * self.w.sqrt()[:, None, None]).flatten(0, 1)
-        self.H, self.X = x.T @ x, self.a.T @ (self.a * weighted)
+        # the means of the features
+        scaled = self.g * self.w.sqrt()[:, None, None]
+        rows = scaled.flatten(0, 1)
+        self.H = rows.T @ rows
+        self.X = self.a.T @ (self.a * self.w[:, None])
+        # G (x) A, to be compared with c Hbar (x) Xbar, is c G' (x) A' with an A' that has the trace of Xbar
         ratio = float(self.X.trace() / self.A.trace())
-        self.A, self.G = self.A * ratio, self.G / (ratio * self.c)  # c G (x) A is the matrix to compare with
-        self.dG, self.dA = self.G - self.H, self.A - self.X
+        self.A = self.A * ratio
+        self.G = self.G / (ratio * self.c)
+        # what is left of the means: dG (x) A + Hbar (x) dA
+        self.dG = self.G - self.H
+        self.dA = self.A - self.X
         square = self.H.square().sum() * self.dA.square().sum() + self.dG.square().sum() * self.A.square().sum()
-        self.rest = float(square + 2 * (self.H * self.dG).sum() * (self.A * self.dA).sum())
+        cross = (self.H * self.dG).sum() * (self.A * self.dA).sum()
+        self.rest = float(square + 2 * cross)
 
     def centred(self, part: slice) -> tuple[Tensor, Tensor]:
         """H_n - Hbar and X_n - Xbar, flattened."""
-        g, a = self.g[part], self.a[part]
-        return (g.transpose(1, 2) @ g - self.H).flatten(1), (a[:, :, None] * a[:, None, :] - self.X).flatten(1)
+        g = self.g[part]
+        a = self.a[part]
+        H = g.transpose(1, 2) @ g
+        X = a[:, :, None] * a[:, None, :]
+        return (H - self.H).flatten(1), (X - self.X).flatten(1)
 
     def square(self) -> float:
         """|F - G (x) A|_F^2."""
+        # a few examples at a time, because their features are squares of their columns
         item = self.a.element_size() * (self.H.numel() + self.X.numel())
-        total = cross = 0.0
-        for rows in slices(len(self.a), item):
+        pieces = list(slices(len(self.a), item))
+        total = 0.0
+        cross = 0.0
+        for i, rows in enumerate(pieces):
             Hr, Xr = self.centred(rows)
             w = self.w[rows]
-            terms = (Hr @ self.H.flatten()) * (Xr @ self.dA.flatten())
-            cross += float((w * (terms + (Hr @ self.dG.flatten()) * (Xr @ self.A.flatten()))).sum())
-            for columns in slices(len(self.a), item):
-                if columns.start < rows.start:
-                    continue
-                Hc, Xc = (Hr, Xr) if columns == rows else self.centred(columns)
-                block = w @ ((Hr @ Hc.T) * (Xr @ Xc.T)) @ self.w[columns]
-                total += (1 if columns == rows else 2) * float(block)
+            with_A = (Hr @ self.dG.flatten()) * (Xr @ self.A.flatten())
+            with_H = (Hr @ self.H.flatten()) * (Xr @ self.dA.flatten())
+            cross += float((w * (with_H + with_A)).sum())
+            for columns in pieces[i:]:
+                same = columns == rows
+                Hc, Xc = (Hr, Xr) if same else self.centred(columns)
+                products = (Hr @ Hc.T) * (Xr @ Xc.T)
+                block = w @ products @ self.w[columns]
+                total += (1 if same else 2) * float(block)  # the other triangle is the same
         return self.c**2 * (total - 2 * cross + self.rest)
 
 
@@ -77,12 +93,20 @@ def kronecker_difference(stats: LayerStats, G: Tensor, A: Tensor) -> float:
         A: right factor `[d_in, d_in]`.
     """
     assert stats.a is not None
-    a, g = stats.a[:, 0, 0], stats.g[:, :, 0, 0].transpose(0, 1)
+    a = stats.a[:, 0, 0]
+    g = stats.g[:, :, 0, 0].transpose(0, 1)
     equal = _Features(a, g, torch.full_like(a[:, 0], 1 / stats.N), 1.0, G, A)
-    norms = a.square().sum(1), g.square().sum((1, 2))
-    size = norms[0] * norms[1]
+    norms_a = a.square().sum(1)
+    norms_g = g.square().sum((1, 2))
+    size = norms_a * norms_g
     t = float(size.mean())
-    safe = [torch.where(n > 0, n, torch.ones_like(n)).sqrt() for n in norms]
-    unit = _Features(a / safe[0][:, None], g / safe[1][:, None, None], size / (t * stats.N), t, G, A)
+    unit_a = a / _safe_root(norms_a)[:, None]
+    unit_g = g / _safe_root(norms_g)[:, None, None]
+    unit = _Features(unit_a, unit_g, size / (t * stats.N), t, G, A)
     nearest = equal if equal.rest <= t**2 * unit.rest else unit
     return nearest.square()
+
+
+def _safe_root(squares: Tensor) -> Tensor:
+    """Roots to divide by: 1 where there is nothing to divide."""
+    return torch.where(squares > 0, squares, torch.ones_like(squares)).sqrt()

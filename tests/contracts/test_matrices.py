@@ -23,7 +23,18 @@ from fisher_lab.matrices import (
     Kronecker,
     LowRank,
 )
-from tests.contracts.matrices import FACTORED, MATRICES, POWERS, bases, dense_of, dense_power, normal, positive, psd, streamed
+from tests.contracts.matrices import (
+    FACTORED,
+    MATRICES,
+    POWERS,
+    bases,
+    dense_of,
+    dense_power,
+    normal,
+    positive,
+    psd,
+    streamed,
+)
 from tests.helpers import assert_psd, assert_same, dense_fisher, frobenius, random_stats
 from tests.naive import kron
 

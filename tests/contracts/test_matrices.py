@@ -282,7 +282,7 @@ def beside(matrix: FisherMatrix) -> dict[str, FisherMatrix]:
         "columns of positions": LowRank(shared),
         "gradients": LowRank(type(columns).of_gradients(normal(2, 3, Q, d_out // Q, d_in))),
         "pieces": streamed(shared, 3),
-        "dense": Dense(columns.dense(), matrix.shape),
+        "dense": Dense(dense_fisher(columns), matrix.shape),
         "itself": matrix,
     }
 

@@ -12,12 +12,8 @@ from fisher_lab._ground.linalg import Lanczos, lanczos
 from fisher_lab.approximations import build, default_approximations
 from fisher_lab.errors import Pair, Total
 from fisher_lab.matrices import Dense, Kronecker, LowRank
-<<<<<<< HEAD
-from fisher_lab.statistics import LayerStats, Sums, contractions
-=======
 from fisher_lab.matrices.centred import kronecker_difference
-from fisher_lab.statistics import LayerStats
->>>>>>> cc45068 (A structure answers for itself: inner, minus, distance and equality; the ladders over structures leave errors/)
+from fisher_lab.statistics import LayerStats, Sums, contractions
 from tests.helpers import random_stats
 
 SHAPES = {

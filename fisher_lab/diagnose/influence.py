@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +21,7 @@ from torch import Tensor
 from fisher_lab._ground.linalg import Lanczos, start_vector
 from fisher_lab.approximations import Approximation, Moments
 from fisher_lab.approximations.base import assembled, observed
-from fisher_lab.errors import DENSE_DIM, Measure, Measured, Pair
+from fisher_lab.errors import DENSE_DIM, Measure, Measured, Pair, Quantities
 from fisher_lab.errors.spectral import TOLERANCE
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.statistics import LayerStats, Sums, contractions
@@ -242,56 +240,47 @@ def _gradients(values: list[Tensor], leaves: list[Tensor]) -> list[list[Tensor]]
 
 
 # -- from quantities to errors ---------------------------------------------------------------------
-def of_error(measure: Measure, quantities: Any, influences: Influences) -> Tensor | None:
-    """Influence `[N]` on an error, by the derivative of its formula; None below its noise floor.
+def of_error(measure: Measure, quantities: Quantities, influences: Influences) -> Tensor | None:
+    """Influence `[N]` on an error, by the derivative of its formula.
 
     Args:
         measure: the error.
-        quantities: a Pair or a Total.
+        quantities: of a layer, or of all layers.
         influences: of the quantities it is made of.
+
+    Returns:
+        The influence; None below the noise floor, and for a measure of anything whose influences are not known.
     """
     value, noise = measure.formula(quantities)
     if abs(value) <= noise and not measure.smooth:
         return None
-    numbers = {}
-    for name in influences:
-        if _has(measure, name):
-            numbers[name] = _number(getattr(quantities, name))
+    read = measure.read(quantities)
+    if not set(read) <= set(influences):
+        return None
     total = torch.zeros_like(next(iter(influences.values())))
-    for name, x in numbers.items():
+    for name, influence in influences.items():
+        if name not in read:
+            continue
+        x = _value(getattr(quantities, name))
         # by central differences, because the formulas are written for plain numbers
         step = STEP * abs(x)
-        above = _evaluate(measure, {**numbers, name: x + step}, quantities.eps)
-        below = _evaluate(measure, {**numbers, name: x - step}, quantities.eps)
-        if above is None or below is None:
-            return None
         if step > 0:
-            slope = (above - below) / (2 * step)
-            total = total + influences[name] * slope
+            above = _with(quantities, name, x + step)
+            below = _with(quantities, name, x - step)
+            slope = (measure.formula(above).value - measure.formula(below).value) / (2 * step)
+            total = total + influence * slope
     return total
 
 
-def _number(quantity: Any) -> float:
+def _value(quantity: float | Measured) -> float:
     """A quantity without its noise."""
-    if isinstance(quantity, Measured):
-        return quantity.value
-    return float(quantity)
+    return quantity.value if isinstance(quantity, Measured) else float(quantity)
 
 
-def _has(measure: Measure, name: str) -> bool:
-    """Whether the formula reads a quantity; one that does not say what it reads may read all but the spectral norms."""
-    if measure.needs is None:
-        return not name.startswith("top")
-    return name in measure.needs
-
-
-def _evaluate(measure: Measure, floats: dict[str, float], eps: float) -> float | None:
-    """The formula on plain numbers without noise; None for a measure made of anything else."""
-    wrapped: dict[str, Any] = {"eps": eps}
-    for name, x in floats.items():
-        wrapped[name] = Measured(x, 0.0) if name.endswith("_difference") else x
-    quantities = SimpleNamespace(**wrapped)
-    try:
-        return measure.formula(quantities).value
-    except AttributeError:
-        return None
+def _with(quantities: Quantities, name: str, value: float) -> Quantities:
+    """The quantities with another value of one, all of them without noise."""
+    changed: dict[str, float | Measured] = {}
+    for key, known in quantities.known().items():
+        new = value if key == name else _value(known)
+        changed[key] = Measured(new, 0.0) if isinstance(known, Measured) else new
+    return Quantities.of(changed)

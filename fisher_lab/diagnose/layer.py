@@ -20,7 +20,7 @@ from fisher_lab.diagnose.candidates import Candidate
 from fisher_lab.diagnose.check import Check
 from fisher_lab.diagnose.plan import STREAMED, Group, LayerPlan
 from fisher_lab.diagnose.standard_errors import Found, StandardErrors
-from fisher_lab.errors import DampedPair, Measure, Measured, Pair, absolute_damping
+from fisher_lab.errors import DampedPair, Measure, Pair, absolute_damping
 from fisher_lab.estimation.exact import exact_blocks
 from fisher_lab.estimation.running import Key, Running, sweep_all
 from fisher_lab.matrices import FisherMatrix, LowRank, Streamed
@@ -367,11 +367,8 @@ def _record(
             stderr.get((label, m.name)),
         )  # fmt: skip
         result.rows.append(row)
-    numbers: dict[str, Any] = {"layer": result.layer, "approximation": label, "damping": damping}
-    for key, value in vars(pair).items():
-        if not key.startswith("_") and isinstance(value, float | Measured):
-            numbers[key] = value
-    result.quantities.append(numbers)
+    known = pair.asked().known()
+    result.quantities.append({"layer": result.layer, "approximation": label, "damping": damping, **known})
 
 
 def floor_inside(source: Source, numbers: Any, damped: bool) -> float:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fisher_lab.diagnose.influence import Influences, of_error, of_exact, of_pair
-from fisher_lab.errors import Measure, Pair, Total
+from fisher_lab.errors import Measure, Pair, Quantities, total
+from fisher_lab.errors.quantities import LARGEST
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.results import ALL
 from fisher_lab.statistics import Sums
@@ -54,7 +55,9 @@ class StandardErrors:
                 self.influences[name, label] = found
         known = {}
         for label, pair in pairs.items():
-            known[label] = Influenced(pair, self.influences.get((name, label)))
+            for m in self.wanted:
+                m.formula(pair)  # which asks for what it reads
+            known[label] = Influenced(pair.asked(), self.influences.get((name, label)))
         return self._errors(name, known, self.wanted)
 
     def taken(self) -> list[dict[str, Any]]:
@@ -63,16 +66,20 @@ class StandardErrors:
         self.covariances = []
         return found
 
-    def total(self, layers: Sequence[str], totals: Mapping[str, Total]) -> Found:
-        """Standard errors over all layers; none for approximations of which a layer is missing (after `resume`)."""
+    def total(self, layers: Sequence[str], quantities: Mapping[str, Sequence[Quantities]]) -> Found:
+        """Standard errors over all layers; none for approximations of which a layer is missing (after `resume`).
+
+        Args:
+            layers: their names.
+            quantities: of every layer, by approximation.
+        """
         found = {}
-        for label, total in totals.items():
-            parts = [self.influences.get((name, label)) for name in layers]
-            known = [part for part in parts if part is not None]
+        for label, parts in quantities.items():
+            influences = [self.influences[name, label] for name in layers if (name, label) in self.influences]
             summed = None
-            if len(known) == len(parts):
-                summed = _summed(known, total)
-            found[label] = Influenced(total, summed)
+            if len(influences) == len(layers):
+                summed = _summed(influences, parts)
+            found[label] = Influenced(total(parts), summed)
         return self._errors(ALL, found, [m for m in self.wanted if m.layered])
 
     def _errors(
@@ -106,7 +113,7 @@ class StandardErrors:
 class Influenced(NamedTuple):
     """The numbers behind the errors of an approximation, and how the examples move them; None where not known."""
 
-    quantities: Pair | Total
+    quantities: Quantities
     influences: Influences | None
 
 
@@ -122,13 +129,13 @@ def _rows(measure: Measure, found: Mapping[str, Influenced]) -> dict[str, Tensor
     return rows
 
 
-def _summed(parts: list[Influences], total: Total) -> Influences:
+def _summed(influences: Sequence[Influences], parts: Sequence[Quantities]) -> Influences:
     """Influences on sums over layers; a spectral norm is that of its layer."""
     summed = {}
-    for name in parts[0]:
-        each = [part[name] for part in parts]
-        if name.startswith("top"):
-            norms = [getattr(part, name, 0.0) for part in total.parts]
+    for name in influences[0]:
+        each = [influence[name] for influence in influences]
+        if name in LARGEST:
+            norms = [getattr(part, name) or 0.0 for part in parts]
             largest = norms.index(max(norms))
             summed[name] = each[largest]
         else:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
 from fisher_lab.diagnose.layer import Asked, LayerResult, floor_inside
 from fisher_lab.diagnose.off_block import OFF_BLOCK, off_block
 from fisher_lab.diagnose.plan import STREAMED
-from fisher_lab.errors import Measured, Total
+from fisher_lab.errors import DampedQuantities, Quantities, total
 from fisher_lab.results import ALL, Row
 
 
@@ -22,27 +21,29 @@ def over_layers(asked: Asked, results: Sequence[LayerResult]) -> list[Row]:
     for damping in dampings:
         if damping is not None and streamed:
             continue  # some layers have no damped errors
-        totals = _totals(asked, results, damping)
+        parts = _parts(asked, results, damping)
         stderr = {}
         if asked.standard_errors is not None and damping is None:
-            stderr = asked.standard_errors.total([result.layer for result in results], totals)
-        for label, total in totals.items():
+            stderr = asked.standard_errors.total([result.layer for result in results], parts)
+        for label in parts:
+            together = total(parts[label])
             for m in asked.undamped if damping is None else asked.damped:
                 if not m.layered:
                     continue
-                value, noise = m.formula(total)
-                noise = max(noise, floor_inside(asked.source, total, damping is not None))
+                value, noise = m.formula(together)
+                noise = max(noise, floor_inside(asked.source, together, damping is not None))
                 error = stderr.get((label, m.name))
                 rows.append(Row(ALL, label, m.name, value, noise, damping, checked, asked.source.fisher, error))
     return rows
 
 
-def _totals(asked: Asked, results: Sequence[LayerResult], damping: float | None) -> dict[str, Total]:
-    """The sums over layers of every approximation that all layers have."""
+def _parts(asked: Asked, results: Sequence[LayerResult], damping: float | None) -> dict[str, list[Any]]:
+    """The quantities of every layer, by approximation, of those that all layers have."""
+    kind = Quantities if damping is None else DampedQuantities
     left_out: set[str] = set()
     for result in results:
         left_out.update(result.about.left_out or ())
-    totals = {}
+    found = {}
     for label in asked.candidates:
         if label in left_out:
             continue
@@ -50,18 +51,10 @@ def _totals(asked: Asked, results: Sequence[LayerResult], damping: float | None)
         for result in results:
             for numbers in result.quantities:
                 if numbers["approximation"] == label and numbers["damping"] == damping:
-                    parts.append(_thawed(numbers))
+                    parts.append(kind.of(numbers))
         if parts:
-            totals[label] = Total(parts)
-    return totals
-
-
-def _thawed(numbers: Mapping[str, Any]) -> SimpleNamespace:
-    """Numbers as the measures read them; those of a file have lost their type."""
-    found = {}
-    for key, value in numbers.items():
-        found[key] = Measured(*value) if isinstance(value, list | tuple) else value
-    return SimpleNamespace(**found)
+            found[label] = parts
+    return found
 
 
 def between_layers(asked: Asked, results: Sequence[LayerResult]) -> Row:

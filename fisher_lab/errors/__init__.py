@@ -23,6 +23,7 @@ from fisher_lab.errors.pair import DENSE_DIM as DENSE_DIM
 from fisher_lab.errors.pair import Pair as Pair
 from fisher_lab.errors.pair import advance as advance
 from fisher_lab.errors.pair import pairs as pairs
+from fisher_lab.errors.quantities import DampedQuantities as DampedQuantities
 from fisher_lab.errors.quantities import Measured as Measured
 from fisher_lab.errors.quantities import Quantities as Quantities
-from fisher_lab.errors.quantities import Total as Total
+from fisher_lab.errors.quantities import total as total

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from fisher_lab._ground.arguments import number
 from fisher_lab.errors.pair import DENSE_DIM
-from fisher_lab.errors.quantities import Measured
+from fisher_lab.errors.quantities import Asked, DampedQuantities, Measured, quantity
 from fisher_lab.errors.spectral import extremes
 from fisher_lab.matrices import FisherMatrix
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # relative to tr F / d
 
 
-class DampedPair:
+class DampedPair(Asked):
     """The damped step of both matrices for one gradient: x = (F + lambda I)^-1 g and y = (F^ + lambda I)^-1 g.
 
     Args:
@@ -28,6 +28,8 @@ class DampedPair:
         inverse: (F + lambda I)^-1, if it is already there.
     """
 
+    kind = DampedQuantities
+
     def __init__(
         self,
         exact: FisherMatrix,
@@ -36,12 +38,15 @@ class DampedPair:
         damping: float,
         inverse: FisherMatrix | None = None,
     ) -> None:
-        self.exact, self.approx, self.eps = exact, approx, torch.finfo(exact.dtype).eps
-        self._gradient = gradient
+        super().__init__(eps=torch.finfo(exact.dtype).eps)
+        self.exact = exact
+        self.approx = approx
         self.shift = absolute_damping(exact, damping)
+        self.numbers["shift"] = self.shift
+        self._gradient = gradient
         self.inverse = exact.powered(-1.0, self.shift) if inverse is None else inverse
 
-    @cached_property
+    @quantity
     def rounding(self) -> float:
         """Relative rounding error of a damped step: eps times the condition number of F + lambda I, with a margin."""
         return 16 * self.eps * (1 + float(self.exact.frobenius_norm()) / self.shift)
@@ -68,37 +73,37 @@ class DampedPair:
     def _y(self) -> Tensor:
         return self.approx_inverse @ self.gradient
 
-    @cached_property
+    @quantity
     def xy(self) -> float:
         """x . y."""
         return float((self._x * self._y).sum())
 
-    @cached_property
+    @quantity
     def xx(self) -> float:
         """x . x."""
         return float(self._x.square().sum())
 
-    @cached_property
+    @quantity
     def yy(self) -> float:
         """y . y."""
         return float(self._y.square().sum())
 
-    @cached_property
+    @quantity
     def yg(self) -> float:
         """y . g."""
         return float((self._y * self.gradient).sum())
 
-    @cached_property
+    @quantity
     def gx(self) -> float:
         """g . x."""
         return float((self._x * self.gradient).sum())
 
-    @cached_property
+    @quantity
     def yHy(self) -> float:
         """y . (F + lambda I) y."""
         return float((self._y * (self.exact @ self._y)).sum()) + self.shift * self.yy
 
-    @cached_property
+    @quantity
     def inverse_difference(self) -> Measured:
         """lambda |(F + lambda I)^-1 - (F^ + lambda I)^-1|_2, between 0 and 1."""
         if self.exact.dim <= DENSE_DIM:

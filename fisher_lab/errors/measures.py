@@ -1,8 +1,8 @@
 """How far an approximation is from the exact block: one function per error measure.
 
-Every measure reads a `Pair` (or a `Total` of pairs over layers) and gives a value with its noise floor: the size of
-the rounding (or Lanczos) error in the value itself. A value below its floor is reported as 0 with that floor.
-Called as `errors.frobenius(exact, approximation)` each measure returns the value alone.
+Every measure reads the quantities of a `Pair` (or their `total` over layers) and gives a value with its noise floor:
+the size of the rounding (or Lanczos) error in the value itself. A value below its floor is reported as 0 with that
+floor. Called as `errors.frobenius(exact, approximation)` each measure returns the value alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from fisher_lab._ground.arguments import names_of
 from fisher_lab.errors.damped import DampedPair
 from fisher_lab.errors.pair import Pair
-from fisher_lab.errors.quantities import Measured, Quantities
+from fisher_lab.errors.quantities import DampedQuantities, Measured, Quantities
 from fisher_lab.matrices import FisherMatrix
 
 Formula = Callable[[Any], Measured]
@@ -59,10 +59,35 @@ class Measure:
         """Whether its row says that the formula reads a quantity."""
         return self.needs is not None and quantity in self.needs
 
+    def read(self, quantities: Any) -> tuple[str, ...]:
+        """The quantities that the formula reads: what its row says, else what it is seen to read.
+
+        Args:
+            quantities: to try it on.
+        """
+        if self.needs is not None:
+            return self.needs
+        watched = _Watched(quantities)
+        self.formula(watched)
+        return tuple(watched.read)
+
     def describe(self) -> str:
         """The first line of the formula's docstring."""
         lines = (self.formula.__doc__ or "").strip().splitlines()
         return lines[0] if lines else ""
+
+
+class _Watched:
+    """Quantities that write down which of them are read."""
+
+    def __init__(self, quantities: Any) -> None:
+        self._quantities = quantities
+        self.read: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "eps" and name not in self.read:
+            self.read.append(name)
+        return getattr(self._quantities, name)
 
 
 MEASURES: dict[str, Measure] = {}
@@ -291,7 +316,7 @@ def spectrum(q: Quantities) -> Measured:
     needs=["xy", "xx", "yy", "rounding"],
     judges="direction",
 )
-def damped_cosine(q: Any) -> Measured:
+def damped_cosine(q: DampedQuantities) -> Measured:
     """Cosine between the damped steps (F + lambda I)^-1 g and (F^ + lambda I)^-1 g."""
     return Measured(min(_relative(q.xy, math.sqrt(q.xx) * math.sqrt(q.yy)), 1.0), 4 * q.rounding)
 
@@ -302,7 +327,7 @@ def damped_cosine(q: Any) -> Measured:
     symbol="share of the best model decrease",
     needs=["yg", "yHy", "gx", "rounding"],
 )
-def damped_efficiency(q: Any) -> Measured:
+def damped_efficiency(q: DampedQuantities) -> Measured:
     """Share of the best decrease of the damped quadratic model that the step along (F^ + lambda I)^-1 g reaches.
 
     (y . g)^2 / [(y . (F + lambda I) y) (g . (F + lambda I)^-1 g)], 1 only for the exact direction.
@@ -316,7 +341,7 @@ def damped_efficiency(q: Any) -> Measured:
     symbol=r"$\lambda\,|(\hat F+\lambda I)^{-1} - (F+\lambda I)^{-1}|_2$",
     needs=["inverse_difference"],
 )
-def damped_spectral(q: Any) -> Measured:
+def damped_spectral(q: DampedQuantities) -> Measured:
     """lambda |(F^ + lambda I)^-1 - (F + lambda I)^-1|_2, which lies between 0 and 1."""
     top = q.inverse_difference
     return _floored(top.value, top.noise)

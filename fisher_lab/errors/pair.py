@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import Extremes
-from fisher_lab.errors.quantities import Measured
+from fisher_lab.errors.quantities import Asked, Measured, Quantities, quantity
 from fisher_lab.errors.spectral import advance_together, extremes
 from fisher_lab.matrices import FisherMatrix
 
@@ -18,8 +18,8 @@ DIRECT_FLOPS = 4e12  # most work spent on evaluating a tiny difference entry by 
 CANCELLED = 1e-8  # relative squared error below which the expansion has lost half of its digits
 
 
-class Pair:
-    """An exact block and an approximation of it, their shared quantities computed once.
+class Pair(Asked):
+    """An exact block and an approximation of it: their quantities, each computed once, when a measure asks for it.
 
     Args:
         exact: the block F.
@@ -29,33 +29,36 @@ class Pair:
         ValueError: if the two are over weights of different shape.
     """
 
+    kind = Quantities
+
     def __init__(self, exact: FisherMatrix, approx: FisherMatrix) -> None:
         if tuple(exact.shape) != tuple(approx.shape):
             raise ValueError(
                 f"Got an exact block over {tuple(exact.shape)} and an approximation over {tuple(approx.shape)}, "
                 "expected the same weight; compare matrices of the same layer."
             )
-        self.exact, self.approx = exact, approx
-        self.eps = torch.finfo(exact.dtype).eps
+        super().__init__(eps=torch.finfo(exact.dtype).eps)
+        self.exact = exact
+        self.approx = approx
         self.small = exact.dim <= DENSE_DIM
         self.extremes: Extremes | None = None  # of F - F^, where several pairs advanced together
 
-    @cached_property
+    @quantity
     def trace_exact(self) -> float:
         """tr F."""
         return float(self.exact.trace())
 
-    @cached_property
+    @quantity
     def trace_approx(self) -> float:
         """tr F^."""
         return float(self.approx.trace())
 
-    @cached_property
+    @quantity
     def square_exact(self) -> float:
         """|F|_F^2."""
         return float(self.exact.frobenius_norm()) ** 2
 
-    @cached_property
+    @quantity
     def square_approx(self) -> float:
         """|F^|_F^2."""
         known = self.exact.known_square(self.approx)
@@ -63,7 +66,7 @@ class Pair:
             return float(known)
         return float(self.approx.frobenius_norm()) ** 2
 
-    @cached_property
+    @quantity
     def inner(self) -> float:
         """<F, F^>_F without a dense matrix, unless the block is small."""
         if self.small:
@@ -74,7 +77,7 @@ class Pair:
     def _difference(self) -> Tensor:
         return self.exact.dense() - self.approx.dense()
 
-    @cached_property
+    @quantity
     def square_difference(self) -> Measured:
         """|F - F^|_F^2: entry by entry for small blocks, else expanded, and entry by entry again where that cancels."""
         scale = self.square_exact + self.square_approx
@@ -89,12 +92,12 @@ class Pair:
             return Measured(max(expanded, 0.0), 8 * self.eps * scale)
         return Measured(direct, rounding)
 
-    @cached_property
+    @quantity
     def top_exact(self) -> float:
         """|F|_2."""
         return float(self.exact.spectral_norm())
 
-    @cached_property
+    @quantity
     def top_difference(self) -> Measured:
         """|F - F^|_2, from all eigenvalues for small blocks and by Lanczos above."""
         scale = max(self.top_exact, (self.square_approx / self.exact.dim) ** 0.5)
@@ -106,7 +109,7 @@ class Pair:
             found = extremes(self.exact.minus(self.approx), self.exact)
         return Measured(found.norm, max(found.residual, rounding))
 
-    @cached_property
+    @quantity
     def spectrum_difference(self) -> float:
         """Sum of squared differences of the sorted eigenvalues."""
         return float((self.exact.eigenvalues() - self.approx.eigenvalues()).square().sum())

@@ -108,7 +108,7 @@ def influences(stats: LayerStats, approximation: approximations.Approximation) -
     pair = errors.Pair(exact, build(approximation, stats))
     quantities = influence.of_pair(sums, pair, approximation, influence.of_exact(sums, exact), True)
     assert quantities is not None
-    return {m.name: influence.of_error(m, pair, quantities) for m in errors.chosen(ERRORS)}
+    return {m.name: influence.of_error(m, pair.asked(m.needs), quantities) for m in errors.chosen(ERRORS)}
 
 
 @pytest.mark.parametrize("T", [1, 3])

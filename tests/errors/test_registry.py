@@ -1,12 +1,14 @@
 """One row of the registry says all about a measure: figures and the report read it, under whatever name it stands."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 import fisher_lab as fl
 from fisher_lab import errors, plots
-from fisher_lab.errors import MEASURES, measure
+from fisher_lab.errors import MEASURES, DampedQuantities, Measured, Quantities, measure
 from fisher_lab.plots.reading import Scale
 from fisher_lab.report import answers
 from fisher_lab.results import Comparison
@@ -68,19 +70,6 @@ def test_the_value_at_the_exact_block_is_what_the_row_says(name: str) -> None:
     assert getattr(errors, name)(exact, exact, *arguments) == pytest.approx(MEASURES[name].exact, abs=1e-6)
 
 
-class Reader:
-    """Quantities that write down which of them a formula reads."""
-
-    def __init__(self, quantities) -> None:
-        self.quantities = quantities
-        self.read = set()
-
-    def __getattr__(self, name):
-        if name != "eps":
-            self.read.add(name)
-        return getattr(self.quantities, name)
-
-
 @pytest.mark.parametrize("name", list(MEASURES))
 def test_a_row_names_every_quantity_that_its_formula_reads(name: str) -> None:
     torch.manual_seed(0)
@@ -92,6 +81,48 @@ def test_a_row_names_every_quantity_that_its_formula_reads(name: str) -> None:
         pair = errors.DampedPair(exact, approx, torch.ones(exact.shape, dtype=exact.dtype), 0.1)
     else:
         pair = errors.Pair(exact, approx)
-    reader = Reader(pair)
-    MEASURES[name].formula(reader)
-    assert reader.read == set(MEASURES[name].needs)
+    unsaid = dataclasses.replace(MEASURES[name], needs=None)
+    assert set(unsaid.read(pair)) == set(MEASURES[name].needs)
+    assert set(pair.asked().known()) >= set(MEASURES[name].needs)
+
+
+def test_quantities_of_layers_add_up() -> None:
+    """Sums, the largest of spectral norms, nothing of what has no sum; None where nobody asked."""
+    one = Quantities(eps=1e-7, inner=2.0, square_difference=Measured(3.0, 0.25), top_exact=5.0, spectrum_difference=1.0)
+    other = Quantities(
+        eps=1e-16, inner=0.5, trace_exact=1.0, square_difference=Measured(4.0, 0.5), top_exact=6.0,
+        top_difference=Measured(1.0, 0.0), spectrum_difference=1.0,
+    )  # fmt: skip
+    assert errors.total([one, other]).known() == {
+        "eps": 1e-7,
+        "inner": 2.5,
+        "square_difference": (7.0, 0.75),
+        "top_exact": 6.0,
+    }
+    assert one.trace_exact is None
+    steps = [DampedQuantities(shift=1.0, rounding=x, xy=x, inverse_difference=Measured(x, 0.0)) for x in (1.0, 2.0)]
+    assert errors.total(steps).known() == {"eps": 0.0, "rounding": 2.0, "xy": 3.0, "inverse_difference": (2.0, 0.0)}
+
+
+def test_numbers_of_a_file_are_the_same_numbers() -> None:
+    numbers = {"layer": "0", "damping": None, "trace_exact": 2.0, "square_difference": [1.0, 0.5], "unknown": 3.0}
+    assert Quantities.of(numbers) == Quantities(trace_exact=2.0, square_difference=Measured(1.0, 0.5))
+
+
+@pytest.mark.parametrize("name", ["frobenius_rescaled", "cosine"])
+def test_a_measure_that_does_not_say_what_it_reads_has_standard_errors_too(name: str) -> None:
+    formula = MEASURES[name].formula
+
+    def mine(q):
+        return formula(q)
+
+    measure()(mine)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x = torch.randn(20, 5, dtype=torch.float64)
+    found = fl.compare(model, fl.Categorical(), x, [fl.KFAC()], errors=[name, "mine"], standard_errors=True)
+    rows = {(row.layer, row.error): row for row in found.rows}
+    for layer in ("0", "2", "(all)"):
+        assert rows[layer, "mine"].value == rows[layer, name].value
+        assert rows[layer, "mine"].stderr == rows[layer, name].stderr
+        assert rows[layer, "mine"].stderr is not None

@@ -106,7 +106,11 @@ def measure_table() -> str:
     """The error measures with their formulas."""
     lines = ["| error | formula | measured |", "| --- | --- | --- |"]
     for name, measure in errors.MEASURES.items():
-        when = "by default" if measure.default else "per damping, on request" if measure.damped else "on request"
+        when = "by default" if measure.default else "on request"
+        if measure.damped:
+            when = "per damping, on request"
+        if measure.network:
+            when = "of the whole network, by name only"
         formula = (getattr(errors, name).__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
         lines.append(f"| `{name}` | {formula} | {when} |")
     return "\n".join(lines) + "\n"

@@ -28,11 +28,11 @@ from fisher_lab.approximations import Approximation
 from fisher_lab.diagnose.candidates import Matrices, named
 from fisher_lab.diagnose.check import Check
 from fisher_lab.diagnose.layer import Asked, Blocks, LayerResult, layer_about, measure_group
-from fisher_lab.diagnose.off_block import OFF_BLOCK, split
+from fisher_lab.diagnose.network import of_network
 from fisher_lab.diagnose.plan import plan
 from fisher_lab.diagnose.standard_errors import StandardErrors
-from fisher_lab.diagnose.totals import between_layers, over_layers
-from fisher_lab.errors import DAMPINGS
+from fisher_lab.diagnose.totals import over_layers
+from fisher_lab.errors import DAMPINGS, Measure
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.results import ALL, Comparison, Row, Settings, load_unfinished
 from fisher_lab.results.rows import plain
@@ -114,9 +114,9 @@ def compare(
     started = time.perf_counter()
     # 1. what is asked, refused before anything is computed
     candidates = named(approximations)
-    of_layers, across = split(errors)
-    alone = across and not of_layers  # then nothing is measured of the layers themselves
-    wanted = [] if alone else measures.chosen(of_layers)
+    chosen = measures.chosen(errors)
+    wanted = [m for m in chosen if not m.network]
+    of_all = [m for m in chosen if m.network]
     dampings = check_dampings(dampings)
     if exact not in ("captured", "func"):
         raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
@@ -138,13 +138,15 @@ def compare(
         check.run(bar)
         collector = StandardErrors(wanted) if standard_errors else None
         asked = Asked(source, candidates, wanted, dampings, exact, check, collector)
-        settings = _settings(asked, problem, across)
+        settings = _settings(asked, problem, of_all)
         # 3. layers that an earlier run finished, and the others in groups
         results: dict[str, LayerResult] = {}
         if path is not None and earlier is not None:
             results = finished(earlier, settings, path)
         shared = Blocks(source)
-        todo = [name for name in source.layers if name not in results and not alone]
+        todo = []
+        if wanted:
+            todo = [name for name in source.layers if name not in results]
         for group in plan(source, todo, len(candidates), exact):
             for result in measure_group(asked, group, shared, bar):
                 results[result.layer] = result
@@ -153,9 +155,8 @@ def compare(
         # 4. over all layers
         in_order = [results[name] for name in source.layers if name in results]
         rows = over_layers(asked, in_order) if len(in_order) > 1 else []
-        if across:
-            bar.say("entries between layers")
-            rows.append(between_layers(asked, in_order))
+        bar.say("the whole network")
+        rows += of_network(asked, of_all)
     found = _comparison(asked, settings, results, rows, started, complete=True)
     if path is not None:
         found.save(path)
@@ -182,12 +183,10 @@ def _check_standard_errors(source: Source, exact: str) -> None:
 
 
 # -- what is kept beside the numbers -----------------------------------------------------------------------------------
-def _settings(asked: Asked, problem: Mapping[str, Any], across: bool) -> Settings:
+def _settings(asked: Asked, problem: Mapping[str, Any], of_all: Sequence[Measure]) -> Settings:
     """Everything that is needed to trust the result later."""
     source = asked.source
-    names = [m.name for m in asked.wanted]
-    if across:
-        names.append(OFF_BLOCK)
+    names = [m.name for m in (*asked.wanted, *of_all)]
     libraries = ("fisher-lab", "torch", "numpy", "scipy")
     versions = {name: _version(name) for name in libraries}
     versions["python"] = platform.python_version()

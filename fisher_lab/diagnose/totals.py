@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from fisher_lab.diagnose.layer import Asked, LayerResult, floor_inside
-from fisher_lab.diagnose.off_block import OFF_BLOCK, off_block
 from fisher_lab.diagnose.plan import STREAMED
 from fisher_lab.errors import DampedQuantities, Quantities, total
 from fisher_lab.results import ALL, Row
@@ -55,12 +54,6 @@ def _parts(asked: Asked, results: Sequence[LayerResult], damping: float | None) 
         if parts:
             found[label] = parts
     return found
-
-
-def between_layers(asked: Asked, results: Sequence[LayerResult]) -> Row:
-    """How much of the whole network's Fisher lies outside the blocks."""
-    value, noise = off_block(asked.source)
-    return Row(ALL, "Exact", OFF_BLOCK, value, noise, None, worst_check(results), asked.source.fisher)
 
 
 def worst_check(results: Sequence[LayerResult]) -> float | None:

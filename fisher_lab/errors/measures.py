@@ -8,7 +8,7 @@ floor. Called as `errors.frobenius(exact, approximation)` each measure returns t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fisher_lab._ground.arguments import names_of
 from fisher_lab.errors.damped import DampedPair
+from fisher_lab.errors.network import Columns, Network
 from fisher_lab.errors.pair import Pair
-from fisher_lab.errors.quantities import DampedQuantities, Measured, Quantities
+from fisher_lab.errors.quantities import DampedQuantities, Measured, NetworkQuantities, Quantities
 from fisher_lab.matrices import FisherMatrix
 
 Formula = Callable[[Any], Measured]
@@ -34,6 +35,7 @@ class Measure:
         default: whether `compare` measures it without being asked.
         damped: whether it is a function of a DampedPair, one value for each damping.
         layered: whether it is a function of sums over layers, so that it has a value over all layers.
+        network: whether it is a function of the whole network's F instead, one value for all approximations.
         exact: its value where the approximation is the exact block; None for a measure that judges nothing, so that
             figures draw no such line and the report recommends nothing by it.
         symbol: its formula in LaTeX for the axes of figures.
@@ -48,6 +50,7 @@ class Measure:
     default: bool
     damped: bool
     layered: bool
+    network: bool
     exact: float | None
     symbol: str
     title: str
@@ -108,6 +111,7 @@ def measure(
     default: bool = False,
     damped: bool = False,
     layered: bool = True,
+    network: bool = False,
     exact: float | None = None,
     symbol: str = "",
     title: str | None = None,
@@ -121,6 +125,8 @@ def measure(
         default: whether `compare` measures it without being asked.
         damped: whether it is a function of a DampedPair, one value for each damping.
         layered: whether it has a value over all layers.
+        network: whether it is a function of NetworkQuantities, one value for the whole network, by name only: it needs
+            the columns of all layers at once.
         exact: its value at the exact block, usually 0 or 1; None for a measure that judges nothing: it is measured,
             but neither recommended by nor drawn with a line that says what is exact.
         symbol: its formula in LaTeX, for the axes of figures.
@@ -144,6 +150,7 @@ def measure(
             default=default,
             damped=damped,
             layered=layered,
+            network=network,
             exact=exact,
             symbol=symbol,
             title=title or name,
@@ -151,7 +158,12 @@ def measure(
             judges=judges,
             smooth=smooth,
         )
-        public = _damped_function(formula) if damped else _plain_function(formula)
+        if network:
+            public = _network_function(formula)
+        elif damped:
+            public = _damped_function(formula)
+        else:
+            public = _plain_function(formula)
         public.__name__ = name
         public.__qualname__ = name
         public.__module__ = formula.__module__
@@ -175,6 +187,14 @@ def _damped_function(formula: Formula) -> Callable[..., float]:
     ) -> float:
         _check_blocks(exact, approx)
         return formula(DampedPair(exact, approx, gradient, damping)).value
+
+    return public
+
+
+def _network_function(formula: Formula) -> Callable[..., float]:
+    def public(columns: Columns | Sequence[Columns]) -> float:
+        pieces = [columns] if isinstance(columns, Mapping) else list(columns)
+        return formula(Network(pieces)).value
 
     return public
 
@@ -347,14 +367,30 @@ def damped_spectral(q: DampedQuantities) -> Measured:
     return _floored(top.value, top.noise)
 
 
+@measure(
+    layered=False,
+    network=True,
+    symbol=r"$|F_{\mathrm{outside\ the\ blocks}}|_F\;/\;|F|_F$",
+    needs=["square_outside", "square_network"],
+)
+def off_block(q: NetworkQuantities) -> Measured:
+    """|F outside the blocks of the layers|_F / |F|_F of the whole network's F; no approximation is measured by it."""
+    share = _relative(max(q.square_outside, 0.0), q.square_network)
+    value = math.sqrt(share)
+    return Measured(value, 16 * q.eps * value)
+
+
 def chosen(names: str | Sequence[str]) -> list[Measure]:
     """The measures behind one or several names, among them "default" and "all"; each once.
+
+    "all" are those of layers: measures of the network are asked for by name.
 
     Raises:
         ValueError: for unknown names.
     """
     known = {name: [m] for name, m in MEASURES.items()}
-    known |= {"default": [m for m in MEASURES.values() if m.default], "all": list(MEASURES.values())}
+    known["default"] = [m for m in MEASURES.values() if m.default]
+    known["all"] = [m for m in MEASURES.values() if not m.network]
     wanted: list[Measure] = []
     for name in names_of("errors", names):
         if not isinstance(name, str) or name not in known:

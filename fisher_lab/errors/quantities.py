@@ -124,6 +124,20 @@ class DampedQuantities(Numbers):
     inverse_difference: Measured = NOT_ASKED
 
 
+@dataclass(frozen=True)
+class NetworkQuantities(Numbers):
+    """What measures of the whole network are made of.
+
+    Attributes:
+        square_outside: |F outside the blocks of the layers|_F^2.
+        square_network: |F|_F^2 of the whole network.
+        eps: of the precision.
+    """
+
+    square_outside: float = NOT_ASKED
+    square_network: float = NOT_ASKED
+
+
 N = TypeVar("N", bound=Numbers)
 
 
@@ -141,7 +155,7 @@ def total(parts: Iterable[N]) -> N:
 
 
 class Asked:
-    """A pair of matrices whose numbers are computed when a measure first asks for them.
+    """Matrices, mostly a pair of them, whose numbers are computed when a measure first asks for them.
 
     Args:
         eps: of the precision.
@@ -171,7 +185,7 @@ T = TypeVar("T")
 
 
 class quantity(Generic[T]):  # noqa: N801
-    """A number of a pair that is computed once, and then stands in `numbers` under its name."""
+    """A number of `Asked` matrices that is computed once, and then stands in `numbers` under its name."""
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
         self.compute = compute

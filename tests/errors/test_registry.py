@@ -8,10 +8,11 @@ from torch import nn
 
 import fisher_lab as fl
 from fisher_lab import errors, plots
-from fisher_lab.errors import MEASURES, DampedQuantities, Measured, Quantities, measure
+from fisher_lab.errors import MEASURES, DampedQuantities, Measured, NetworkQuantities, Quantities, measure
 from fisher_lab.plots.reading import Scale
 from fisher_lab.report import answers
 from fisher_lab.results import Comparison
+from tests.helpers import random_stats
 
 
 @pytest.fixture(autouse=True)
@@ -77,13 +78,47 @@ def test_a_row_names_every_quantity_that_its_formula_reads(name: str) -> None:
     model = nn.Linear(4, 3).double()
     exact = fl.exact_fisher(model, fl.Categorical(), x)[""]
     approx = fl.estimate(fl.KFAC(), model, fl.Categorical(), x)[""]
-    if MEASURES[name].damped:
+    if MEASURES[name].network:
+        pair = errors.Network([{"0": random_stats(0, N=4), "2": random_stats(1, N=4)}])
+    elif MEASURES[name].damped:
         pair = errors.DampedPair(exact, approx, torch.ones(exact.shape, dtype=exact.dtype), 0.1)
     else:
         pair = errors.Pair(exact, approx)
     unsaid = dataclasses.replace(MEASURES[name], needs=None)
     assert set(unsaid.read(pair)) == set(MEASURES[name].needs)
     assert set(pair.asked().known()) >= set(MEASURES[name].needs)
+
+
+def test_a_measure_of_ones_own_of_the_whole_network() -> None:
+    """What reads the network's quantities is one row, by name, with or without errors of layers beside it."""
+
+    def inside(q: NetworkQuantities) -> Measured:
+        return Measured(1 - q.square_outside / q.square_network, 0.0)
+
+    measure(network=True, needs=["square_outside", "square_network"])(inside)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x = torch.randn(20, 5, dtype=torch.float64)
+    found = fl.compare(model, fl.Categorical(), x, [fl.KFAC()], errors=["inside", "off_block"])
+    inside, outside = (found.value("(all)", "Exact", name) for name in ("inside", "off_block"))
+    assert inside == pytest.approx(1 - outside**2)
+    assert all(row.checked < 1e-10 for row in found.rows)
+    assert "inside" not in {row.error for row in fl.compare(model, fl.Categorical(), x, [fl.KFAC()], errors="all").rows}
+    assert answers(found)[0].sentence == "Nothing that was measured says which approximation is best."
+
+
+def test_off_block_of_columns() -> None:
+    """The public function takes columns of layers, at once or in pieces of the examples."""
+    columns = {"0": random_stats(0, N=4), "2": random_stats(1, N=4)}
+    pieces = [{name: stats.examples(part) for name, stats in columns.items()} for part in (slice(0, 1), slice(1, 4))]
+    P = torch.cat(
+        [stats.gradients().flatten(2).flatten(0, 1) for stats in columns.values()], 1
+    )  # [R N, all parameters]
+    F = P.T @ P
+    split = columns["0"].dim
+    outside = 2 * F[:split, split:].square().sum()
+    expected = float((outside / F.square().sum()).sqrt())
+    assert errors.off_block(columns) == pytest.approx(expected)
+    assert errors.off_block(pieces) == pytest.approx(expected)
 
 
 def test_quantities_of_layers_add_up() -> None:

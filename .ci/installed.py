@@ -1,9 +1,10 @@
-"""What the installed wheel does, far from the repository: run by the Python of the environment it was installed into.
+"""What the installed wheel does, far from the repository: run by the Python of the environment it
+was installed into.
 
     python .ci/installed.py SOURCE [EXTRA ...]    # SOURCE is the folder fisher_lab/ that the wheel was built from
 
-With the extra `data` everything works; without it, what needs its libraries says so in one sentence. With `dev` the
-types of the package are seen by mypy.
+With the extra `data` everything works; without it, what needs its libraries says so in one
+sentence. With `dev` the types of the package are seen by mypy.
 """
 
 import os
@@ -36,7 +37,9 @@ for name in problems.describe():
 
 def run(*command: str | Path, code: int = 0) -> str:
     """Run a command to the exit code it should have; what it printed, without any traceback."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False
+    )
     said = done.stdout + done.stderr
     shown = " ".join(map(str, command))
     assert done.returncode == code, f"{shown}: exit code {done.returncode}, expected {code}\n{said}"
@@ -50,7 +53,9 @@ def python(code: str) -> str:
 
 
 def check_files(source: Path) -> None:
-    """Every file of the package is installed: code, py.typed, the template, style and script of the report."""
+    """Every file of the package is installed: code, py.typed, the template, style and script of the
+    report.
+    """
     installed = Path(python("import fisher_lab; print(fisher_lab.__path__[0])"))
     assert installed.is_relative_to(sys.prefix), f"{installed} is not the installed package"
     wanted = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
@@ -67,15 +72,35 @@ def check_commands() -> None:
     assert "usage: fisher-lab" in run(BIN / "fisher-lab", "--help")
     assert "digits_mlp" in run(BIN / "fisher-lab", "problems")
     Path("own.py").write_text(OWN, encoding="utf-8")
-    run(BIN / "fisher-lab", "compare", "--problem", "own.py:toy", "--errors", "all", "--output", "toy.json")
+    run(
+        BIN / "fisher-lab",
+        "compare",
+        "--problem",
+        "own.py:toy",
+        "--errors",
+        "all",
+        "--output",
+        "toy.json",
+    )
     run(BIN / "fisher-lab", "report", "toy.json", "--output", "toy.html")
     assert "<style>" in Path("toy.html").read_text(encoding="utf-8")
 
 
 def check_with_data() -> None:
     """The bundled problems and data frames work."""
-    small = ("--approximations", "KFAC", "--steps", "2", "--examples", "20", "--output", "digits.json")
-    assert "saved to digits.json" in run(BIN / "fisher-lab", "compare", "--problem", "digits_mlp", *small)
+    small = (
+        "--approximations",
+        "KFAC",
+        "--steps",
+        "2",
+        "--examples",
+        "20",
+        "--output",
+        "digits.json",
+    )
+    assert "saved to digits.json" in run(
+        BIN / "fisher-lab", "compare", "--problem", "digits_mlp", *small
+    )
     assert python(TO_FRAME.format("digits.json")) == "True"
 
 
@@ -102,7 +127,9 @@ def check_problems() -> None:
 
 def check_types() -> None:
     """A user's mypy sees the types of the package: a wrong argument is an error in her file."""
-    Path("typed.py").write_text("import fisher_lab as fl\nfl.NaturalGradient(model=3)\n", encoding="utf-8")
+    Path("typed.py").write_text(
+        "import fisher_lab as fl\nfl.NaturalGradient(model=3)\n", encoding="utf-8"
+    )
     said = run(BIN / "mypy", "typed.py", code=1)
     assert "typed.py:2: error" in said
     assert "py.typed" not in said

@@ -1,6 +1,7 @@
 """What every study shares: checkpoints of a problem, results on disk, tables for the pages.
 
-A study measures (`compare`), saves the rows it shows, and draws from the saved rows; nothing is measured in a figure.
+A study measures (`compare`), saves the rows it shows, and draws from the saved rows; nothing is
+measured in a figure.
 """
 
 import json
@@ -38,13 +39,20 @@ class Study:
 
     def compare(self, key: int | str, problem: Any, *args: Any, **kwargs: Any) -> Comparison:
         """Compare on a problem and keep the rows under `key`."""
-        kwargs = {"fisher": problem.fisher, "progress": False, "seed": SEED, "problem": problem.settings} | kwargs
+        kwargs = {
+            "fisher": problem.fisher,
+            "progress": False,
+            "seed": SEED,
+            "problem": problem.settings,
+        } | kwargs
         found = fl.compare(problem.model, problem.likelihood, problem.data, *args, **kwargs)
         self.comparisons[str(key)] = found
         return found
 
     def save(self) -> None:
-        """Write the rows and numbers with seed, time and versions, rounded to what can be reproduced."""
+        """Write the rows and numbers with seed, time and versions, rounded to what can be
+        reproduced.
+        """
         rows = [
             [key, r.layer, r.approximation, r.error, r.damping, float(f"{r.value:.6g}")]
             for key, comparison in self.comparisons.items()
@@ -53,11 +61,17 @@ class Study:
         first = next(iter(self.comparisons.values()), None)
         settings = dict(first.settings) if first else {}
         kept = {
-            k: settings[k] for k in ("problem", "fisher", "likelihood", "N", "parameters", "layers") if k in settings
+            k: settings[k]
+            for k in ("problem", "fisher", "likelihood", "N", "parameters", "layers")
+            if k in settings
         }
         for about in kept.get("layers", {}).values():
             about.pop("seconds", None)
-        versions = {"fisher-lab": fl.__version__, "torch": torch.__version__, "matplotlib": matplotlib.__version__}
+        versions = {
+            "fisher-lab": fl.__version__,
+            "torch": torch.__version__,
+            "matplotlib": matplotlib.__version__,
+        }
         body = {
             "study": self.name, "command": f"python -m analysis.{self.name}", "seed": SEED,
             "seconds": round(time.perf_counter() - self.started, 1),
@@ -75,10 +89,13 @@ class Study:
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]], name: str = "") -> None:
         """Write a table that the page includes."""
-        lines = ["| " + " | ".join(map(cell, row)) + " |" for row in [head, ["---"] * len(head), *rows]]
+        lines = [
+            "| " + " | ".join(map(cell, row)) + " |" for row in [head, ["---"] * len(head), *rows]
+        ]
         body = json.loads((DOCS / "results" / f"{self.name}.json").read_text(encoding="utf-8"))
-        stamp = f"`{body['command']}`: seed {body['seed']}, {body['seconds']} s, {body['date'][:10]}, " + ", ".join(
-            f"{k} {v}" for k, v in body["versions"].items()
+        stamp = (
+            f"`{body['command']}`: seed {body['seed']}, {body['seconds']} s, {body['date'][:10]}, "
+            + ", ".join(f"{k} {v}" for k, v in body["versions"].items())
         )
         path = DOCS / "results" / f"{self.name}{'-' if name else ''}{name}.md"
         write(path, "\n".join(lines) + f"\n\n{stamp}\n")
@@ -113,7 +130,10 @@ def values(
 ) -> list[list[Any]]:
     """Table rows: an approximation and its value at every key."""
     labels = next(iter(comparisons.values())).approximations
-    return [[label, *(c.value(layer, label, error, damping) for c in comparisons.values())] for label in labels]
+    return [
+        [label, *(c.value(layer, label, error, damping) for c in comparisons.values())]
+        for label in labels
+    ]
 
 
 def cell(value: Any) -> str:

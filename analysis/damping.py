@@ -12,12 +12,17 @@ def main() -> None:
     study = Study("damping")
     problem = checkpoint("martens_grosse", 500, examples=500)
     study.compare(
-        "500", problem, layers=LAYERS, errors=["frobenius", "damped_cosine", "damped_efficiency"], dampings=DAMPINGS
+        "500",
+        problem,
+        layers=LAYERS,
+        errors=["frobenius", "damped_cosine", "damped_efficiency"],
+        dampings=DAMPINGS,
     )
     study.save()
     found = load("damping")["500"]
     rows = [
-        [label, *(found.value("8", label, "damped_efficiency", d) for d in DAMPINGS)] for label in found.approximations
+        [label, *(found.value("8", label, "damped_efficiency", d) for d in DAMPINGS)]
+        for label in found.approximations
     ]
     study.table(["efficiency, layer 8", *(f"damping {d:g}" for d in DAMPINGS)], rows)
     study.draw(fl.plots.damping(found, "damped_efficiency"))

@@ -1,4 +1,6 @@
-"""E1, Martens & Grosse (2015): which blocks of the Fisher and of its inverse are large, over four middle layers."""
+"""E1, Martens & Grosse (2015): which blocks of the Fisher and of its inverse are large, over four
+middle layers.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +13,16 @@ DAMPINGS = (0.001, 0.01, 0.1)
 
 
 class Middle(nn.Module):
-    """The network with the parameters of its middle layers in one block, so that cross-layer terms are measured too."""
+    """The network with the parameters of its middle layers in one block, so that cross-layer terms
+    are measured too.
+    """
 
     def __init__(self, model: nn.Sequential) -> None:
         super().__init__()
         self.before, self.after = model[:2], model[9:]
-        self.weights = nn.ParameterList([p for name in MIDDLE for p in model.get_submodule(name).parameters()])
+        self.weights = nn.ParameterList(
+            [p for name in MIDDLE for p in model.get_submodule(name).parameters()]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """The same function."""
@@ -27,12 +33,16 @@ class Middle(nn.Module):
 
 
 def blocks(matrix: Tensor) -> Tensor:
-    """Root mean square of the entries of each pair of layers `[4, 4]`, scaled to unit diagonal, which is left out."""
+    """Root mean square of the entries of each pair of layers `[4, 4]`, scaled to unit diagonal,
+    which is left out.
+    """
     scale = matrix.diagonal().clamp(min=1e-30).rsqrt()
     size = len(matrix) // len(MIDDLE)
     correlation = matrix * scale[:, None] * scale
     correlation.fill_diagonal_(0.0)
-    return correlation.square().unflatten(0, (-1, size)).unflatten(-1, (-1, size)).mean((1, 3)).sqrt()
+    return (
+        correlation.square().unflatten(0, (-1, size)).unflatten(-1, (-1, size)).mean((1, 3)).sqrt()
+    )
 
 
 def by_distance(table: Tensor) -> dict[str, float]:
@@ -46,7 +56,9 @@ def measure() -> tuple[Study, Tensor]:
     problem = checkpoint("martens_grosse", 500, examples=500)
     study.compare(500, problem, layers=MIDDLE)
     joined = Middle(problem.model).eval()
-    found = fl.exact_fisher(joined, problem.likelihood, problem.data, layers=["weights"], seed=SEED)["weights"]
+    found = fl.exact_fisher(
+        joined, problem.likelihood, problem.data, layers=["weights"], seed=SEED
+    )["weights"]
     full = found.dense()
     mean = float(found.trace()) / found.dim
     inverses = {f"{damping:g}": found.powered(-1.0, damping * mean).dense() for damping in DAMPINGS}
@@ -63,9 +75,21 @@ def main() -> None:
     study, full = measure()
     found = numbers("e1_kfac")
     rows = [["F", *found["F"].values()]]
-    rows += [[f"(F + {name} tr F/d I)^-1", *sizes.values()] for name, sizes in found["inverse"].items()]
-    study.table(["root mean square correlation of two weights in layers that lie", "0 apart", "1", "2", "3"], rows)
-    block = fl.matrices.Dense(full, (len(MIDDLE), len(full) // len(MIDDLE)))  # one row a layer: lines between layers
+    rows += [
+        [f"(F + {name} tr F/d I)^-1", *sizes.values()] for name, sizes in found["inverse"].items()
+    ]
+    study.table(
+        [
+            "root mean square correlation of two weights in layers that lie",
+            "0 apart",
+            "1",
+            "2",
+            "3",
+        ],
+        rows,
+    )
+    # one row a layer: lines between layers
+    block = fl.matrices.Dense(full, (len(MIDDLE), len(full) // len(MIDDLE)))
     study.draw(fl.plots.blocks(block, {}, inverse_damping=DAMPINGS[1]))
 
 

@@ -11,7 +11,9 @@ DAMPING = 0.01
 
 
 def share(matrix: Any, block: int) -> dict[str, float]:
-    """Share of the mini-blocks in the sum of |entries| and in the squared norm, and what an even spread would give."""
+    """Share of the mini-blocks in the sum of |entries| and in the squared norm, and what an even
+    spread would give.
+    """
     entries = matrix.dense()
     d = len(entries)
     inside = torch.block_diag(*[torch.ones(block, block)] * (d // block)).bool()
@@ -24,20 +26,27 @@ def share(matrix: Any, block: int) -> dict[str, float]:
 
 
 def measure(study: Study, name: str, layer: str, steps: int, fisher: str) -> dict[str, Any]:
-    """Exact and mini-block matrices of one layer of a trained network, with the shares of the mini-blocks."""
+    """Exact and mini-block matrices of one layer of a trained network, with the shares of the
+    mini-blocks.
+    """
     problem = checkpoint(name, steps, examples=500 if name == "martens_grosse" else 200)
     options = {"layers": [layer], "fisher": fisher}
-    exact = fl.estimate(fl.Exact(), problem.model, problem.likelihood, problem.data, **options)[layer]
+    exact = fl.estimate(fl.Exact(), problem.model, problem.likelihood, problem.data, **options)[
+        layer
+    ]
     study.compare(
         f"{name} {fisher}", problem, [fl.MiniBlock(), fl.KFAC(), fl.Diagonal()], errors=["frobenius", "damped_cosine"],
         dampings=[DAMPING], **options,
     )  # fmt: skip
     inverse = exact.powered(-1.0, DAMPING * float(exact.trace()) / exact.dim)
     block = exact.shape[1] if name == "martens_grosse" else 9  # a row with its bias; a kernel
-    if name != "martens_grosse":  # the mini-blocks of a convolution are its kernels: drop the bias column
+    # the mini-blocks of a convolution are its kernels: drop the bias column
+    if name != "martens_grosse":
         kept = torch.arange(exact.dim).view(exact.shape)[:, :-1].flatten()
         size = (exact.shape[0], exact.shape[1] - 1)
-        exact, inverse = (fl.matrices.Dense(m.dense()[kept][:, kept], size) for m in (exact, inverse))
+        exact, inverse = (
+            fl.matrices.Dense(m.dense()[kept][:, kept], size) for m in (exact, inverse)
+        )
     study.numbers[f"{name} {fisher}"] = {"F": share(exact, block), "inverse": share(inverse, block)}
     return {"exact": exact}
 
@@ -55,7 +64,10 @@ def main() -> None:
         for key, found in numbers("e3_mbf").items()
         for of, shares in found.items()
     ]
-    study.table(["layer and Fisher", "of", "share of sum of abs", "share of squares", "if spread evenly"], rows)
+    study.table(
+        ["layer and Fisher", "of", "share of sum of abs", "share of squares", "if spread evenly"],
+        rows,
+    )
     study.draw(fl.plots.blocks(last["exact"], {}, inverse_damping=DAMPING))
 
 

@@ -1,4 +1,6 @@
-"""E4, Soori et al. (2022): inverse blocks of a small convolutional network, exact, by TENGraD and by KFAC."""
+"""E4, Soori et al. (2022): inverse blocks of a small convolutional network, exact, by TENGraD and
+by KFAC.
+"""
 
 import fisher_lab as fl
 from analysis.common import Study, along, checkpoint, values
@@ -11,7 +13,13 @@ LAYER = "0"
 def main() -> None:
     """Measure, save, draw."""
     study = Study("e4_tengrad")
-    methods = [fl.TENGraD(batch=32), fl.TENGraD(batch=128), fl.KFAC(), fl.KFAC(spatial="reduce"), fl.EKFAC()]
+    methods = [
+        fl.TENGraD(batch=32),
+        fl.TENGraD(batch=128),
+        fl.KFAC(),
+        fl.KFAC(spatial="reduce"),
+        fl.EKFAC(),
+    ]
     for step in STEPS:
         problem = checkpoint("mnist_cnn", step)
         errors = ["frobenius", "damped_spectral", "damped_cosine"]

@@ -1,4 +1,6 @@
-"""E5, Koroko et al. (2022): Frobenius and spectrum error in an autoencoder's fifth linear layer, along training."""
+"""E5, Koroko et al. (2022): Frobenius and spectrum error in an autoencoder's fifth linear layer,
+along training.
+"""
 
 import fisher_lab as fl
 from analysis.common import Study, along, checkpoint, values
@@ -13,12 +15,16 @@ def main() -> None:
     methods = [fl.KFAC(), fl.EKFAC(), fl.TKFAC(), fl.KPSVD()]
     for step in STEPS:
         problem = checkpoint("mnist_autoencoder", step, examples=512)
-        study.compare(step, problem, methods, fisher="mc", layers=[LAYER], errors=["frobenius", "spectrum"])
+        study.compare(
+            step, problem, methods, fisher="mc", layers=[LAYER], errors=["frobenius", "spectrum"]
+        )
     study.save()
     found = along("e5_kpsvd")
     head = [f"layer {LAYER}", *(f"step {s}" for s in STEPS)]
     rows = [
-        [f"{row[0]} {error}", *row[1:]] for error in ("frobenius", "spectrum") for row in values(found, LAYER, error)
+        [f"{row[0]} {error}", *row[1:]]
+        for error in ("frobenius", "spectrum")
+        for row in values(found, LAYER, error)
     ]
     study.table(head, rows)
     study.draw(fl.plots.training(found, "frobenius"))

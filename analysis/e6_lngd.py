@@ -16,7 +16,11 @@ def main() -> None:
     found = load("e6_lngd")["500"]
     head = ["Frobenius error", *(f"layer {name}" for name in found.layers)]
     study.table(
-        head, [[label, *(found.value(n, label, "frobenius") for n in found.layers)] for label in found.approximations]
+        head,
+        [
+            [label, *(found.value(n, label, "frobenius") for n in found.layers)]
+            for label in found.approximations
+        ],
     )
     data = (problem.model, problem.likelihood, problem.data)
     exact = fl.exact_fisher(*data, layers=[LAYER])[LAYER]

@@ -14,16 +14,29 @@ def main() -> None:
     for step in STEPS:
         problem = checkpoint("martens_grosse", step, examples=500)
         found = study.compare(step, problem, methods, errors=["frobenius", "trace"])
-        ratios += [found.value(n, "TKFAC", "frobenius") / found.value(n, "KFAC", "frobenius") for n in found.layers]
-    study.numbers = {"TKFAC smaller": sum(r < 1 for r in ratios), "of": len(ratios), "smallest ratio": min(ratios)}
+        ratios += [
+            found.value(n, "TKFAC", "frobenius") / found.value(n, "KFAC", "frobenius")
+            for n in found.layers
+        ]
+    study.numbers = {
+        "TKFAC smaller": sum(r < 1 for r in ratios),
+        "of": len(ratios),
+        "smallest ratio": min(ratios),
+    }
     study.numbers["largest ratio"] = max(ratios)
     study.save()
     found = along("e8_tkfac")
     rows = [
-        [f"{row[0]} {error}", *row[1:]] for error in ("frobenius", "trace") for row in values(found, "(all)", error)
+        [f"{row[0]} {error}", *row[1:]]
+        for error in ("frobenius", "trace")
+        for row in values(found, "(all)", error)
     ]
     rows.append(
-        [f"layers where TKFAC is nearer: {numbers('e8_tkfac')['TKFAC smaller']} of {len(ratios)}", *[""] * len(STEPS)]
+        [
+            f"layers where TKFAC is nearer: {numbers('e8_tkfac')['TKFAC smaller']} of "
+            f"{len(ratios)}",
+            *[""] * len(STEPS),
+        ]
     )
     study.table(["all layers", *(f"step {s}" for s in STEPS)], rows)
     study.draw(fl.plots.training(found, "frobenius"))

@@ -1,4 +1,6 @@
-"""Does a better approximation train faster? One network, one loop, the same small grid for every approximation."""
+"""Does a better approximation train faster? One network, one loop, the same small grid for every
+approximation.
+"""
 
 import math
 from typing import Any
@@ -73,7 +75,9 @@ def measure() -> Study:
     for name, (make, rates, extra) in first_order.items():
         runs = {}
         for lr in rates:
-            runs[f"lr {lr:g}"] = train(lambda m, _, make=make, lr=lr, e=extra: make(m.parameters(), lr=lr, **e))
+            runs[f"lr {lr:g}"] = train(
+                lambda m, _, make=make, lr=lr, e=extra: make(m.parameters(), lr=lr, **e)
+            )
         study.numbers[name] = dict(zip(("setting", "losses"), best(runs), strict=True))
     study.save()
     return study
@@ -81,7 +85,10 @@ def measure() -> Study:
 
 def quality(found: Any, name: str) -> list[float]:
     """Frobenius error and efficiency of an approximation."""
-    return [found.value("(all)", name, "frobenius"), found.value("(all)", name, "damped_efficiency", DAMPING)]
+    return [
+        found.value("(all)", name, "frobenius"),
+        found.value("(all)", name, "damped_efficiency", DAMPING),
+    ]
 
 
 @styled
@@ -93,12 +100,23 @@ def figure(found: Any, runs: dict[str, Any]) -> Any:
         losses = runs[name]["losses"]
         steps = range(25, 25 * len(losses) + 1, 25)
         left.semilogy(
-            steps, losses, style.line, color=style.color, marker=style.marker, label=name, markeredgecolor="0.15"
+            steps,
+            losses,
+            style.line,
+            color=style.color,
+            marker=style.marker,
+            label=name,
+            markeredgecolor="0.15",
         )
         if name in found.approximations:
             for axes, place in zip(others, quality(found, name), strict=True):
                 axes.semilogy(
-                    [place], losses[-1:], style.marker, color=style.color, markeredgecolor="0.15", markersize=8
+                    [place],
+                    losses[-1:],
+                    style.marker,
+                    color=style.color,
+                    markeredgecolor="0.15",
+                    markersize=8,
                 )
     left.set_xlabel("training step")
     left.set_ylabel("training loss, best setting of the grid")
@@ -114,9 +132,17 @@ def main() -> None:
     found, runs = load("faster")[str(QUALITY)], numbers("faster")
     names = [name for name in runs if name in found.approximations]
     last = [runs[name]["losses"][-1] for name in names]
-    ranks = [float(spearmanr(column, last)[0]) for column in zip(*(quality(found, n) for n in names), strict=True)]
+    ranks = [
+        float(spearmanr(column, last)[0])
+        for column in zip(*(quality(found, n) for n in names), strict=True)
+    ]
     rows = [
-        [name, *(quality(found, name) if name in names else ["", ""]), *run["losses"][1::2], run["setting"]]
+        [
+            name,
+            *(quality(found, name) if name in names else ["", ""]),
+            *run["losses"][1::2],
+            run["setting"],
+        ]
         for name, run in sorted(runs.items(), key=lambda item: item[1]["losses"][-1])
     ]
     rows.append(["rank correlation with the last loss", *ranks, "", "", "", ""])

@@ -1,4 +1,6 @@
-"""The recommended study: every approximation, five hidden tanh layers, along training; with the theorems checked."""
+"""The recommended study: every approximation, five hidden tanh layers, along training; with the
+theorems checked.
+"""
 
 import fisher_lab as fl
 from analysis.common import SMALL, Study, along, checkpoint, numbers, values
@@ -20,13 +22,18 @@ def main() -> None:
     for step in STEPS:
         problem = checkpoint("martens_grosse", step, examples=500)
         names = ["trace", "frobenius", "spectral", "cosine"]
-        found = study.compare(step, problem, errors=[*names, "damped_efficiency"], dampings=[DAMPING], layers=SMALL)
+        found = study.compare(
+            step, problem, errors=[*names, "damped_efficiency"], dampings=[DAMPING], layers=SMALL
+        )
         for layer in found.layers:
             for small, large in ORDERS:
                 a, b = (found.value(layer, label, "frobenius") for label in (small, large))
                 broken, checks = broken + (a > b * (1 + 1e-9)), checks + 1
             for label in TRACE_KEPT:
-                broken, checks = broken + (abs(found.value(layer, label, "trace")) > 1e-9), checks + 1
+                broken, checks = (
+                    broken + (abs(found.value(layer, label, "trace")) > 1e-9),
+                    checks + 1,
+                )
     study.numbers = {"theorems checked": checks, "broken": broken}
     study.save()
     found = along("recommended")

@@ -1,4 +1,6 @@
-"""The mechanical parts of the documentation, from the registries and docstrings, and the gallery's figure scraper."""
+"""The mechanical parts of the documentation, from the registries and docstrings, and the gallery's
+figure scraper.
+"""
 
 import inspect
 import re
@@ -9,7 +11,17 @@ import support
 import torch
 
 import fisher_lab as fl
-from fisher_lab import approximations, errors, layers, likelihoods, optim, plots, problems, report, training
+from fisher_lab import (
+    approximations,
+    errors,
+    layers,
+    likelihoods,
+    optim,
+    plots,
+    problems,
+    report,
+    training,
+)
 from fisher_lab._ground.memory import readable
 from fisher_lab.likelihoods import TorchLoss
 
@@ -45,7 +57,9 @@ def generate(source: Path) -> None:
     (folder / "parts" / "support.md").write_text(support.table(), encoding="utf-8")
     (folder / "parts" / "problems.md").write_text(problem_table(), encoding="utf-8")
     (folder / "parts" / "measures.md").write_text(measure_table(), encoding="utf-8")
-    (folder / "parts" / "benchmarks.md").write_text(benchmarks(source / "benchmarks"), encoding="utf-8")
+    (folder / "parts" / "benchmarks.md").write_text(
+        benchmarks(source / "benchmarks"), encoding="utf-8"
+    )
     for title, things in API.items():
         text = f"# {title}\n\n" + "\n".join(entry(thing) for thing in things)
         (folder / f"api-{slug(title)}.md").write_text(text, encoding="utf-8")
@@ -75,7 +89,10 @@ def approximation(name: str, cls: type) -> str:
     facts = [
         ("signature", f"`fl.{signature(cls)}`"),
         ("structure (Linear)", f"`{type(matrix).__name__}`"),
-        ("held for a 20x21 layer", f"{readable(matrix.nbytes)} (dense block: {readable(8 * exact.dim**2)})"),
+        (
+            "held for a 20x21 layer",
+            f"{readable(matrix.nbytes)} (dense block: {readable(8 * exact.dim**2)})",
+        ),
         ("sweeps over the data", str(base.sweeps)),
         ("needs inputs and output gradients apart", "yes" if base.needs_factors else "no"),
         ("power that a trainer applies", f"{base.exponent:g}"),
@@ -91,7 +108,9 @@ def layer_table() -> str:
     lines = ["| module | form | what the adapter says |", "| --- | --- | --- |"]
     for kind, adapter in layers.registry().items():
         if kind.__module__.startswith("torch"):
-            form = "flattened parameters" if adapter.gradient_form else "inputs and output gradients"
+            form = (
+                "flattened parameters" if adapter.gradient_form else "inputs and output gradients"
+            )
             lines.append(f"| `nn.{kind.__name__}` | {form} | {summary(adapter)} |")
     return "\n".join(lines) + "\n"
 
@@ -99,7 +118,13 @@ def layer_table() -> str:
 def problem_table() -> str:
     """The problems that come along."""
     lines = ["| problem | what it is |", "| --- | --- |"]
-    return "\n".join(lines + [f"| `{name}` | {about.summary} |" for name, about in problems.describe().items()]) + "\n"
+    return (
+        "\n".join(
+            lines
+            + [f"| `{name}` | {about.summary} |" for name, about in problems.describe().items()]
+        )
+        + "\n"
+    )
 
 
 def measure_table() -> str:
@@ -111,7 +136,7 @@ def measure_table() -> str:
             when = "per damping, on request"
         if measure.network:
             when = "of the whole network, by name only"
-        formula = (getattr(errors, name).__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
+        formula = summary(getattr(errors, name)).replace("|", "\\|")
         lines.append(f"| `{name}` | {formula} | {when} |")
     return "\n".join(lines) + "\n"
 
@@ -122,7 +147,8 @@ def benchmarks(folder: Path) -> str:
     if not found:
         return "No benchmark was run yet.\n"
     texts = ["\n" + path.read_text(encoding="utf-8") for path in found]
-    texts = [re.sub(r"\]\((?!https?:|#)", "](benchmarks/", text) for text in texts]  # relative to docs/benchmarks.md
+    # relative to docs/benchmarks.md
+    texts = [re.sub(r"\]\((?!https?:|#)", "](benchmarks/", text) for text in texts]
     return "\n".join(re.sub(r"\n(#+ )", r"\n#\1", text) for text in texts)
 
 
@@ -136,7 +162,9 @@ def entry(thing) -> str:
     parts = [f"## {thing.__qualname__}\n", fence(signature(thing), inspect.getdoc(thing))]
     if inspect.isclass(thing):
         for name, member in vars(thing).items():
-            target = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+            target = (
+                member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+            )
             if not name.startswith("_") and inspect.isfunction(target) and target.__doc__:
                 what = name if isinstance(member, property) else signature(target, name)
                 parts.append(fence(what, inspect.getdoc(target)))
@@ -165,7 +193,11 @@ def signature(thing, name: str = "") -> str:
 
 def unquoted(text: str) -> str:
     """Without the quotes around annotations that are kept as text."""
-    return re.sub(r"(: |-> )'([^']*)'|(: |-> )\"(.*)\"(?= = |$)", lambda m: (m[1] or m[3]) + (m[2] or m[4]), text)
+    return re.sub(
+        r"(: |-> )'([^']*)'|(: |-> )\"(.*)\"(?= = |$)",
+        lambda m: (m[1] or m[3]) + (m[2] or m[4]),
+        text,
+    )
 
 
 def fence(head: str, text: str | None) -> str:
@@ -175,7 +207,9 @@ def fence(head: str, text: str | None) -> str:
 
 
 def _get_sg_image_scraper():
-    """The gallery asks for this; our figures belong to no window, so they are found among the example's variables."""
+    """The gallery asks for this; our figures belong to no window, so they are found among the
+    example's variables.
+    """
     return scrape
 
 

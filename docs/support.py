@@ -1,4 +1,5 @@
-"""The table layer x approximation x status, written by trying every approximation on every adapter in the registry.
+"""The table layer x approximation x status, written by trying every approximation on every adapter
+in the registry.
 
 Run `python docs/support.py` to print it. `table()` gives it as Markdown.
 """
@@ -33,7 +34,9 @@ STRUCTURES = {
 
 
 def table() -> str:
-    """A row for every adapter (and for what changes its structure), a column for every approximation."""
+    """A row for every adapter (and for what changes its structure), a column for every
+    approximation.
+    """
     methods = approximations.default_approximations()
     methods = [method for method in methods if type(method).__module__.startswith("fisher_lab.")]
     lines = ["| layer | " + " | ".join(f"`{method.label}`" for method in methods) + " |"]
@@ -69,7 +72,9 @@ def status(method: fl.Approximation, module: nn.Module, shape: tuple[int, ...]) 
         return "exact, of its batch" if isinstance(method, fl.TENGraD) else "exact"
     text = structure(matrix)
     if getattr(module, "groups", 1) > 1 and "Kronecker" in text:
-        text = text.replace("product", "product per group").replace("eigenbasis", "eigenbasis per group")
+        text = text.replace("product", "product per group").replace(
+            "eigenbasis", "eigenbasis per group"
+        )
     return text
 
 

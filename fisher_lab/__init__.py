@@ -1,4 +1,6 @@
-"""fisher_lab: how far is each curvature approximation from the exact Fisher of a real net, and training with it."""
+"""fisher_lab: how far is each curvature approximation from the exact Fisher of a real net, and
+training with it.
+"""
 
 import importlib
 from types import ModuleType

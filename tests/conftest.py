@@ -1,4 +1,6 @@
-"""What all tests share: reproducible property tests; helpers (peers, a browser) that never go missing silently."""
+"""What all tests share: reproducible property tests; helpers (peers, a browser) that never go
+missing silently.
+"""
 
 import importlib
 import importlib.util
@@ -16,18 +18,22 @@ import torch
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn, never shown
 if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(2)  # more threads do not help tensors this small, and two is what the timings were made with
+    # more threads do not help tensors this small, and two is what the timings were made with
+    torch.set_num_threads(2)
 
 hypothesis.settings.register_profile("fisher_lab", derandomize=True, max_examples=20, deadline=None)
 hypothesis.settings.load_profile("fisher_lab")
 
 PEERS = ("curvlinops", "nngeometry", "backpack")
 BROWSER_PROGRAMS = ("chromium", "chromedriver")
-SKIPPED = pytest.StashKey[dict[str, list[str]]]()  # marker -> the tests skipped for want of its helper
+# marker -> the tests skipped for want of its helper
+SKIPPED = pytest.StashKey[dict[str, list[str]]]()
 
 
 def required(what: str) -> bool:
-    """Whether a missing helper (PEERS, BROWSER) is an error: in continuous integration, or when asked for."""
+    """Whether a missing helper (PEERS, BROWSER) is an error: in continuous integration, or when
+    asked for.
+    """
     values = [os.environ.get(name, "").lower() for name in ("CI", f"FISHER_LAB_REQUIRE_{what}")]
     return any(value in {"1", "true", "yes"} for value in values)
 
@@ -38,7 +44,9 @@ def missing_peers() -> list[str]:
 
 
 def import_peers() -> SimpleNamespace:
-    """Import the peer libraries; only here may they warn (they still compile with torch.jit, which is deprecated)."""
+    """Import the peer libraries; only here may they warn (they still compile with torch.jit, which
+    is deprecated).
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return SimpleNamespace(**{name: importlib.import_module(name) for name in PEERS})
@@ -88,7 +96,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         import_peers()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Say aloud what was not checked for want of a helper."""
     for marker, tests in config.stash.get(SKIPPED, {}).items():
         line = f"NOT CHECKED: {len(tests)} tests need {marker}; {NEEDS[marker][1]}"
@@ -97,7 +107,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture
 def peers() -> SimpleNamespace:
-    """The libraries to compare with, imported when a test asks for them: `peers.curvlinops` and so on."""
+    """The libraries to compare with, imported when a test asks for them: `peers.curvlinops` and so
+    on.
+    """
     return import_peers()
 
 
@@ -117,7 +129,9 @@ def global_state() -> dict[str, object]:
 
 @pytest.fixture
 def restores_global_state() -> Iterator[None]:
-    """Check that the test, and so what it called, changed nothing global: random states, default dtype, modes."""
+    """Check that the test, and so what it called, changed nothing global: random states, default
+    dtype, modes.
+    """
     before = global_state()
     yield
     after = global_state()

@@ -1,10 +1,12 @@
 """Random statistics, the exact block and comparisons, shared by the tests.
 
-Everything here is transcribed from the definitions with loops and plain dense algebra, and never calls a method of the
-library: a test that compares the library with this file compares two independent computations. Small sizes only.
+Everything here is transcribed from the definitions with loops and plain dense algebra, and never
+calls a method of the library: a test that compares the library with this file compares two
+independent computations. Small sizes only.
 
-Conventions (those of the library): inputs `a [N, T, Q, d_in]`, output gradients `g [R, N, T, Q, d_out]`, per-example
-gradient `P = sum over t of g aᵀ`, `F = 1/N sum over r, n of vec(P) vec(P)ᵀ`, vec row-major over `W [Q d_out, d_in]`.
+Conventions (those of the library): inputs `a [N, T, Q, d_in]`, output gradients
+`g [R, N, T, Q, d_out]`, per-example gradient `P = sum over t of g aᵀ`,
+`F = 1/N sum over r, n of vec(P) vec(P)ᵀ`, vec row-major over `W [Q d_out, d_in]`.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ def random_stats(
     """Random statistics of one layer.
 
     Args:
-        kind: `"independent"` (Gaussian a and g), `"norm-dependent"` (|a_n| and |g_n| rise and fall together),
-            `"relu"` (non-negative, sparse inputs and gated gradients).
+        kind: `"independent"` (Gaussian a and g), `"norm-dependent"` (|a_n| and |g_n| rise and fall
+            together), `"relu"` (non-negative, sparse inputs and gated gradients).
         kernel: sizes of the input modes; overrides `d_in`. A bias adds one column of ones.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -69,7 +71,9 @@ def random_stats(
 
 
 def random_case(seed: int, *, T: int = 1, Q: int = 1) -> LayerStats:
-    """Statistics whose sizes and kind vary with the seed: d_out, d_in in 1..5, N in 2..12, R in 1..4."""
+    """Statistics whose sizes and kind vary with the seed: d_out, d_in in 1..5, N in 2..12, R in
+    1..4.
+    """
     generator = torch.Generator().manual_seed(1000 + seed)
 
     def between(low: int, high: int) -> int:
@@ -80,19 +84,25 @@ def random_case(seed: int, *, T: int = 1, Q: int = 1) -> LayerStats:
 
 
 def linear_stats(X: Any, D: Any) -> LayerStats:
-    """Statistics of a Linear layer, T = 1: inputs `X [N, d_in]`, gradients `D [N, d_out]` or `[R, N, d_out]`."""
+    """Statistics of a Linear layer, T = 1: inputs `X [N, d_in]`, gradients `D [N, d_out]` or
+    `[R, N, d_out]`.
+    """
     X, D = torch.as_tensor(X, dtype=torch.float64), torch.as_tensor(D, dtype=torch.float64)
     D = D if D.ndim == 3 else D[None]
     return LayerStats(X[:, None, None, :], D[:, :, None, None, :])
 
 
 def explicit_stats(P: Any, kernel: tuple[int, ...] | None = None) -> LayerStats:
-    """Statistics whose per-example gradients are given: `P [N, d_out, d_in]` or `[R, N, d_out, d_in]`; a, g unknown."""
+    """Statistics whose per-example gradients are given: `P [N, d_out, d_in]` or
+    `[R, N, d_out, d_in]`; a, g unknown.
+    """
     P = torch.as_tensor(P, dtype=torch.float64)
     return LayerStats.of_gradients((P if P.ndim == 4 else P[None])[:, :, None], kernel)
 
 
-def stats_with_block(F: Tensor, d_out: int, d_in: int, kernel: tuple[int, ...] | None = None) -> LayerStats:
+def stats_with_block(
+    F: Tensor, d_out: int, d_in: int, kernel: tuple[int, ...] | None = None
+) -> LayerStats:
     """Statistics whose exact block is the given PSD matrix `F [d, d]`."""
     values, vectors = torch.linalg.eigh(F)
     d = len(values)
@@ -182,9 +192,13 @@ def symmetric(M: Tensor) -> Tensor:
 
 def assert_same(got: Tensor, expected: Tensor, rel: float = REL) -> None:
     """Both matrices agree to `rel` times the norm of the expected one."""
-    assert got.shape == expected.shape, f"shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+    assert got.shape == expected.shape, (
+        f"shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+    )
     error = frobenius(got - expected)
-    assert error <= rel * max(frobenius(expected), 1e-300), f"differs by {error:.3e} at norm {frobenius(expected):.3e}"
+    assert error <= rel * max(frobenius(expected), 1e-300), (
+        f"differs by {error:.3e} at norm {frobenius(expected):.3e}"
+    )
 
 
 def assert_differs(got: Tensor, expected: Tensor, rel: float = 1e-3) -> None:
@@ -200,8 +214,12 @@ def assert_psd(M: Tensor, slack: float = SLACK, scale: float | None = None) -> N
     assert lowest >= -slack * scale, f"smallest eigenvalue {lowest:.3e} at scale {scale:.3e}"
 
 
-def captured(model: nn.Module, layers: Any, likelihood: Any, x: Tensor, fisher: Any = "true") -> dict[str, LayerStats]:
-    """What the library captures for one batch, with no more than the output factors of the likelihood."""
+def captured(
+    model: nn.Module, layers: Any, likelihood: Any, x: Tensor, fisher: Any = "true"
+) -> dict[str, LayerStats]:
+    """What the library captures for one batch, with no more than the output factors of the
+    likelihood.
+    """
     return capture(Forward(model), layers, x, lambda z: output_factors(likelihood, z, fisher))
 
 

@@ -1,7 +1,8 @@
-"""Which tests hold which module: `python -m tests.map` runs the tests with coverage and writes tests/README.md.
+"""Which tests hold which module: `python -m tests.map` runs the tests with coverage and writes
+tests/README.md.
 
-A module is held by the few test files that together run most of its lines, found greedily: the file that runs most of
-them first, then the one that adds most to it.
+A module is held by the few test files that together run most of its lines, found greedily: the file
+that runs most of them first, then the one that adds most to it.
 """
 
 from __future__ import annotations
@@ -44,11 +45,15 @@ def run_tests(data_file: Path) -> None:
         sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:randomly",
         f"--cov={PACKAGE.name}", "--cov-context=test", "--cov-report=",
     ]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "COVERAGE_FILE": str(data_file)})
+    subprocess.run(
+        command, cwd=ROOT, check=True, env={**os.environ, "COVERAGE_FILE": str(data_file)}
+    )
 
 
 def lines_by_test_file(data_file: Path) -> dict[str, dict[str, set[int]]]:
-    """For each module the lines that each test file runs; lines that run on import belong to nobody."""
+    """For each module the lines that each test file runs; lines that run on import belong to
+    nobody.
+    """
     from coverage import CoverageData
 
     data = CoverageData(basename=str(data_file))

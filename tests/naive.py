@@ -69,8 +69,12 @@ def kfac_factors(a: Tensor, g: Tensor, spatial: str = "expand") -> tuple[Tensor,
     return G, A
 
 
-def tkfac_factors(a: Tensor, g: Tensor, P: Tensor, spatial: str = "expand") -> tuple[Tensor, Tensor]:
-    """Un-normalised `(U1, U2)`: of the summed gradients ("full"), or position by position ("expand")."""
+def tkfac_factors(
+    a: Tensor, g: Tensor, P: Tensor, spatial: str = "expand"
+) -> tuple[Tensor, Tensor]:
+    """Un-normalised `(U1, U2)`: of the summed gradients ("full"), or position by position
+    ("expand").
+    """
     if spatial == "full":
         return left_of(P), right_of(P)
     (N, T, _), R = a.shape, len(g)
@@ -86,13 +90,17 @@ def tkfac_factors(a: Tensor, g: Tensor, P: Tensor, spatial: str = "expand") -> t
 
 
 def corrected(P: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """`Q diag(QᵀFQ) Qᵀ`: F is the block of `P [R, N, d_out, d_in]`, Q the eigenvectors of kron(left, right)."""
+    """`Q diag(QᵀFQ) Qᵀ`: F is the block of `P [R, N, d_out, d_in]`, Q the eigenvectors of
+    kron(left, right).
+    """
     basis = kron(torch.linalg.eigh(left)[1], torch.linalg.eigh(right)[1])
     return basis @ torch.diag(torch.diagonal(basis.T @ fisher_of(P) @ basis)) @ basis.T
 
 
 def rearranged(F: Tensor, d_out: int, d_in: int) -> Tensor:
-    """Van Loan's rearrangement Z(F) `[d_out^2, d_in^2]`: row (i, j) holds the block F[(i, :), (j, :)]."""
+    """Van Loan's rearrangement Z(F) `[d_out^2, d_in^2]`: row (i, j) holds the block F[(i, :), (j,
+    :)].
+    """
     return F.reshape(d_out, d_in, d_out, d_in).permute(0, 2, 1, 3).reshape(d_out**2, d_in**2)
 
 
@@ -103,7 +111,9 @@ def nearest_kronecker(F: Tensor, d_out: int, d_in: int) -> Tensor:
 
 
 def direct_sum(weight: Tensor, bias: Tensor, d_out: int, d_in: int) -> Tensor:
-    """Matrix over W `[d_out, d_in]`: a weight part, a bias part (the last column) and no cross terms."""
+    """Matrix over W `[d_out, d_in]`: a weight part, a bias part (the last column) and no cross
+    terms.
+    """
     is_bias = torch.arange(d_out * d_in) % d_in == d_in - 1
     result = torch.zeros(d_out * d_in, d_out * d_in, dtype=weight.dtype)
     result[torch.outer(~is_bias, ~is_bias)] = weight.reshape(-1)
@@ -117,7 +127,9 @@ def is_convolution(stats: LayerStats) -> bool:
 
 
 def mode_sizes(stats: LayerStats, d_out: int, modes: int | None) -> tuple[int, ...]:
-    """Modes of the weight proper: (out, in), or (C_out, C_in, kh*kw); 2 merges all inputs, 4 splits the kernel."""
+    """Modes of the weight proper: (out, in), or (C_out, C_in, kh*kw); 2 merges all inputs, 4 splits
+    the kernel.
+    """
     most = 3 if modes is None else modes
     inputs = [int(n) for n in stats.kernel]
     while len(inputs) > most - 1:
@@ -126,14 +138,23 @@ def mode_sizes(stats: LayerStats, d_out: int, modes: int | None) -> tuple[int, .
 
 
 def mode_covariances(P: Tensor, modes: tuple[int, ...]) -> list[Tensor]:
-    """U_i = 1/N sum mat_i(P) mat_i(P)^T of gradients `P [R, N, ...]` seen as tensors of the sizes `modes`."""
+    """U_i = 1/N sum mat_i(P) mat_i(P)^T of gradients `P [R, N, ...]` seen as tensors of the sizes
+    `modes`.
+    """
     R, N = P.shape[:2]
     tensors = P.reshape(R, N, *modes)
-    return [sum(unfold(p, i) @ unfold(p, i).T for row in tensors for p in row) / N for i in range(len(modes))]
+    return [
+        sum(unfold(p, i) @ unfold(p, i).T for row in tensors for p in row) / N
+        for i in range(len(modes))
+    ]
 
 
-def over_modes(stats: LayerStats, modes: int | None, product: Callable[[list[Tensor]], Tensor]) -> Tensor:
-    """A product of mode covariances per group; with more than one input mode the bias is an exact block of its own."""
+def over_modes(
+    stats: LayerStats, modes: int | None, product: Callable[[list[Tensor]], Tensor]
+) -> Tensor:
+    """A product of mode covariances per group; with more than one input mode the bias is an exact
+    block of its own.
+    """
     rows, d_in = stats.Q * stats.d_out, stats.d_in
     blocks = []
     for _, _, P in groups(stats):
@@ -146,7 +167,8 @@ def over_modes(stats: LayerStats, modes: int | None, product: Callable[[list[Ten
     weight = torch.block_diag(*blocks)
     if len(mode_sizes(stats, 1, modes)) == 2 or not stats.bias:
         return weight
-    bias = gradients(stats)[..., -1].flatten(2)  # [R, N, Q d_out]: one block for the bias of all groups
+    # [R, N, Q d_out]: one block for the bias of all groups
+    bias = gradients(stats)[..., -1].flatten(2)
     return direct_sum(weight, fisher_of(bias), rows, d_in)
 
 

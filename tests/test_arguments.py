@@ -1,4 +1,6 @@
-"""Arguments as users may write them: understood where the meaning is plain, else refused in one sentence of ours."""
+"""Arguments as users may write them: understood where the meaning is plain, else refused in one
+sentence of ours.
+"""
 
 import numpy as np
 import pytest
@@ -195,7 +197,11 @@ def test_what_approximations_take():
     ],
 )
 def test_what_fit_takes(model, options, message):
-    options = {"optimizer": torch.optim.SGD(model.parameters(), 0.1), "epochs": 1, "batch": 5} | options
+    options = {
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "epochs": 1,
+        "batch": 5,
+    } | options
     refused(fit, message, model, likelihood=LOSS, data=(X, Y), progress=False, **options)
 
 
@@ -206,7 +212,9 @@ def test_what_tables_and_figures_take(model):
     refused(fl.plots.errors, "fl.load_comparison", "run.json")
     refused(fl.plots.errors, "layers=0", found, layers=0)
     assert found.table("trace") == found.table(["trace"]) != found.table(["trace", "trace_ratio"])
-    assert [t.get_text() for t in fl.plots.errors(found, layers="(all)").axes[0].get_xticklabels()] == ["all layers"]
+    assert [
+        t.get_text() for t in fl.plots.errors(found, layers="(all)").axes[0].get_xticklabels()
+    ] == ["all layers"]
 
 
 def test_what_has_a_plain_meaning_is_understood(model):
@@ -214,7 +222,10 @@ def test_what_has_a_plain_meaning_is_understood(model):
         call(model, layers="2", seed=np.int64(3))
     assert list(exact(model, layers="2")) == ["2"]
     assert train(model, groups=[{"layers": "2", "lr": 0.5}]).param_groups[0]["layers"] == ["2"]
-    assert exact(model, seed=np.int64(3), fisher="mc")["0"].trace() == exact(model, seed=3, fisher="mc")["0"].trace()
+    assert (
+        exact(model, seed=np.int64(3), fisher="mc")["0"].trace()
+        == exact(model, seed=3, fisher="mc")["0"].trace()
+    )
     for damping in (0.5, np.float32(0.5), [0.5], torch.tensor([0.5])):
         assert compare(model, dampings=damping, errors="damped_spectral").rows[0].damping == 0.5
     assert compare(model, approximations=fl.KFAC()).approximations == ["KFAC"]

@@ -67,7 +67,9 @@ def test_compare_prints_a_table_time_and_memory_and_saves(capsys, tmp_path, own)
 
 
 @pytest.mark.parametrize("left", ["", '{"rows": [', '{"note": "mine"}', "another run"])
-def test_a_file_that_the_run_cannot_go_on_from_is_kept_and_said(capsys, tmp_path, own, left) -> None:
+def test_a_file_that_the_run_cannot_go_on_from_is_kept_and_said(
+    capsys, tmp_path, own, left
+) -> None:
     partial, aside = tmp_path / ".run.partial.json", tmp_path / ".run.partial.json.2"
     (tmp_path / ".run.partial.json.1").write_text("of an earlier time")
     common = ["compare", "--problem", own, "--approximations", "KFAC", "--quiet", "--output"]
@@ -79,7 +81,10 @@ def test_a_file_that_the_run_cannot_go_on_from_is_kept_and_said(capsys, tmp_path
     assert (code, err.count("\n")) == (0, 1)
     assert f"{partial} " in err
     assert f"kept as {aside.name}" in err
-    assert (aside.read_text(), (tmp_path / ".run.partial.json.1").read_text()) == (left, "of an earlier time")
+    assert (aside.read_text(), (tmp_path / ".run.partial.json.1").read_text()) == (
+        left,
+        "of an earlier time",
+    )
     assert not partial.exists()
     assert fl.load_comparison(tmp_path / "run.json").settings["complete"] is True
 
@@ -92,7 +97,9 @@ def forged(path: Path) -> str:
     return json.dumps(body)
 
 
-def test_a_file_in_the_folder_for_temporary_files_is_not_trusted(capsys, tmp_path, monkeypatch, own) -> None:
+def test_a_file_in_the_folder_for_temporary_files_is_not_trusted(
+    capsys, tmp_path, monkeypatch, own
+) -> None:
     temporary, saved = tmp_path / "temporary", tmp_path / "run.json"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
@@ -108,9 +115,24 @@ def test_a_file_in_the_folder_for_temporary_files_is_not_trusted(capsys, tmp_pat
 
 
 @pytest.mark.parametrize("what", ["link", "dangling link", "folder", "pipe", "of another user"])
-def test_a_run_goes_on_from_a_regular_file_of_the_users_own_only(capsys, tmp_path, monkeypatch, own, what) -> None:
-    saved, partial, elsewhere = tmp_path / "run.json", tmp_path / ".run.partial.json", tmp_path / "elsewhere.json"
-    common = ["compare", "--problem", own, "--approximations", "KFAC", "--output", str(saved), "--quiet"]
+def test_a_run_goes_on_from_a_regular_file_of_the_users_own_only(
+    capsys, tmp_path, monkeypatch, own, what
+) -> None:
+    saved, partial, elsewhere = (
+        tmp_path / "run.json",
+        tmp_path / ".run.partial.json",
+        tmp_path / "elsewhere.json",
+    )
+    common = [
+        "compare",
+        "--problem",
+        own,
+        "--approximations",
+        "KFAC",
+        "--output",
+        str(saved),
+        "--quiet",
+    ]
     run(capsys, *common)
     content = forged(saved)
     saved.unlink()
@@ -135,7 +157,17 @@ def test_a_run_goes_on_from_a_regular_file_of_the_users_own_only(capsys, tmp_pat
 
 def test_a_report_of_saved_runs_leaves_a_stopped_run_alone(capsys, tmp_path, own) -> None:
     saved, partial = tmp_path / "run.json", tmp_path / ".page.partial.json"
-    run(capsys, "compare", "--problem", own, "--approximations", "KFAC", "--quiet", "--output", str(saved))
+    run(
+        capsys,
+        "compare",
+        "--problem",
+        own,
+        "--approximations",
+        "KFAC",
+        "--quiet",
+        "--output",
+        str(saved),
+    )
     partial.write_text(saved.read_text())
     assert run(capsys, "report", str(saved), "--output", str(tmp_path / "page.html"))[0] == 0
     assert partial.exists()
@@ -154,7 +186,12 @@ def test_options_reach_compare(capsys, tmp_path, own) -> None:
     assert found.errors == ["trace", "damped_spectral"]
     assert {r.damping for r in found.rows} == {None, 0.5}
     settings = found.settings
-    assert [settings[k] for k in ("fisher", "seed", "dtype", "exact")] == ["mc", 4, "float32", "func"]
+    assert [settings[k] for k in ("fisher", "seed", "dtype", "exact")] == [
+        "mc",
+        4,
+        "float32",
+        "func",
+    ]
 
 
 def test_common_settings_reach_the_problem(capsys, tmp_path) -> None:
@@ -182,7 +219,9 @@ def test_plot_and_report_read_saved_runs(capsys, tmp_path) -> None:
         files.append(str(tmp_path / f"at{steps}.json"))
         run(capsys, "compare", "--problem", "iris_regression", "--steps", steps, "--approximations", "KFAC", "TN",
             "--output", files[-1], "--quiet")  # fmt: skip
-    code, out, _ = run(capsys, "plot", *files, "--output", str(tmp_path / "figures"), "--form", "png")
+    code, out, _ = run(
+        capsys, "plot", *files, "--output", str(tmp_path / "figures"), "--form", "png"
+    )
     assert code == 0
     made = {Path(line).name for line in out.split()}
     assert {"at0-errors-frobenius.png", "at5-cost.png", "training-frobenius.png"} <= made
@@ -191,36 +230,71 @@ def test_plot_and_report_read_saved_runs(capsys, tmp_path) -> None:
     assert (code, out.strip()) == (0, str(tmp_path / "report.html"))
     assert "iris_regression" in (tmp_path / "report.html").read_text()
     code, out, _ = run(
-        capsys, "report", "--problem", "iris_regression", "--steps", "0", "--output", str(tmp_path / "b.html")
+        capsys,
+        "report",
+        "--problem",
+        "iris_regression",
+        "--steps",
+        "0",
+        "--output",
+        str(tmp_path / "b.html"),
     )
     assert code == 0
     assert "damped" in (tmp_path / "b.html").read_text()
     assert run(capsys, "plot")[0] == 2
-    assert run(capsys, "report", str(tmp_path / "nothing.json"), "--output", str(tmp_path / "c.html"))[0] == 2
+    assert (
+        run(capsys, "report", str(tmp_path / "nothing.json"), "--output", str(tmp_path / "c.html"))[
+            0
+        ]
+        == 2
+    )
 
 
 def test_train_writes_metrics_and_goes_on(capsys, tmp_path) -> None:
     path = tmp_path / "run.jsonl"
-    common = ["train", "--problem", "digits_mlp", "--optimizer", "EKFAC", "--option", "observe_every=2"]
+    common = [
+        "train",
+        "--problem",
+        "digits_mlp",
+        "--optimizer",
+        "EKFAC",
+        "--option",
+        "observe_every=2",
+    ]
     code, out, _ = run(capsys, *common, "--epochs", "2", "--output", str(path))
     assert (code, out.count("epoch")) == (0, 2)
     code, out, _ = run(capsys, *common, "--epochs", "3", "--output", str(path), "--resume")
     assert (code, out.count("epoch")) == (0, 3)
     straight = tmp_path / "straight.jsonl"
     run(capsys, *common, "--epochs", "3", "--output", str(straight), "--quiet")
-    losses = [[json.loads(line)["loss"] for line in p.read_text().splitlines()] for p in (path, straight)]
+    losses = [
+        [json.loads(line)["loss"] for line in p.read_text().splitlines()] for p in (path, straight)
+    ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 3
 
 
 def test_tune_lists_the_best_first(capsys, tmp_path) -> None:
-    arguments = ["tune", "--problem", "digits_mlp", "--optimizer", "KFAC", "--lrs", "1e-5", "0.05", "--dampings", "1"]
+    arguments = [
+        "tune",
+        "--problem",
+        "digits_mlp",
+        "--optimizer",
+        "KFAC",
+        "--lrs",
+        "1e-5",
+        "0.05",
+        "--dampings",
+        "1",
+    ]
     code, out, _ = run(capsys, *arguments, "--epochs", "2", "--output", str(tmp_path / "t.json"))
     assert code == 0
     assert "lr 0.05" in out.splitlines()[0]
 
 
-@pytest.mark.parametrize("arguments", [["--optimizer", "nope"], ["--problem", "nope"], ["--epochs", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--optimizer", "nope"], ["--problem", "nope"], ["--epochs", "0"]]
+)
 def test_bad_training_is_refused(capsys, arguments) -> None:
     code, out, err = run(capsys, "train", "--problem", "digits_mlp", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -263,8 +337,14 @@ def test_help_says_that_a_file_given_as_problem_runs(capsys, command) -> None:
         (["--problem", "nope"], "no problem named 'nope'"),
         (["--problem", "digits_mlp", "--approximations", "FKAC"], "Got approximation 'FKAC'"),
         (["--problem", "digits_mlp", "--approximations", "KFAC(spatial=x)"], "spatial='x'"),
-        (["--problem", "digits_mlp", "--approximations", "KFAC(color=red)"], "options that KFAC has"),
-        (["--problem", "digits_mlp", "--output", "run.txt"], "expected one ending in .json or .csv"),
+        (
+            ["--problem", "digits_mlp", "--approximations", "KFAC(color=red)"],
+            "options that KFAC has",
+        ),
+        (
+            ["--problem", "digits_mlp", "--output", "run.txt"],
+            "expected one ending in .json or .csv",
+        ),
         (["--problem", "digits_mlp", "--set", "steps"], "expected name=value"),
         (["--problem", "digits_mlp", "--set", "colour=red"], "no setting 'colour'"),
         (["--problem", "digits_mlp", "--errors", "wrong"], "Got error 'wrong'"),
@@ -291,10 +371,16 @@ def test_a_stopped_run_keeps_what_it_finished_and_goes_on(tmp_path, own) -> None
         "--output",
         str(path),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(fl.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(fl.__file__).parent.parent),
+        "OMP_NUM_THREADS": "1",
+    }
     hold = tmp_path / "hold"
     hold.touch()
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     partial = tmp_path / ".run.partial.json"
     for _ in range(2000):
         if partial.exists() and fl.load_comparison(partial).layers == ["0"]:
@@ -315,7 +401,16 @@ def test_a_stopped_run_keeps_what_it_finished_and_goes_on(tmp_path, own) -> None
 def test_the_result_is_saved_though_nobody_listens(own: str, tmp_path: Path) -> None:
     """Output that cannot be written costs no result: the file comes first."""
     path = tmp_path / "run.json"
-    command = [sys.executable, "-m", "fisher_lab", "compare", "--problem", own, "--output", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "fisher_lab",
+        "compare",
+        "--problem",
+        own,
+        "--output",
+        str(path),
+    ]
     with open("/dev/full", "w", encoding="utf-8") as full:
         subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL, check=False)
     assert fl.load_comparison(path).rows

@@ -1,4 +1,6 @@
-"""Without the extra `data` everything imports; what needs one of its libraries says which and how to install it."""
+"""Without the extra `data` everything imports; what needs one of its libraries says which and how
+to install it.
+"""
 
 import ast
 import sys
@@ -11,7 +13,12 @@ from fisher_lab import cli, problems
 from fisher_lab.problems import data
 from tests.test_floors import PACKAGE, runtime_nodes
 
-LIBRARIES = {"sklearn": "scikit-learn", "skimage": "scikit-image", "mlxtend": "mlxtend", "pandas": "pandas"}
+LIBRARIES = {
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "mlxtend": "mlxtend",
+    "pandas": "pandas",
+}
 
 NEED = {
     "sklearn.datasets": lambda: problems.load("digits_mlp"),
@@ -34,7 +41,9 @@ def no_cached_data(monkeypatch, tmp_path):
 def test_a_missing_library_is_named_with_the_cure(module, monkeypatch, no_cached_data):
     monkeypatch.setitem(sys.modules, module, None)  # importing it is an ImportError
     library = LIBRARIES[module.partition(".")[0]]
-    with pytest.raises(ValueError, match=rf"Got no {library} .* pip install 'fisher-lab\[data\]'") as caught:
+    with pytest.raises(
+        ValueError, match=rf"Got no {library} .* pip install 'fisher-lab\[data\]'"
+    ) as caught:
         NEED[module]()
     assert "\n" not in str(caught.value)
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisher_lab._ground.files import NotOwnFileError, append, file_names, inside, read_own, replacing, write_atomically
+from fisher_lab._ground.files import (
+    NotOwnFileError,
+    append,
+    file_names,
+    inside,
+    read_own,
+    replacing,
+    write_atomically,
+)
 
 
 @pytest.mark.parametrize("name", ["errors-frobenius", "a_b", "run.v2", "X"])
@@ -25,7 +33,8 @@ def test_names_are_distinct_safe_and_lie_inside(wishes):
 
 
 @pytest.mark.parametrize(
-    "wish", ["/etc/passwd", "../up", "..", "a..b", ".", "", ".hidden", "-rf", "a/b", "a\\b", "a\0b", "ü"]
+    "wish",
+    ["/etc/passwd", "../up", "..", "a..b", ".", "", ".hidden", "-rf", "a/b", "a\\b", "a\0b", "ü"],
 )
 def test_what_is_no_plain_name_keeps_what_it_can_and_its_checksum(wish, tmp_path):
     (name,) = file_names([wish])

@@ -1,4 +1,6 @@
-"""The floor law: a file imports only from floors below its own, and the package loads no more than it needs."""
+"""The floor law: a file imports only from floors below its own, and the package loads no more than
+it needs.
+"""
 
 import ast
 import json
@@ -14,9 +16,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fisher_lab"
 
 FLOORS = [
     ["_ground"],  # what users write, in one form; the machine; numerics
-    ["statistics", "likelihoods", "layers", "results"],  # LayerStats; p(y|z); module adapters; rows and their files
+    # LayerStats; p(y|z); module adapters; rows and their files
+    ["statistics", "likelihoods", "layers", "results"],
     ["matrices", "_passes"],  # structures; model + data -> {layer: LayerStats}
-    ["approximations", "errors", "problems"],  # one method a file; one measure a row; named problems
+    # one method a file; one measure a row; named problems
+    ["approximations", "errors", "problems"],
     ["estimation", "plots"],  # estimates and torch.func's truth; figures
     ["diagnose"],  # compare(...)
     ["optim"],  # optimizers
@@ -26,13 +30,34 @@ FLOORS = [
 ]
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS, start=1) for unit in units}
 
-# What `import fisher_lab` must not load beyond what torch loads itself: each is imported where it is first used.
-LATE = ["matplotlib", "pandas", "sklearn", "skimage", "mlxtend", "jinja2", "tyro", "rich", "selenium", "hypothesis"]
-LATE += ["scipy.stats", "scipy.optimize", "scipy.signal", "scipy.ndimage", "scipy.interpolate", "scipy.integrate"]
+# What `import fisher_lab` must not load beyond what torch loads itself: each is imported where it
+# is first used.
+LATE = [
+    "matplotlib",
+    "pandas",
+    "sklearn",
+    "skimage",
+    "mlxtend",
+    "jinja2",
+    "tyro",
+    "rich",
+    "selenium",
+    "hypothesis",
+]
+LATE += [
+    "scipy.stats",
+    "scipy.optimize",
+    "scipy.signal",
+    "scipy.ndimage",
+    "scipy.interpolate",
+    "scipy.integrate",
+]
 
 
 def module_name(path: Path, package: Path) -> str:
-    """The dotted name of a file of the package: fisher_lab/matrices/__init__.py is fisher_lab.matrices."""
+    """The dotted name of a file of the package: fisher_lab/matrices/__init__.py is
+    fisher_lab.matrices.
+    """
     parts = path.relative_to(package.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -46,7 +71,10 @@ def unit_of(module: str) -> str:
 def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
     """All nodes below this one but the bodies of `if TYPE_CHECKING:`, which never run."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+        if isinstance(child, ast.If) and ast.unparse(child.test) in {
+            "TYPE_CHECKING",
+            "typing.TYPE_CHECKING",
+        }:
             for branch in child.orelse:
                 yield branch
                 yield from runtime_nodes(branch)
@@ -66,9 +94,12 @@ def imported_modules(path: Path, package: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = folder[: len(folder) - node.level + 1] if node.level else []
             source = ".".join(base + ([node.module] if node.module else []))
-            for alias in node.names:  # `from source import x` means the module x if there is one, else a name in it
+            # `from source import x` means the module x if there is one, else a name in it
+            for alias in node.names:
                 target = package.parent.joinpath(*source.split("."), alias.name)
-                is_module = target.with_suffix(".py").is_file() or (target / "__init__.py").is_file()
+                is_module = (
+                    target.with_suffix(".py").is_file() or (target / "__init__.py").is_file()
+                )
                 found.add(f"{source}.{alias.name}" if is_module else source)
     return {name for name in found if name.split(".")[0] == package.name}
 
@@ -85,19 +116,27 @@ def violations(graph: dict[str, set[str]]) -> list[str]:
     for module, imports in graph.items():
         unit = unit_of(module)
         if unit not in FLOOR_OF:
-            wrong.append(f"{module} stands on no floor: give {unit!r} one in FLOORS and in the design page of the docs")
+            wrong.append(
+                f"{module} stands on no floor: give {unit!r} one in FLOORS and in the design page "
+                "of the docs"
+            )
             continue
         for imported in sorted(imports):
             other = unit_of(imported)
             if other != unit and FLOOR_OF.get(other, len(FLOORS)) >= FLOOR_OF[unit]:
-                wrong.append(f"{module} (floor {FLOOR_OF[unit]}) imports {imported} (floor {FLOOR_OF.get(other)})")
+                wrong.append(
+                    f"{module} (floor {FLOOR_OF[unit]}) imports {imported} (floor "
+                    f"{FLOOR_OF.get(other)})"
+                )
     return wrong
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
     """The modules of one import circle, or nothing."""
     try:
-        TopologicalSorter({module: imports - {module} for module, imports in graph.items()}).prepare()
+        TopologicalSorter(
+            {module: imports - {module} for module, imports in graph.items()}
+        ).prepare()
     except CycleError as error:
         return error.args[1]
     return []
@@ -138,7 +177,10 @@ def planted(tmp_path):
         ("statistics.py", "import fisher_lab as fl"),  # the public face stands on top
         ("matrices/dense.py", "from ..estimation import exact_fisher"),
         ("matrices/dense.py", "if not TYPE_CHECKING:\n    from ..estimation import exact_fisher"),
-        ("matrices/dense.py", "if TYPE_CHECKING:\n    pass\nelse:\n    from ..estimation import exact_fisher"),
+        (
+            "matrices/dense.py",
+            "if TYPE_CHECKING:\n    pass\nelse:\n    from ..estimation import exact_fisher",
+        ),
         ("nowhere.py", ""),
     ],
 )
@@ -159,8 +201,16 @@ def test_a_planted_violation_is_found(planted, file, text):
     ],
 )
 def test_what_is_allowed_is_not_reported(planted, text):
-    files = {"statistics.py": "", "estimation.py": "", "matrices/base.py": "", "matrices/dense.py": text}
-    files |= {"__init__.py": "from .matrices import dense", "matrices/__init__.py": "from .dense import Dense"}
+    files = {
+        "statistics.py": "",
+        "estimation.py": "",
+        "matrices/base.py": "",
+        "matrices/dense.py": text,
+    }
+    files |= {
+        "__init__.py": "from .matrices import dense",
+        "matrices/__init__.py": "from .dense import Dense",
+    }
     graph = planted(files)
     assert not violations(graph)
     assert not circle(graph)
@@ -168,7 +218,9 @@ def test_what_is_allowed_is_not_reported(planted, text):
 
 def test_a_planted_circle_is_found(planted):
     files = {"matrices/__init__.py": "", "matrices/base.py": "from . import dense"}
-    assert circle(planted(files | {"matrices/dense.py": "def f():\n    from .base import FisherMatrix"}))
+    assert circle(
+        planted(files | {"matrices/dense.py": "def f():\n    from .base import FisherMatrix"})
+    )
 
 
 PROBE = """
@@ -184,14 +236,23 @@ print(json.dumps({"seconds": seconds, "loaded": sorted(set(sys.modules) - before
 
 def probe() -> dict:
     """What `import fisher_lab` costs on top of `import torch`, measured in a fresh interpreter."""
-    run = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
+    )
     return json.loads(run.stdout)
 
 
 def test_import_is_light():
     runs = [probe()]
-    while min(run["seconds"] for run in runs) >= 1 and len(runs) < 3:  # the first may compile, and machines are busy
+    # the first may compile, and machines are busy
+    while min(run["seconds"] for run in runs) >= 1 and len(runs) < 3:
         runs.append(probe())
     heavy = [name for name in LATE if name in runs[0]["loaded"]]
-    assert not heavy, f"import fisher_lab loads {', '.join(heavy)}: import them where they are first used"
+    assert not heavy, (
+        f"import fisher_lab loads {', '.join(heavy)}: import them where they are first used"
+    )
     assert min(run["seconds"] for run in runs) < 1

@@ -48,13 +48,17 @@ def test_a_package_index_shows_the_readme():
 def test_the_installed_command_starts_anywhere(tmp_path):
     # The one beside this interpreter: elsewhere on the path may lie another version.
     command = Path(sys.executable).with_name("fisher-lab")
-    run = subprocess.run([command, "--help"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    run = subprocess.run(
+        [command, "--help"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert run.returncode == 0, run.stderr
 
 
 def test_everything_declared_is_pinned():
     declared = required_names(PROJECT["project"]["dependencies"])
-    declared = declared.union(*map(required_names, PROJECT["project"]["optional-dependencies"].values()))
+    declared = declared.union(
+        *map(required_names, PROJECT["project"]["optional-dependencies"].values())
+    )
     pinned = pins("constraints.txt")
     assert not declared - {"fisher-lab"} - set(pinned)
     assert pinned["torch"] == "2.13.0"
@@ -62,11 +66,17 @@ def test_everything_declared_is_pinned():
 
 
 def test_peers_are_pinned_apart():
-    # They are installed without their dependencies, since those break other packages; a shared pin must agree.
+    # They are installed without their dependencies, since those break other packages; a shared pin
+    # must agree.
     constraints, peers = pins("constraints.txt"), pins("requirements-peers.txt")
     assert {"curvlinops-for-pytorch", "nngeometry"} <= set(peers)
     assert not [name for name in peers if constraints.get(name, peers[name]) != peers[name]]
-    assert not {"torchvision", "curvlinops-for-pytorch", "nngeometry", "backpack-for-pytorch"} & set(constraints)
+    assert not {
+        "torchvision",
+        "curvlinops-for-pytorch",
+        "nngeometry",
+        "backpack-for-pytorch",
+    } & set(constraints)
 
 
 def test_types_are_shipped():
@@ -97,12 +107,15 @@ def test_every_target_is_documented_and_phony():
 def test_continuous_integration_runs_the_commands_of_the_readme():
     each_line, without_make = shell_blocks(ROOT / "README.md")
     names = [line.partition("#")[0].strip() for line in each_line.splitlines()]
-    assert names == ["make compare", "make test"]  # the tests last: pytest's closing line ends the output
+    # the tests last: pytest's closing line ends the output
+    assert names == ["make compare", "make test"]
     assert without_make.startswith("python3 -m venv .venv\n")
     assert without_make.rstrip().endswith('.venv/bin/python -m pytest -m "not slow"')
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert ' run "$(python3 "$blocks" "$readme" 1)"\n' in script
-    assert re.search(r'"\$blocks" "\$readme" 0\)\n.*\n    run "\$command"\ndone\n$', script, flags=re.DOTALL)
+    assert re.search(
+        r'"\$blocks" "\$readme" 0\)\n.*\n    run "\$command"\ndone\n$', script, flags=re.DOTALL
+    )
 
 
 def test_continuous_integration_runs_the_commands_of_contributing():
@@ -116,11 +129,16 @@ def test_continuous_integration_runs_the_commands_of_contributing():
 
 def test_a_shell_block_ends_where_it_ends(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("```bash\nls  # a\n```\n\n```python\nx = 1\n```\n\n```bash\npwd\n```\n", encoding="utf-8")
+    page.write_text(
+        "```bash\nls  # a\n```\n\n```python\nx = 1\n```\n\n```bash\npwd\n```\n", encoding="utf-8"
+    )
     assert shell_blocks(page) == ["ls  # a\n", "pwd\n"]
 
 
 def test_no_test_steps_aside_silently():
-    # A missing peer must fail in continuous integration: ask for it by the fixture or the marker `peers`.
+    # A missing peer must fail in continuous integration: ask for it by the fixture or the marker
+    # `peers`.
     word = "import" + "orskip"
-    assert not [path for path in (ROOT / "tests").rglob("*.py") if word in path.read_text(encoding="utf-8")]
+    assert not [
+        path for path in (ROOT / "tests").rglob("*.py") if word in path.read_text(encoding="utf-8")
+    ]

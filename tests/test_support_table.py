@@ -22,7 +22,9 @@ def support() -> ModuleType:
 
 
 def test_every_adapter_and_approximation_has_its_place() -> None:
-    """Every torch type of the registry has a row, every default approximation a column; nothing is left blank."""
+    """Every torch type of the registry has a row, every default approximation a column; nothing is
+    left blank.
+    """
     text = support().table()
     for kind in layers.registry():
         if kind.__module__.startswith("torch."):
@@ -30,13 +32,19 @@ def test_every_adapter_and_approximation_has_its_place() -> None:
     header, _, *rows = text.strip().splitlines()
     for method in approximations.default_approximations():
         assert f"`{method.label}`" in header
-    adapters = {adapter for adapter in layers.registry().values() if adapter.__module__.startswith("fisher_lab.")}
+    adapters = {
+        adapter
+        for adapter in layers.registry().values()
+        if adapter.__module__.startswith("fisher_lab.")
+    }
     assert {adapter for adapter, _, _ in support().SAMPLES.values()} == adapters
     assert all(cell.strip() for row in rows for cell in row.strip("|").split("|"))
 
 
 def test_statuses_are_tried() -> None:
-    """In the gradient form Kronecker products are exact, on a convolution they are not, and groups are said."""
+    """In the gradient form Kronecker products are exact, on a convolution they are not, and groups
+    are said.
+    """
     module = support()
     _, norm, shape = module.SAMPLES["(gradient form)"]
     assert module.status(fl.KFAC(), norm, shape) == "exact"

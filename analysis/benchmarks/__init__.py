@@ -1,1 +1,3 @@
-"""Benchmarks: time and memory beside other libraries, growth, and the machine's own matrix-product rate."""
+"""Benchmarks: time and memory beside other libraries, growth, and the machine's own matrix-product
+rate.
+"""

@@ -1,4 +1,6 @@
-"""The networks and data that the benchmarks measure: random weights, random inputs, the same for every contender."""
+"""The networks and data that the benchmarks measure: random weights, random inputs, the same for
+every contender.
+"""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -28,7 +30,9 @@ def martens_grosse(N: int = 1000) -> Case:
 
 def mlp(width: int = 1000, N: int = 1000, C: int = 10) -> Case:
     """784-width-width-C, tanh."""
-    model = nn.Sequential(nn.Linear(784, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, C))
+    model = nn.Sequential(
+        nn.Linear(784, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, C)
+    )
     return model, nn.CrossEntropyLoss(), _labelled(_inputs(N, 784), C)
 
 
@@ -67,7 +71,9 @@ def resnet18(N: int = 64) -> Case:
     return model, nn.CrossEntropyLoss(), _labelled(_inputs(N, 3, 32, 32), 10)
 
 
-CASES: dict[str, Callable[..., Case]] = {f.__name__: f for f in (martens_grosse, mlp, conv, resnet18)}
+CASES: dict[str, Callable[..., Case]] = {
+    f.__name__: f for f in (martens_grosse, mlp, conv, resnet18)
+}
 
 
 def build(name: str, sizes: dict[str, int]) -> Case:

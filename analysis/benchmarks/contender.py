@@ -1,7 +1,8 @@
-"""One measurement in a process of its own: `python -m analysis.benchmarks.contender '{"library": ..., "case": ...}'`.
+"""One measurement in a process of its own:
+`python -m analysis.benchmarks.contender '{"library": ..., "case": ...}'`.
 
-Prints one line of JSON: seconds of the work (imports apart), seconds and peak memory of the whole process, the errors
-found, and the machine's float64 matrix-product rate measured after the work.
+Prints one line of JSON: seconds of the work (imports apart), seconds and peak memory of the whole
+process, the errors found, and the machine's float64 matrix-product rate measured after the work.
 """
 
 import json
@@ -35,18 +36,29 @@ def fastest(work: Callable[[], Any], repeats: int) -> float:
     return best
 
 
-def ours(case: Any, approximations: list[str] | None, layers: list[str] | None, **options: Any) -> dict[str, Any]:
+def ours(
+    case: Any, approximations: list[str] | None, layers: list[str] | None, **options: Any
+) -> dict[str, Any]:
     """compare() with all default approximations, or some."""
     import fisher_lab as fl
 
     model, loss, data = case
     chosen = None if approximations is None else [getattr(fl, name)() for name in approximations]
     started = time.perf_counter()
-    found = fl.compare(model, loss, data, chosen, layers=layers, errors=list(ERRORS), progress=False, **options)
+    found = fl.compare(
+        model, loss, data, chosen, layers=layers, errors=list(ERRORS), progress=False, **options
+    )
     seconds = time.perf_counter() - started
-    values = {f"{r.layer} {r.approximation} {r.error}": r.value for r in found.rows if r.layer != "(all)"}
+    values = {
+        f"{r.layer} {r.approximation} {r.error}": r.value for r in found.rows if r.layer != "(all)"
+    }
     routes = {name: about["route"] for name, about in found.settings["layers"].items()}
-    return {"seconds": seconds, "values": values, "routes": routes, "parameters": found.settings["parameters"]}
+    return {
+        "seconds": seconds,
+        "values": values,
+        "routes": routes,
+        "parameters": found.settings["parameters"],
+    }
 
 
 def by_eigenvalues(A: torch.Tensor) -> float:
@@ -63,19 +75,30 @@ NORMS = {"eigenvalues": by_eigenvalues, "singular values": by_singular_values}
 
 
 def errors_of(
-    F: torch.Tensor, approx: torch.Tensor, norms: tuple[float, float], norm: Callable[[torch.Tensor], float]
+    F: torch.Tensor,
+    approx: torch.Tensor,
+    norms: tuple[float, float],
+    norm: Callable[[torch.Tensor], float],
 ) -> tuple[float, float, float]:
     """Trace, Frobenius and spectral error of dense blocks, given |F|_F and |F|_2."""
     difference = approx - F
     top = norm(difference)
     trace = float(F.diagonal().sum())
-    return float(difference.diagonal().sum()) / trace, float(difference.norm()) / norms[0], top / norms[1]
+    return (
+        float(difference.diagonal().sum()) / trace,
+        float(difference.norm()) / norms[0],
+        top / norms[1],
+    )
 
 
 def dense_errors(
-    blocks: dict[str, torch.Tensor], approx_of: dict[str, Any], norm: Callable[[torch.Tensor], float] = by_eigenvalues
+    blocks: dict[str, torch.Tensor],
+    approx_of: dict[str, Any],
+    norm: Callable[[torch.Tensor], float] = by_eigenvalues,
 ) -> dict[str, float]:
-    """Errors layer by layer; `approx_of[name](layer)` forms one dense block, which is dropped again."""
+    """Errors layer by layer; `approx_of[name](layer)` forms one dense block, which is dropped
+    again.
+    """
     values = {}
     for layer, F in blocks.items():
         norms = float(F.norm()), norm(F)
@@ -113,7 +136,9 @@ def nngeometry(case: Any, norm: str = "eigenvalues", **_: Any) -> dict[str, Any]
         Q = torch.kron(g, a)
         return (Q * diagonal.reshape(-1)) @ Q.T
 
-    blocks = {name: made[PMatBlockDiag].data[i][orders[name]][:, orders[name]] for name, i in ids.items()}
+    blocks = {
+        name: made[PMatBlockDiag].data[i][orders[name]][:, orders[name]] for name, i in ids.items()
+    }
     made.pop(PMatBlockDiag)
     values = dense_errors(blocks, {"KFAC": kfac, "EKFAC": ekfac}, NORMS[norm])
     return {"seconds": time.perf_counter() - started, "values": values}
@@ -127,7 +152,9 @@ def _order(layer: torch.nn.Linear) -> torch.Tensor:
 
 
 def curvlinops(case: Any, **_: Any) -> dict[str, Any]:
-    """Exact blocks, KFAC and EKFAC by curvlinops, made dense by products with the identity, the errors by torch."""
+    """Exact blocks, KFAC and EKFAC by curvlinops, made dense by products with the identity, the
+    errors by torch.
+    """
     import curvlinops as clo
     from curvlinops.kfac import FisherType
 
@@ -142,25 +169,35 @@ def curvlinops(case: Any, **_: Any) -> dict[str, Any]:
         if kind == "exact":
             made = clo.GGNLinearOperator(*arguments, check_deterministic=False)
         else:
-            options = {"fisher_type": FisherType.TYPE2, "separate_weight_and_bias": False, "check_deterministic": False}
+            options = {
+                "fisher_type": FisherType.TYPE2,
+                "separate_weight_and_bias": False,
+                "check_deterministic": False,
+            }
             made = getattr(clo, f"{kind}LinearOperator")(*arguments, **options)
         size, pieces = sum(p.numel() for p in layer.parameters()), []
         for start in range(0, size, 512):  # all columns at once would need P times the activations
             columns = torch.zeros(size, min(512, size - start), dtype=torch.float64)
-            columns[torch.arange(start, start + columns.shape[1]), torch.arange(columns.shape[1])] = 1
+            columns[
+                torch.arange(start, start + columns.shape[1]), torch.arange(columns.shape[1])
+            ] = 1
             pieces.append((made @ columns).detach())
         dense, order = torch.cat(pieces, 1), _order(layer)
         return dense[order][:, order]
 
     values = {}
     for name in names:
-        forms = {kind: (lambda layer, kind=kind: operator(layer, kind)) for kind in ("KFAC", "EKFAC")}
+        forms = {
+            kind: (lambda layer, kind=kind: operator(layer, kind)) for kind in ("KFAC", "EKFAC")
+        }
         values.update(dense_errors({name: operator(name, "exact")}, forms))
     return {"seconds": time.perf_counter() - started, "values": values}
 
 
 def phases(case: Any, **_: Any) -> dict[str, Any]:
-    """Floating-point operations per second of what large layers spend their time on, for layer "2" of the MLP."""
+    """Floating-point operations per second of what large layers spend their time on, for layer "2"
+    of the MLP.
+    """
     import fisher_lab as fl
     from fisher_lab._passes.setup import Setup
     from fisher_lab._passes.source import Source
@@ -178,13 +215,21 @@ def phases(case: Any, **_: Any) -> dict[str, Any]:
         "product with F": (lambda: F @ X, 4 * N * o * i + 4 * R * N * o),
         "product with a Kronecker product": (lambda: K @ X, 2 * o * i * (o + i)),
         "product with EKFAC": (lambda: E @ X, 4 * o * i * (o + i)),
-        "Gram of the examples' blocks": (lambda: outer_gram(stats.g[:, :, 0, 0]), R * (R + 1) * N * N * o),
+        "Gram of the examples' blocks": (
+            lambda: outer_gram(stats.g[:, :, 0, 0]),
+            R * (R + 1) * N * N * o,
+        ),
     }
     values = {name: flops / fastest(run, 6) for name, (run, flops) in work.items()}
     return {"seconds": time.perf_counter() - started, "values": values}
 
 
-LIBRARIES = {"fisher_lab": ours, "nngeometry": nngeometry, "curvlinops": curvlinops, "phases": phases}
+LIBRARIES = {
+    "fisher_lab": ours,
+    "nngeometry": nngeometry,
+    "curvlinops": curvlinops,
+    "phases": phases,
+}
 
 
 def main() -> None:
@@ -192,10 +237,19 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(asked.get("threads", 2))
     case = build(asked["case"], asked.get("sizes", {}))
-    options = {"approximations": asked.get("approximations"), "layers": asked.get("layers")} | asked.get("options", {})
+    options = {
+        "approximations": asked.get("approximations"),
+        "layers": asked.get("layers"),
+    } | asked.get("options", {})
     found = LIBRARIES[asked["library"]](case, **options)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    used = {"peak_bytes": peak, "whole": time.perf_counter() - STARTED, "product_rate": product_rate()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    used = {
+        "peak_bytes": peak,
+        "whole": time.perf_counter() - STARTED,
+        "product_rate": product_rate(),
+    }
     print(json.dumps(found | used))
 
 

@@ -1,6 +1,8 @@
-"""What a step of each method cannot do without: its matrix products and factorisations, with nothing around them.
+"""What a step of each method cannot do without: its matrix products and factorisations, with
+nothing around them.
 
-Element by element work, copies and checks are not counted; a floor is the time of SGD's step and of these.
+Element by element work, copies and checks are not counted; a floor is the time of SGD's step and of
+these.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,19 +23,24 @@ class Pieces:
         x: a batch of the data `[N, d]`.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor
+    ) -> None:
         self.model, self.loss, self.x = model, loss, x
         self.linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
         shapes = [(m.out_features, m.in_features + 1) for m in self.linears]
         self.V = [torch.randn(o, i) for o, i in shapes]
         self.left, self.right = [spd(o) for o, _ in shapes], [spd(i) for _, i in shapes]
-        self.g, self.a = [torch.randn(len(x), o) for o, _ in shapes], [torch.randn(len(x), i) for _, i in shapes]
+        self.g, self.a = (
+            [torch.randn(len(x), o) for o, _ in shapes],
+            [torch.randn(len(x), i) for _, i in shapes],
+        )
 
     def layers(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
         """Per layer V `[d_out, d_in]`, G, A, g `[N, d_out]`, a `[N, d_in]`."""
         return zip(self.V, self.left, self.right, self.g, self.a, strict=True)
 
-    # -- every step ------------------------------------------------------------------------------------------------
+    # -- every step --------------------------------------------------------------------------------
     def two_products(self) -> list[Tensor]:
         """G V A."""
         return [G @ V @ A for V, G, A, _, _ in self.layers()]
@@ -66,7 +73,9 @@ class Pieces:
         return [a.T @ a for *_, a in self.layers()]
 
     def quasi_newton(self) -> None:
-        """Three products of the inputs' matrices with vectors, two of the outputs', a rank-two update of each."""
+        """Three products of the inputs' matrices with vectors, two of the outputs', a rank-two
+        update of each.
+        """
         for matrices, products in ((self.right, 3), (self.left, 2)):
             for M in matrices:
                 v = M[0]
@@ -74,9 +83,11 @@ class Pieces:
                     v = M @ v
                 torch.addmm(M, M[:, :2], M[:2])
 
-    # -- at an observation -------------------------------------------------------------------------------------------
+    # -- at an observation -------------------------------------------------------------------------
     def backward(self) -> list[Tensor]:
-        """Of the sampled labels, to the outputs of the layers; the first one needs no gradient of its input."""
+        """Of the sampled labels, to the outputs of the layers; the first one needs no gradient of
+        its input.
+        """
         return [g @ m.weight.detach() for g, m in list(zip(self.g, self.linears, strict=True))[1:]]
 
     def mean_gradient(self) -> list[Tensor]:
@@ -99,7 +110,7 @@ class Pieces:
         """Inputs and output gradients into the eigenbasis, and the products of their squares."""
         return [(g @ G).square().T @ (a @ A).square() for _, G, A, g, a in self.layers()]
 
-    # -- at a refresh ------------------------------------------------------------------------------------------------
+    # -- at a refresh ------------------------------------------------------------------------------
     def invert(self) -> list[Tensor]:
         """Cholesky inverses of both factors."""
         return [torch.cholesky_inverse(torch.linalg.cholesky(M)) for M in [*self.left, *self.right]]
@@ -117,7 +128,9 @@ class Pieces:
         return [M @ M.T for M in [*self.left, *self.right]]
 
     def carry(self) -> list[Tensor]:
-        """Eigenvalues from the old basis to the new: two products of bases, two with the eigenvalues."""
+        """Eigenvalues from the old basis to the new: two products of bases, two with the
+        eigenvalues.
+        """
         return [(G.T @ G).square() @ V @ (A.T @ A).square() for V, G, A, _, _ in self.layers()]
 
     def grams(self) -> list[Any]:
@@ -154,9 +167,15 @@ FLOORS: dict[str, tuple[Work, Work, Work]] = {
 }
 
 
-def unavoidable(name: str, pieces: Pieces, observe: int, refresh: int, clock: Callable[[], float]) -> float:
-    """Seconds per step of what a method cannot do without beside SGD's step, amortised over its periods."""
-    every, observed, refreshed = (timed(lambda w=w: [f(pieces) for f in w], clock) for w in FLOORS[name])
+def unavoidable(
+    name: str, pieces: Pieces, observe: int, refresh: int, clock: Callable[[], float]
+) -> float:
+    """Seconds per step of what a method cannot do without beside SGD's step, amortised over its
+    periods.
+    """
+    every, observed, refreshed = (
+        timed(lambda w=w: [f(pieces) for f in w], clock) for w in FLOORS[name]
+    )
     return every + observed / observe + refreshed / refresh
 
 

@@ -1,10 +1,11 @@
-"""Optimizers on the MNIST autoencoder 784-1000-500-250-30-250-500-1000-784, batch 1000: time per step, and training.
+"""Optimizers on the MNIST autoencoder 784-1000-500-250-30-250-500-1000-784, batch 1000: time per
+step, and training.
 
     python -m analysis.benchmarks.optimizers steps       time per step, SGD's plus the unavoidable products beside it
     python -m analysis.benchmarks.optimizers training    losses after tuning on grids with the same budget for all
 
-Both are resumable: finished runs are kept in docs/benchmarks/results/ and not repeated. Peers (pytorch_optimizer,
-heavyball) are timed where they are installed.
+Both are resumable: finished runs are kept in docs/benchmarks/results/ and not repeated. Peers
+(pytorch_optimizer, heavyball) are timed where they are installed.
 """
 
 import argparse
@@ -33,8 +34,8 @@ METHODS = ("TNT", "KFAC", "MBF", "EKFAC", "TKFAC", "TEKFAC", "TENGraD", "Shampoo
 
 TIMED = {"observe_every": OBSERVE, "refresh_every": REFRESH}
 TRAINED = {"observe_every": 2, "refresh_every": 20}
-# In training, natural-gradient steps are bounded in KL, and momentum comes before preconditioning: early on F changes
-# quickly, and momentum after it keeps steps of an earlier, smaller F going.
+# In training, natural-gradient steps are bounded in KL, and momentum comes before preconditioning:
+# early on F changes quickly, and momentum after it keeps steps of an earlier, smaller F going.
 TRUST = {"kl_clip": 0.1, "momentum_order": "before"}
 
 # the same budget for all: four learning rates times three values of the second setting
@@ -42,7 +43,8 @@ GRIDS: dict[str, tuple[tuple[float, ...], str, tuple[float, ...]]] = {
     "SGD momentum": ((1e-3, 3e-3, 1e-2, 3e-2), "momentum", (0.9, 0.95, 0.99)),
     "Adam": ((1e-3, 3e-3, 1e-2, 3e-2), "eps", (1e-8, 1e-4, 1e-2)),
     **dict.fromkeys(METHODS, ((0.01, 0.03, 0.1, 0.3), "damping", (0.01, 0.1, 1.0))),
-    "Shampoo": ((0.03, 0.1, 0.3, 1.0), "damping", (10.0, 100.0, 1000.0)),  # under the root: large steps else diverge
+    # under the root: large steps else diverge
+    "Shampoo": ((0.03, 0.1, 0.3, 1.0), "damping", (10.0, 100.0, 1000.0)),
     "KBFGS": ((0.03, 0.1, 0.3, 1.0), "damping", (0.03, 0.3, 3.0)),
 }
 
@@ -54,7 +56,9 @@ def network() -> tuple[nn.Sequential, Tensor]:
     return problem.model.train(), problem.train_data[0]
 
 
-def make(name: str, model: nn.Module, lr: float, second: float | None = None) -> torch.optim.Optimizer:
+def make(
+    name: str, model: nn.Module, lr: float, second: float | None = None
+) -> torch.optim.Optimizer:
     """An optimizer by name; `second` is the other setting of its grid."""
     if name == "SGD momentum":
         return torch.optim.SGD(model.parameters(), lr, momentum=0.9 if second is None else second)
@@ -66,11 +70,18 @@ def make(name: str, model: nn.Module, lr: float, second: float | None = None) ->
         method = getattr(fl.optim, name)
         if second is None:
             return method(model, LOSS, lr=lr, damping=1.0, **TIMED)
-        return method(model, LOSS, lr=lr, damping=second, **TRAINED, **({} if name == "Shampoo" else TRUST))
+        return method(
+            model, LOSS, lr=lr, damping=second, **TRAINED, **({} if name == "Shampoo" else TRUST)
+        )
     module, _, cls = name.partition(".")
-    if module == "heavyball":  # its default tries every kernel for minutes and then takes the same ones
+    # its default tries every kernel for minutes and then takes the same ones
+    if module == "heavyball":
         importlib.import_module(module).utils.compile_mode = "default"
-    period = {"preconditioning_compute_steps": REFRESH} if cls == "Shampoo" else {"precondition_frequency": REFRESH}
+    period = (
+        {"preconditioning_compute_steps": REFRESH}
+        if cls == "Shampoo"
+        else {"precondition_frequency": REFRESH}
+    )
     return getattr(importlib.import_module(module), cls)(model.parameters(), lr=lr, **period)
 
 
@@ -79,9 +90,11 @@ def step(model: nn.Module, optimizer: Any, x: Tensor) -> Tensor:
     return train_step(model, optimizer, LOSS, x, x)
 
 
-# -- time per step ----------------------------------------------------------------------------------------------------
+# -- time per step ---------------------------------------------------------------------------------
 def seconds_per_step(name: str, warm: int, measured: int) -> tuple[float, float]:
-    """Mean seconds of a step over whole cycles of observing and refreshing, and state bytes per parameter."""
+    """Mean seconds of a step over whole cycles of observing and refreshing, and state bytes per
+    parameter.
+    """
     torch.manual_seed(0)
     model, images = network()
     optimizer = make(name, model, 1e-4)
@@ -111,7 +124,12 @@ def steps(quick: bool) -> None:
     rows = load(path, quick)
     warm, measured = (2, 3) if quick else (REFRESH + 1, REFRESH)
     peers = [
-        f"{m}.{c}" for m, c in (("pytorch_optimizer", "Shampoo"), ("pytorch_optimizer", "SOAP"), ("heavyball", "SOAP"))
+        f"{m}.{c}"
+        for m, c in (
+            ("pytorch_optimizer", "Shampoo"),
+            ("pytorch_optimizer", "SOAP"),
+            ("heavyball", "SOAP"),
+        )
     ]
     for name in ("SGD momentum", *METHODS, "Adam", *peers, "SGD momentum again"):
         if name in rows:
@@ -119,7 +137,9 @@ def steps(quick: bool) -> None:
         base = name.removesuffix(" again")
         try:
             own = base in METHODS
-            spent, size = seconds_per_step(base, warm if own else min(warm, 10), measured if own or "." in base else 30)
+            spent, size = seconds_per_step(
+                base, warm if own else min(warm, 10), measured if own or "." in base else 30
+            )
         except ImportError:
             print(f"{name}: not installed, left out")
             continue
@@ -128,7 +148,9 @@ def steps(quick: bool) -> None:
             torch.manual_seed(0)
             model, images = network()
             pieces = Pieces(model, LOSS.loss, images[:BATCH])
-            rows[name]["unavoidable"] = unavoidable(base, pieces, OBSERVE, REFRESH, time.perf_counter)
+            rows[name]["unavoidable"] = unavoidable(
+                base, pieces, OBSERVE, REFRESH, time.perf_counter
+            )
         print(f"{name:28s} {spent * 1e3:8.1f} ms", flush=True)
         save(path, rows, quick)
     sgd = (rows["SGD momentum"]["seconds"] + rows["SGD momentum again"]["seconds"]) / 2
@@ -140,19 +162,20 @@ def steps(quick: bool) -> None:
         floor = f"{row['seconds'] / (sgd + row['unavoidable']):.2f}" if "unavoidable" in row else ""
         ratio = row["seconds"] / sgd
         lines.append(
-            f"| {name} | {row['seconds'] * 1e3:.1f} | {ratio:.2f} | {floor} | {row['bytes_per_parameter']:.1f} |"
+            f"| {name} | {row['seconds'] * 1e3:.1f} | {ratio:.2f} | {floor} | "
+            f"{row['bytes_per_parameter']:.1f} |"
         )
     table(
         "Optimizers: time per step",
         path,
         lines,
         quick,
-        f"batch {BATCH}, periods {OBSERVE}/{REFRESH}, peers' period {REFRESH}; products: those (and "
-        "factorisations) that a method cannot do without, see analysis/benchmarks/floors.py",
+        f"batch {BATCH}, periods {OBSERVE}/{REFRESH}, peers' period {REFRESH}; products: those "
+        "(and factorisations) that a method cannot do without, see analysis/benchmarks/floors.py",
     )
 
 
-# -- training to a loss -----------------------------------------------------------------------------------------------
+# -- training to a loss ----------------------------------------------------------------------------
 def train(name: str, lr: float, second: float, epochs: int, seed: int = 0) -> dict[str, Any]:
     """Training loss over all images and seconds of training after every epoch."""
     torch.manual_seed(seed)
@@ -174,7 +197,9 @@ def train(name: str, lr: float, second: float, epochs: int, seed: int = 0) -> di
 
 
 def training(names: list[str], tuning: int, final: int, quick: bool) -> None:
-    """Tune every optimizer with the same budget, then train with its best setting, and write the table."""
+    """Tune every optimizer with the same budget, then train with its best setting, and write the
+    table.
+    """
     path = RESULTS / "optimizer_training.json"
     rows = load(path, quick)
     for name in names:
@@ -189,18 +214,32 @@ def training(names: list[str], tuning: int, final: int, quick: bool) -> None:
                         "second": second,
                         **train(name, lr, second, tuning),
                     }
-                    print(f"{key:44s} {rows[key]['losses'][-1]:9.2f}  {rows[key]['seconds'][-1]:6.1f} s", flush=True)
+                    print(
+                        f"{key:44s} {rows[key]['losses'][-1]:9.2f}  "
+                        f"{rows[key]['seconds'][-1]:6.1f} s",
+                        flush=True,
+                    )
                     save(path, rows, quick)
         tuned = [r for k, r in rows.items() if r["name"] == name and not k.endswith("final")]
-        best = min(tuned, key=lambda r: (len(r["losses"]) < tuning or math.isnan(r["losses"][-1]), r["losses"][-1]))
+        best = min(
+            tuned,
+            key=lambda r: (
+                len(r["losses"]) < tuning or math.isnan(r["losses"][-1]),
+                r["losses"][-1],
+            ),
+        )
         key = f"{name} final"
         if key not in rows:
             rows[key] = {**best, **train(name, best["lr"], best["second"], final, 1)}
-            print(f"{key:44s} {rows[key]['losses'][-1]:9.2f}  {rows[key]['seconds'][-1]:6.1f} s", flush=True)
+            print(
+                f"{key:44s} {rows[key]['losses'][-1]:9.2f}  {rows[key]['seconds'][-1]:6.1f} s",
+                flush=True,
+            )
             save(path, rows, quick)
     finals = {r["name"]: r for k, r in rows.items() if k.endswith("final")}
     lines = [
-        "| optimizer | best setting | final training loss | s per epoch | epochs to SGD's loss | s to Adam's loss |",
+        "| optimizer | best setting | final training loss | s per epoch | epochs to SGD's loss | "
+        "s to Adam's loss |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in finals.items():
@@ -209,12 +248,15 @@ def training(names: list[str], tuning: int, final: int, quick: bool) -> None:
         lrs, option, seconds = GRIDS[name]
         setting = f"lr {at(row['lr'], lrs)}, {option} {at(row['second'], seconds)}"
         each = row["seconds"][-1] / len(row["seconds"])
-        lines.append(f"| {name} | {setting} | {row['losses'][-1]:.2f} | {each:.2f} | {epochs} | {spent} |")
+        lines.append(
+            f"| {name} | {setting} | {row['losses'][-1]:.2f} | {each:.2f} | {epochs} | {spent} |"
+        )
     periods = "/".join(map(str, TRAINED.values()))
     budget = (
-        f"Batch {BATCH}, periods {periods} (K-BFGS learns from every step); 12 settings of {tuning} epochs each, then "
-        f"{final} epochs with another seed. TNT, KFAC, MBF, EKFAC, TKFAC, TEKFAC and TENGraD have "
-        f"`kl_clip={TRUST['kl_clip']}` and momentum before preconditioning, the others their defaults"
+        f"Batch {BATCH}, periods {periods} (K-BFGS learns from every step); 12 settings of "
+        f"{tuning} epochs each, then {final} epochs with another seed. TNT, KFAC, MBF, EKFAC, "
+        f"TKFAC, TEKFAC and TENGraD have `kl_clip={TRUST['kl_clip']}` and momentum before "
+        "preconditioning, the others their defaults"
     )
     if not quick:
         figure = path.parent.parent / "optimizer_training.svg"
@@ -232,11 +274,13 @@ def first_below(row: dict[str, Any], target: dict[str, Any] | None, axis: Any) -
     """Where on the axis the losses first reach the last loss of `target`."""
     if target is None:
         return ""
-    found = [at for at, loss in zip(axis, row["losses"], strict=False) if loss <= target["losses"][-1]]
+    found = [
+        at for at, loss in zip(axis, row["losses"], strict=False) if loss <= target["losses"][-1]
+    ]
     return f"{found[0]:.3g}" if found else "never"
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 def load(path: Path, quick: bool) -> dict[str, Any]:
     """Finished runs; none for a quick trial."""
     return json.loads(path.read_text())["rows"] if path.exists() and not quick else {}
@@ -247,28 +291,48 @@ def save(path: Path, rows: dict[str, Any], quick: bool) -> None:
     if quick:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
-    path.write_text(json.dumps({"settings": {**about, "fisher-lab": fl.__version__}, "rows": rows}, indent=1) + "\n")
+    about = {
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+    path.write_text(
+        json.dumps({"settings": {**about, "fisher-lab": fl.__version__}, "rows": rows}, indent=1)
+        + "\n"
+    )
 
 
 def table(title: str, path: Path, lines: list[str], quick: bool, about: str) -> None:
-    """Print the table and, but for a quick trial, write it beside the results' folder for the documentation."""
+    """Print the table and, but for a quick trial, write it beside the results' folder for the
+    documentation.
+    """
     text = "\n".join(lines) + "\n"
     print(text)
     if not quick:
         page = path.parent.parent / f"{path.stem}.md"
         where = f"{about}; torch {torch.__version__}, {torch.get_num_threads()} threads."
-        page.write_text(f"# {title}\n\nMNIST autoencoder, 2.8 million parameters.\n\n{text}\n{where}\n")
+        page.write_text(
+            f"# {title}\n\nMNIST autoencoder, 2.8 million parameters.\n\n{text}\n{where}\n"
+        )
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["steps", "training"])
-    parser.add_argument("--optimizers", nargs="+", choices=list(GRIDS), default=["SGD momentum", "Adam", "TNT", "KFAC"])
+    parser.add_argument(
+        "--optimizers",
+        nargs="+",
+        choices=list(GRIDS),
+        default=["SGD momentum", "Adam", "TNT", "KFAC"],
+    )
     parser.add_argument("--tuning-epochs", type=int, default=10)
     parser.add_argument("--final-epochs", type=int, default=50)
-    parser.add_argument("--quick", action="store_true", help="a trial of a few steps that saves nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a trial of a few steps that saves nothing"
+    )
     chosen = parser.parse_args()
     if chosen.what == "steps":
         steps(chosen.quick)

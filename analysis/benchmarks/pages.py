@@ -25,21 +25,33 @@ def _row(name: str, found: dict[str, Any], base: dict[str, Any] | None = None) -
 
 
 def _table(rows: list[str]) -> str:
-    return "\n".join(["| | time | peak memory | machine | against the first row |", "|---|---|---|---|---|", *rows])
+    return "\n".join(
+        [
+            "| | time | peak memory | machine | against the first row |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
 
 
 def _alike(found: dict[str, Any]) -> str:
-    """The others against ours with the same two approximations, and the largest difference of the errors."""
+    """The others against ours with the same two approximations, and the largest difference of the
+    errors.
+    """
     ours = found["fisher_lab, KFAC and EKFAC"]
     lines = []
     for name, theirs in found.items():
         if name.startswith("fisher_lab") or "failed" in ours or "failed" in theirs:
             continue
-        time, memory = theirs["seconds"] / ours["seconds"], theirs["peak_bytes"] / ours["peak_bytes"]
+        time, memory = (
+            theirs["seconds"] / ours["seconds"],
+            theirs["peak_bytes"] / ours["peak_bytes"],
+        )
         worst = max(abs(ours["values"][key] - value) for key, value in theirs["values"].items())
         lines.append(
-            f"- {name}: {time:.0f} x the time and {memory:.1f} x the memory of the same two approximations; "
-            f"its {len(theirs['values'])} errors and ours differ by at most {worst:.1e}."
+            f"- {name}: {time:.0f} x the time and {memory:.1f} x the memory of the same two "
+            f"approximations; its {len(theirs['values'])} errors and ours differ by at most "
+            f"{worst:.1e}."
         )
     return "\n".join(lines)
 
@@ -52,7 +64,8 @@ def write(results: dict[str, Any], folder: Path) -> None:
         first = next(iter(found.values()))
         parts += [
             "## Beside other libraries: 256-20-20-20-20-20-10, N = 1000, C = 10\n",
-            "Exact blocks, approximations (the others: KFAC and EKFAC), trace, Frobenius and spectral error.\n",
+            "Exact blocks, approximations (the others: KFAC and EKFAC), trace, Frobenius and "
+            "spectral error.\n",
             _table([_row(name, row, first) for name, row in found.items()]) + "\n",
             _alike(found) + "\n",
         ]
@@ -66,7 +79,10 @@ def write(results: dict[str, Any], folder: Path) -> None:
             f"| {name} | {rate / 1e9:.0f} Gflop/s | {rate / found['product_rate']:.2f} |"
             for name, rate in found["values"].items()
         ]
-        head = ["| phase, layer 1000 x 1001, N = 1000 | rate | of the machine's matrix product |", "|---|---|---|"]
+        head = [
+            "| phase, layer 1000 x 1001, N = 1000 | rate | of the machine's matrix product |",
+            "|---|---|---|",
+        ]
         parts += ["## Rates of the dominant phases\n", "\n".join([*head, *rows]) + "\n"]
     if "growth" in results:
         parts += ["## Growth: 784-width-width-C, all approximations, three errors\n"]
@@ -76,7 +92,10 @@ def write(results: dict[str, Any], folder: Path) -> None:
             parts += [_table(rows) + "\n"]
         _figure(results["growth"], folder / "growth.svg")
         parts += ["![Time and memory as width, N and C grow](growth.svg)\n"]
-    loads = ", ".join(f"{name}: load {part['load']:.1f} on {part['cores']} cores" for name, part in results.items())
+    loads = ", ".join(
+        f"{name}: load {part['load']:.1f} on {part['cores']} cores"
+        for name, part in results.items()
+    )
     parts += [f"Machine while measuring: {loads}.\n"]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
@@ -89,7 +108,13 @@ def _figure(growth: dict[str, Any], path: Path) -> Any:
         rows = [row for row in growth[name] if "seconds" in row]
         sizes = [row["asked"]["sizes"][name] for row in rows]
         axes.loglog(sizes, [row["seconds"] for row in rows], "o-", color="#0072B2", label="seconds")
-        axes.loglog(sizes, [row["peak_bytes"] / 1e9 for row in rows], "s--", color="#D55E00", label="peak memory, GB")
+        axes.loglog(
+            sizes,
+            [row["peak_bytes"] / 1e9 for row in rows],
+            "s--",
+            color="#D55E00",
+            label="peak memory, GB",
+        )
         axes.set_xlabel(name)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_yticks(ticks := [0.5, 1, 2, 5, 10, 20, 50], [f"{tick:g}" for tick in ticks])

@@ -1,4 +1,5 @@
-"""All benchmarks, or those named: `python -m analysis.benchmarks.run [beside growth large rates]`; `make benchmarks`.
+"""All benchmarks, or those named: `python -m analysis.benchmarks.run [beside growth large rates]`;
+`make benchmarks`.
 
 Every measurement is a process of its own. Results, table and figure go to docs/benchmarks.
 """
@@ -24,7 +25,9 @@ def measure(repeats: int = 1, **asked: Any) -> dict[str, Any]:
     for _ in range(repeats):
         command = [sys.executable, "-m", "analysis.benchmarks.contender", json.dumps(asked)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=TIMEOUT, check=False
+            )
         except subprocess.TimeoutExpired:
             print(f"{asked}: stopped after {TIMEOUT} s", flush=True)
             return {"asked": asked, "failed": f"stopped after {TIMEOUT} s"}
@@ -44,13 +47,17 @@ def beside() -> dict[str, Any]:
     """The Martens-Grosse network beside nngeometry and curvlinops."""
     found = {
         "fisher_lab, all approximations": measure(3, library="fisher_lab", case="martens_grosse"),
-        "fisher_lab, KFAC and EKFAC": measure(3, library="fisher_lab", case="martens_grosse", approximations=SAME),
+        "fisher_lab, KFAC and EKFAC": measure(
+            3, library="fisher_lab", case="martens_grosse", approximations=SAME
+        ),
     }
     for library in ("nngeometry", "curvlinops"):
         found[library] = measure(library=library, case="martens_grosse")
     # with torch's own norm of dense matrices, where the rows above use that these are symmetric
     options = {"norm": "singular values"}
-    found["nngeometry, matrix_norm(2)"] = measure(library="nngeometry", case="martens_grosse", options=options)
+    found["nngeometry, matrix_norm(2)"] = measure(
+        library="nngeometry", case="martens_grosse", options=options
+    )
     return found
 
 
@@ -62,7 +69,10 @@ def growth() -> dict[str, Any]:
         "C": ((5, 10, 20, 40), {"width": 250, "N": 250}),
     }
     return {
-        name: [measure(library="fisher_lab", case="mlp", sizes={**fixed, name: value}) for value in values]
+        name: [
+            measure(library="fisher_lab", case="mlp", sizes={**fixed, name: value})
+            for value in values
+        ]
         for name, (values, fixed) in sweeps.items()
     }
 
@@ -71,7 +81,9 @@ def large() -> dict[str, Any]:
     """A million parameters a layer, a convolution, a whole ResNet-18."""
     return {
         "MLP 784-1000-1000-10, N = 1000": measure(library="fisher_lab", case="mlp"),
-        "convolution 128 -> 128, 3x3 on 16x16, N = 200": measure(library="fisher_lab", case="conv", layers=["2"]),
+        "convolution 128 -> 128, 3x3 on 16x16, N = 200": measure(
+            library="fisher_lab", case="conv", layers=["2"]
+        ),
         "ResNet-18, 11 million parameters, N = 64, mc": measure(
             library="fisher_lab", case="resnet18", options={"fisher": "mc", "memory": 4.0}
         ),
@@ -79,7 +91,9 @@ def large() -> dict[str, Any]:
 
 
 def rates() -> dict[str, Any]:
-    """How near the dominant phases of a layer with a million parameters come to the machine's matrix products."""
+    """How near the dominant phases of a layer with a million parameters come to the machine's
+    matrix products.
+    """
     return {"phases": measure(library="phases", case="mlp")}
 
 

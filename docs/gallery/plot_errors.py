@@ -9,7 +9,9 @@ import fisher_lab as fl
 from fisher_lab import problems
 
 problem = problems.load("digits_mlp")
-comparison = fl.compare(problem.model, problem.likelihood, problem.data, problem=problem.settings, progress=False)
+comparison = fl.compare(
+    problem.model, problem.likelihood, problem.data, problem=problem.settings, progress=False
+)
 bars = fl.plots.errors(comparison)
 
 # %%

@@ -1,1 +1,3 @@
-"""The ground floor: arguments, the machine's memory, numerics, progress. Nothing here knows of a network."""
+"""The ground floor: arguments, the machine's memory, numerics, progress. Nothing here knows of a
+network.
+"""

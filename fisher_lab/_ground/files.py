@@ -19,7 +19,7 @@ NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # 0 where the system has no such thing:
 LONGEST = 100
 
 
-# -- names ---------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 def file_names(wishes: Iterable[str]) -> list[str]:
     """Names of files, one for every wish, whoever wrote the wishes.
 
@@ -67,11 +67,14 @@ def inside(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"Got file name {name!r}, expected one that lies in {str(folder)!r}; rename or remove it.")
+        raise ValueError(
+            f"Got file name {name!r}, expected one that lies in {str(folder)!r}; rename or remove "
+            "it."
+        )
     return path
 
 
-# -- contents ------------------------------------------------------------------------------------------------------
+# -- contents --------------------------------------------------------------------------------------
 def check_output(path: str | Path, endings: tuple[str, ...] = (".json", ".csv")) -> Path:
     """The path, if a file with one of these endings can be written there.
 
@@ -82,7 +85,9 @@ def check_output(path: str | Path, endings: tuple[str, ...] = (".json", ".csv"))
     """
     path = Path(path)
     if path.suffix not in endings:
-        raise ValueError(f"Got output file {str(path)!r}, expected one ending in {' or '.join(endings)}.")
+        raise ValueError(
+            f"Got output file {str(path)!r}, expected one ending in {' or '.join(endings)}."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -96,9 +101,13 @@ def check_output(path: str | Path, endings: tuple[str, ...] = (".json", ".csv"))
         temporary.unlink()
         refused = path.is_dir() or (path.exists() and not os.access(path, os.W_OK))
     except OSError as error:
-        raise ValueError(f"{str(path)!r} cannot be written ({error}), expected a writable file.") from error
+        raise ValueError(
+            f"{str(path)!r} cannot be written ({error}), expected a writable file."
+        ) from error
     if refused:
-        raise ValueError(f"{str(path)!r} cannot be written, expected a writable file; choose another place.")
+        raise ValueError(
+            f"{str(path)!r} cannot be written, expected a writable file; choose another place."
+        )
     return path
 
 
@@ -139,13 +148,19 @@ def _create_beside(path: Path) -> tuple[int, Path]:
     # Only from the same folder (or file system) can it be renamed to `path` in one step.
     # As tempfile.mkstemp, whose files only their owner may read whatever the umask says: nobody can
     # foresee the name, and O_EXCL refuses what exists already, a link included.
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags = (
+        os.O_CREAT
+        | os.O_EXCL
+        | os.O_WRONLY
+        | getattr(os, "O_BINARY", 0)
+        | getattr(os, "O_CLOEXEC", 0)
+    )
     # The start of the old name tells whose file this was, should the machine stop meanwhile.
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")
     return os.open(temporary, flags, 0o666), temporary
 
 
-# -- files with names that anybody can foresee ---------------------------------------------------------------------
+# -- files with names that anybody can foresee -----------------------------------------------------
 class NotOwnFileError(ValueError):
     """A file with a foreseeable name is a link, no regular file, or somebody else's."""
 

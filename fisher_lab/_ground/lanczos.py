@@ -31,10 +31,10 @@ class Extremes(NamedTuple):
 class Lanczos:
     """One run of the Lanczos method with full re-orthogonalisation, fed with products from outside.
 
-    Several runs can so share one pass over the data. Read `vector`, multiply it, `feed` the product, until `found`.
-    A run stops when the end of the spectrum that dominates in absolute value has a residual below `tolerance` times
-    that value. Ritz values lie inside the spectrum, so the result is a lower bound that some eigenvalue lies within
-    `residual` of.
+    Several runs can so share one pass over the data. Read `vector`, multiply it, `feed` the
+    product, until `found`. A run stops when the end of the spectrum that dominates in absolute
+    value has a residual below `tolerance` times that value. Ritz values lie inside the spectrum, so
+    the result is a lower bound that some eigenvalue lies within `residual` of.
 
     Args:
         start: start vector `[d]`.
@@ -51,7 +51,9 @@ class Lanczos:
 
     BLOCK = 8  # rows by which the basis grows
 
-    def __init__(self, start: Tensor, tolerance: float = 1e-3, max_steps: int = 200, check_every: int = 4) -> None:
+    def __init__(
+        self, start: Tensor, tolerance: float = 1e-3, max_steps: int = 200, check_every: int = 4
+    ) -> None:
         self.tolerance = tolerance
         self.check_every = check_every
         self.steps = min(max_steps, start.numel())
@@ -98,7 +100,9 @@ class Lanczos:
         return blocks
 
     def _look(self, last: bool) -> None:
-        """Stop if this was the last step, the space is exhausted, or the dominating end is known well enough."""
+        """Stop if this was the last step, the space is exhausted, or the dominating end is known
+        well enough.
+        """
         alpha = torch.stack(self._alpha)
         beta = torch.stack(self._beta)
         found, weights = _ritz(alpha, beta)
@@ -125,18 +129,22 @@ def lanczos(
 
 
 def start_vector(like: Any, n: int | None = None) -> Tensor:
-    """A random vector, the same for every run: `[like.dim]` or `[n]`, of the type and on the device of `like`."""
+    """A random vector, the same for every run: `[like.dim]` or `[n]`, of the type and on the device
+    of `like`.
+    """
     size = like.dim if n is None else n
     generator = torch.Generator().manual_seed(0)
     return torch.randn(size, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def _ritz(alpha: Tensor, beta: Tensor) -> tuple[Extremes, Tensor]:
-    """End Ritz values of the tridiagonal matrix, the residual of the one larger in absolute value, and its vector.
+    """End Ritz values of the tridiagonal matrix, the residual of the one larger in absolute value,
+    and its vector.
 
     Args:
         alpha: its diagonal `[k]`.
-        beta: what is beside it `[k]`; the last one belongs to the next step and gives the residuals.
+        beta: what is beside it `[k]`; the last one belongs to the next step and gives the
+            residuals.
     """
     tridiagonal = torch.diag(alpha)
     if len(alpha) > 1:

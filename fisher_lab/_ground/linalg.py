@@ -49,7 +49,9 @@ def _scale_mode(X: Tensor, factor: Tensor, mode: int, k: int) -> Tensor:
 
 
 def _multiply_mode(X: Tensor, M: Tensor, mode: int, k: int) -> Tensor:
-    """X `[..., Q, n_1, ..., n_k]` times M `[Q, n, n]` in one mode, by the product that runs fastest."""
+    """X `[..., Q, n_1, ..., n_k]` times M `[Q, n, n]` in one mode, by the product that runs
+    fastest.
+    """
     if k == 2 and mode == 1:
         return X @ M.transpose(-1, -2)
     if k == 1:
@@ -69,8 +71,9 @@ def _multiply_mode(X: Tensor, M: Tensor, mode: int, k: int) -> Tensor:
 def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (clamped at zero) and eigenvectors of symmetric PSD matrices `[..., n, n]`.
 
-    The divide-and-conquer routines can fail on ill-conditioned single-precision matrices: then in float64. Matrices
-    with values that are not finite have NaN for both. Entries of eigenvectors far below their rounding error are 0.
+    The divide-and-conquer routines can fail on ill-conditioned single-precision matrices: then in
+    float64. Matrices with values that are not finite have NaN for both. Entries of eigenvectors far
+    below their rounding error are 0.
     """
     M = symmetrize(M)
     shift = torch.zeros((), dtype=M.dtype, device=M.device)
@@ -87,8 +90,8 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
 def _rounding_shift(M: Tensor) -> Tensor:
     """A shift `[..., 1]` at the size of the rounding error of M; 0 where it overflows.
 
-    In single precision the routines fail on many a factor with dead units, and a failure costs as much as a success.
-    The shift lifts the zeros that they stumble over.
+    In single precision the routines fail on many a factor with dead units, and a failure costs as
+    much as a success. The shift lifts the zeros that they stumble over.
     """
     size = torch.linalg.norm(M.detach(), dim=(-2, -1)).unsqueeze(-1)
     shift = torch.finfo(M.dtype).eps * size
@@ -106,7 +109,8 @@ def _eigh_in_double(M: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_noise(Q: Tensor) -> Tensor:
-    """Entries of orthogonal matrices far below their rounding error become 0; the derivative is that of Q.
+    """Entries of orthogonal matrices far below their rounding error become 0; the derivative is
+    that of Q.
 
     Products of such numbers are denormal, and processors take many times longer for these.
     """
@@ -117,14 +121,17 @@ def without_noise(Q: Tensor) -> Tensor:
 def kept(ok: Tensor, x: Tensor) -> Tensor:
     """x where ok (a 0-d bool), zeros otherwise.
 
-    Bit by bit: torch.where takes more than twice as long with a single condition, and a product would keep NaN.
+    Bit by bit: torch.where takes more than twice as long with a single condition, and a product
+    would keep NaN.
     """
     integers = INTEGERS[x.element_size()]
     return (x.view(integers) & -ok.to(integers)).view(x.dtype)
 
 
 class _Eigh(torch.autograd.Function):
-    """eigh whose derivative leaves eigenvectors of equal eigenvalues where they are (as in a null space)."""
+    """eigh whose derivative leaves eigenvectors of equal eigenvalues where they are (as in a null
+    space).
+    """
 
     @staticmethod
     def forward(ctx: Any, M: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,8 +155,8 @@ class _Eigh(torch.autograd.Function):
 def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0) -> Tensor:
     """(values + damping)^p of the eigenvalues of one matrix, in any shape.
 
-    Without damping, a negative power of what is zero up to rounding is 0 (the pseudo-inverse). The derivative of a root
-    at 0 is taken as 0. NaN stays NaN.
+    Without damping, a negative power of what is zero up to rounding is 0 (the pseudo-inverse). The
+    derivative of a root at 0 is taken as 0. NaN stays NaN.
     """
     shifted = values + damping
     if p == 0 or p >= 1:
@@ -164,9 +171,12 @@ def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0) -> Te
 
 
 def spd_inverse(M: Tensor) -> Tensor:
-    """Inverse of symmetric positive definite matrices `[..., n, n]` by Cholesky; NaN where the factorisation fails."""
+    """Inverse of symmetric positive definite matrices `[..., n, n]` by Cholesky; NaN where the
+    factorisation fails.
+    """
     L, info = torch.linalg.cholesky_ex(M)
     failed = (info > 0)[..., None, None]
     eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-    inverse = torch.cholesky_inverse(torch.where(failed, eye, L))  # which raises on a zero on the diagonal
+    # which raises on a zero on the diagonal
+    inverse = torch.cholesky_inverse(torch.where(failed, eye, L))
     return torch.where(failed, torch.full_like(L, torch.nan), inverse)

@@ -16,7 +16,9 @@ except ImportError:  # Windows
 
 
 def available_bytes() -> int:
-    """Memory that can be taken without swapping (Linux: MemAvailable; elsewhere half of the memory, or 4 GiB)."""
+    """Memory that can be taken without swapping (Linux: MemAvailable; elsewhere half of the memory,
+    or 4 GiB).
+    """
     try:
         with open("/proc/meminfo") as file:
             for line in file:
@@ -46,7 +48,10 @@ def budget_bytes(memory: float | None = None) -> int:
     if memory is None:
         return available_bytes() // 2
     if not 0 < number(memory) < math.inf:
-        raise ValueError(f"Got memory={memory!r}, expected a positive number of GiB, or None for half of what is free.")
+        raise ValueError(
+            f"Got memory={memory!r}, expected a positive number of GiB, or None for half of what "
+            "is free."
+        )
     return int(memory * 2**30)
 
 
@@ -63,9 +68,9 @@ def readable(size: float) -> str:
 class Budget:
     """The memory that one question may take, and the share that each use of it has.
 
-    What is alive at the same time must fit together: the columns that are kept, the piece that is captured beside
-    them, what is measured of the layers of one group, and the vectors of the Lanczos runs. Shares of different times
-    overlap.
+    What is alive at the same time must fit together: the columns that are kept, the piece that is
+    captured beside them, what is measured of the layers of one group, and the vectors of the
+    Lanczos runs. Shares of different times overlap.
 
     Attributes:
         total: bytes.
@@ -84,7 +89,9 @@ class Budget:
 
     @property
     def for_columns(self) -> float:
-        """Columns that are captured once and kept: a quarter, beside a piece, a group and its Lanczos vectors."""
+        """Columns that are captured once and kept: a quarter, beside a piece, a group and its
+        Lanczos vectors.
+        """
         return self.total / 4
 
     @property
@@ -94,12 +101,16 @@ class Budget:
 
     @property
     def for_group(self) -> float:
-        """Matrices of the layers that are measured together: a third, as nothing is captured meanwhile."""
+        """Matrices of the layers that are measured together: a third, as nothing is captured
+        meanwhile.
+        """
         return self.total / 3
 
     @property
     def for_gradients(self) -> float:
-        """Per-example gradients of one layer, formed once: a third, beside the columns and one group of its own."""
+        """Per-example gradients of one layer, formed once: a third, beside the columns and one
+        group of its own.
+        """
         return self.total / 3
 
     @property
@@ -109,15 +120,21 @@ class Budget:
 
     @property
     def for_jacobian(self) -> int:
-        """Per-example gradients of all parameters in torch.func's truth: an eighth, since vmap holds copies."""
+        """Per-example gradients of all parameters in torch.func's truth: an eighth, since vmap
+        holds copies.
+        """
         return self.total // 8
 
     @staticmethod
     def for_factor(nbytes: float) -> float:
-        """What a matrix of this size takes while it is worked on: itself, its eigenvectors, a copy and a result."""
+        """What a matrix of this size takes while it is worked on: itself, its eigenvectors, a copy
+        and a result.
+        """
         return 4 * nbytes
 
     @staticmethod
     def for_block(nbytes: float) -> float:
-        """What a layer's columns (or dense block) take while they are measured: themselves and a result."""
+        """What a layer's columns (or dense block) take while they are measured: themselves and a
+        result.
+        """
         return 2 * nbytes

@@ -17,7 +17,8 @@ def require(module: str, package: str) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # another package's deprecations are not the user's concern here
+            # another package's deprecations are not the user's concern here
+            warnings.simplefilter("ignore")
             return import_module(module)
     except ImportError as error:
         raise ValueError(

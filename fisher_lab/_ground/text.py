@@ -1,8 +1,10 @@
-"""Text that anybody may have written, made fit to be shown."""
+"""Text made fit to be shown: what anybody may have written, and what stands in a docstring."""
 
 from __future__ import annotations
 
+import inspect
 import unicodedata
+from typing import Any
 
 UNSHOWN = "\N{REPLACEMENT CHARACTER}"
 # Controls, halves of characters, separators of lines and paragraphs.
@@ -25,3 +27,10 @@ def printable(text: str) -> str:
         keeps = character in "\t\n"
         shown.append(UNSHOWN if (is_command or turns) and not keeps else character)
     return "".join(shown)
+
+
+def first_paragraph(documented: Any) -> str:
+    """The first paragraph of a thing's docstring on one line, or the empty string."""
+    text = inspect.getdoc(documented) or ""
+    paragraph = text.split("\n\n")[0]
+    return " ".join(paragraph.split())

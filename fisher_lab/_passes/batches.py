@@ -1,9 +1,10 @@
-"""Data as batches: (x, y), x, a DataLoader or any iterable of batches, checked, converted and safe to read again.
+"""Data as batches: (x, y), x, a DataLoader or any iterable of batches, checked, converted and safe
+to read again.
 
-A batch is what people have: inputs alone, a pair (inputs, y), or a mapping in which one key holds the labels. Inputs
-are a tensor x `[N, ...]`, a tuple of them (the model is called as `model(*inputs)`) or a mapping (`model(**inputs)`).
-Entries whose first dimension is not the examples (a flag, None, a table that all examples share) are handed on as they
-are.
+A batch is what people have: inputs alone, a pair (inputs, y), or a mapping in which one key holds
+the labels. Inputs are a tensor x `[N, ...]`, a tuple of them (the model is called as
+`model(*inputs)`) or a mapping (`model(**inputs)`). Entries whose first dimension is not the
+examples (a flag, None, a table that all examples share) are handed on as they are.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Batch:
         return Batch(taken(self.inputs, some), y, self.index)
 
 
-# -- inputs of any form ------------------------------------------------------------------------------------------------
+# -- inputs of any form ----------------------------------------------------------------------------
 def entries(inputs: Inputs) -> list[Any]:
     """The entries of inputs, in order."""
     if isinstance(inputs, Tensor):
@@ -136,23 +137,26 @@ def batch_checksum(inputs: Inputs, y: Tensor | None, start: int = 0) -> int:
     return crc
 
 
-# -- data --------------------------------------------------------------------------------------------------------------
+# -- data ------------------------------------------------------------------------------------------
 class Batches:
     """The data as a sequence of batches that can be read several times.
 
     Args:
-        data: `(inputs, y)`, inputs alone, or an iterable of such batches. A tuple or mapping is one batch, a list
-            several.
+        data: `(inputs, y)`, inputs alone, or an iterable of such batches. A tuple or mapping is one
+            batch, a list several.
         dtype: floating inputs and labels are converted to it; integers stay.
         device: where batches go.
         memory: most bytes to keep of an iterator that can be read only once.
         labels: the key of y where a batch is a mapping.
 
     Raises:
-        ValueError, TypeError: empty data, NaN or infinite inputs, inputs and y of different length, other types.
+        ValueError, TypeError: empty data, NaN or infinite inputs, inputs and y of different length,
+            other types.
     """
 
-    def __init__(self, data: Any, dtype: torch.dtype, device: torch.device, memory: int, labels: str = LABELS) -> None:
+    def __init__(
+        self, data: Any, dtype: torch.dtype, device: torch.device, memory: int, labels: str = LABELS
+    ) -> None:
         self.dtype = dtype
         self.device = device
         self.labels = labels
@@ -167,25 +171,34 @@ class Batches:
         return self._kept is not None and len(self._kept) == 1
 
     def _in_memory(self, data: Any, memory: int) -> list[Any] | None:
-        """The batches, where they are in memory already or can be read only once; None for what is read again."""
+        """The batches, where they are in memory already or can be read only once; None for what is
+        read again.
+        """
         if _is_batch(data):
             return [split(data, self.labels)]
-        if isinstance(data, list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        if (
+            isinstance(data, list)
+            and len(data) == 2
+            and all(isinstance(part, Tensor) for part in data)
+        ):
             raise TypeError(
-                "Got a list of two tensors as data, which may be inputs and labels or two batches of inputs; "
-                "pass a tuple (x, y), or a list of (x, y) batches."
+                "Got a list of two tensors as data, which may be inputs and labels or two batches "
+                "of inputs; pass a tuple (x, y), or a list of (x, y) batches."
             )
         if not isinstance(data, Iterable) or isinstance(data, str | bytes):
             raise TypeError(
-                f"Got data of type {type(data).__name__}, expected (x, y), x, a mapping, a DataLoader or an iterable "
-                "of batches; convert arrays with torch.as_tensor, wrap a Dataset in a DataLoader."
+                f"Got data of type {type(data).__name__}, expected (x, y), x, a mapping, a "
+                "DataLoader or an iterable of batches; convert arrays with torch.as_tensor, wrap "
+                "a Dataset in a DataLoader."
             )
         if not isinstance(data, Iterator):
             return list(data) if isinstance(data, list | tuple) else None
         return self._copied(data, memory)
 
     def _copied(self, data: Iterator[Any], memory: int) -> list[Any]:
-        """Copies of the batches of an iterator, which can be read only once and whose buffers may be used again."""
+        """Copies of the batches of an iterator, which can be read only once and whose buffers may
+        be used again.
+        """
         kept = []
         size = 0
         for batch in data:
@@ -194,8 +207,9 @@ class Batches:
             size += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             if size > memory:
                 raise ValueError(
-                    f"The data can be read only once and holds more than {readable(memory)}, expected data that can be "
-                    "read again; pass a DataLoader or a list of batches, or raise memory=."
+                    f"The data can be read only once and holds more than {readable(memory)}, "
+                    "expected data that can be read again; pass a DataLoader or a list of "
+                    "batches, or raise memory=."
                 )
             copy = None if y is None else y.clone()
             kept.append((mapped(inputs, torch.Tensor.clone), copy))
@@ -214,9 +228,13 @@ class Batches:
                 if known is not None and checksums[-1:] != known[index : index + 1]:
                     raise ValueError(_CHANGED.format(index=index))
             examples += examples_of(inputs)
-            yield Batch(mapped(inputs, self._convert), None if y is None else self._convert(y), index)
+            yield Batch(
+                mapped(inputs, self._convert), None if y is None else self._convert(y), index
+            )
         if examples == 0:
-            raise ValueError("The data has no batches, expected at least one example; check the data.")
+            raise ValueError(
+                "The data has no batches, expected at least one example; check the data."
+            )
         if self._kept is None:
             if self._checksums is not None and len(checksums) != len(self._checksums):
                 raise ValueError(_CHANGED.format(index=len(checksums)))
@@ -271,8 +289,9 @@ def split(batch: Any, labels: str = LABELS) -> tuple[Inputs, Tensor | None]:
         types = [type(part).__name__ for part in batch[:4]]
         inside = f" ({', '.join(types)})" if types else ""
     raise TypeError(
-        f"Got a batch of type {type(batch).__name__}{inside}, expected a tensor x, a pair (x, y) of tensors, or a "
-        "mapping of tensors; convert arrays with torch.as_tensor, write several inputs as ((x1, x2), y)."
+        f"Got a batch of type {type(batch).__name__}{inside}, expected a tensor x, a pair (x, y) "
+        "of tensors, or a mapping of tensors; convert arrays with torch.as_tensor, write several "
+        "inputs as ((x1, x2), y)."
     )
 
 
@@ -281,13 +300,14 @@ def _split_mapping(batch: Mapping[str, Any], labels: str) -> tuple[Inputs, Tenso
     y = batch.get(labels)
     if y is not None and not isinstance(y, Tensor):
         raise TypeError(
-            f"Got labels of type {type(y).__name__} under {labels!r}, expected a tensor; convert them with "
-            "torch.as_tensor."
+            f"Got labels of type {type(y).__name__} under {labels!r}, expected a tensor; convert "
+            "them with torch.as_tensor."
         )
     if not any(isinstance(value, Tensor) for value in inputs.values()):
         raise ValueError(
-            f"Got a batch with the keys {', '.join(map(repr, batch))}, expected at least one tensor beside the labels "
-            f"{labels!r}; check the batches, or name the key of the labels with labels=."
+            f"Got a batch with the keys {', '.join(map(repr, batch))}, expected at least one "
+            f"tensor beside the labels {labels!r}; check the batches, or name the key of the "
+            "labels with labels=."
         )
     return inputs, y
 
@@ -307,11 +327,13 @@ def _check(inputs: Inputs, y: Tensor | None, index: int) -> None:
     N = examples_of(inputs)
     if N == 0:
         raise ValueError(
-            f"Batch {index} has inputs of shape {tuple(first.shape)}, expected at least one example [N, ...]."
+            f"Batch {index} has inputs of shape {tuple(first.shape)}, expected at least one "
+            "example [N, ...]."
         )
     if y is not None and (y.ndim == 0 or y.shape[0] != N):
         raise ValueError(
-            f"Batch {index} has {N} inputs and labels of shape {tuple(y.shape)}, expected one label per input."
+            f"Batch {index} has {N} inputs and labels of shape {tuple(y.shape)}, expected one "
+            "label per input."
         )
     for entry in entries(inputs):
         if not isinstance(entry, Tensor) or not entry.is_floating_point():
@@ -320,5 +342,6 @@ def _check(inputs: Inputs, y: Tensor | None, index: int) -> None:
         if not bool(finite.all()):
             bad = int((~finite.reshape(len(entry), -1)).any(1).sum())
             raise ValueError(
-                f"Batch {index} has NaN or infinite inputs in {bad} examples, expected finite ones; clean the data."
+                f"Batch {index} has NaN or infinite inputs in {bad} examples, expected finite "
+                "ones; clean the data."
             )

@@ -1,12 +1,13 @@
-"""From a model and a batch to {layer: LayerStats}: forward hooks for the inputs, one batched vjp for the gradients.
+"""From a model and a batch to {layer: LayerStats}: forward hooks for the inputs, one batched vjp
+for the gradients.
 
     z = model(inputs)     a of every use of a layer, and the edge at which its output gradient arrives   (recording)
     S = factors(z)        output factors, see `labels`
     g = S^T dz/d(output)  one backward pass for all layers and directions                                (pull_back)
     LayerStats(a, g)      rows in the order of the examples, uses as further positions                   (assembled)
 
-Layers in gradient form have no hooks: their per-example gradients come from torch.func. `compare`, `estimate`, the
-gradients of the damped measures and the optimizers' `observing` all go this way.
+Layers in gradient form have no hooks: their per-example gradients come from torch.func. `compare`,
+`estimate`, the gradients of the damped measures and the optimizers' `observing` all go this way.
 """
 
 from __future__ import annotations
@@ -43,11 +44,13 @@ Placements = dict[str, list[Placement]]  # for every layer the placement of each
 def recording(
     layers: dict[str, Layer], placements: Placements | None = None, N: int = 1
 ) -> Iterator[dict[str, list[Use]]]:
-    """Record, for every use of every layer, its unrolled input and the edge at which its output gradient arrives.
+    """Record, for every use of every layer, its unrolled input and the edge at which its output
+    gradient arrives.
 
     Args:
         layers: adapters by name.
-        placements: of the uses of these layers, as far as they are known; inputs that all examples share are expanded.
+        placements: of the uses of these layers, as far as they are known; inputs that all examples
+            share are expanded.
         N: number of examples.
     """
     uses: dict[str, list[Use]] = {name: [] for name in layers}
@@ -68,8 +71,8 @@ def hooked(
 ) -> Iterator[None]:
     """Hand over every use of every layer as it happens; uses without a graph are left out.
 
-    The edge belongs to the output as the layer returned it, so an in-place activation behind the layer changes
-    nothing. The hooks are gone when the `with` ends, also after an exception.
+    The edge belongs to the output as the layer returned it, so an in-place activation behind the
+    layer changes nothing. The hooks are gone when the `with` ends, also after an exception.
 
     Args:
         layers: adapters by name.
@@ -81,13 +84,18 @@ def hooked(
     try:
         for name, layer in layers.items():
             kinds = (placements or {}).get(name, [])
-            for use in layer.uses:  # first in line, before hooks of the user's that change inputs or outputs
+            # first in line, before hooks of the user's that change inputs or outputs
+            for use in layer.uses:
                 if Placement.SHARED in kinds:
                     expand = _expanding(kinds, N)
-                    handle = use.module.register_forward_pre_hook(expand, prepend=True, with_kwargs=True)
+                    handle = use.module.register_forward_pre_hook(
+                        expand, prepend=True, with_kwargs=True
+                    )
                     handles.append(handle)
                 hook = _hook(name, use, used)
-                handles.append(use.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+                handles.append(
+                    use.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
+                )
         yield
     finally:
         for handle in handles:
@@ -131,7 +139,7 @@ def first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
     return next(iter(named.values()))
 
 
-# -- how the rows of the layers belong to the examples -----------------------------------------------------------------
+# -- how the rows of the layers belong to the examples ---------------------------------------------
 def find_placements(forward: Forward, layers: dict[str, Layer], batch: Batch) -> Placements:
     """The placement of every use of every layer, found on the first examples of a batch.
 
@@ -162,7 +170,8 @@ def find_placements(forward: Forward, layers: dict[str, Layer], batch: Batch) ->
 
 
 def learn_placements(z: Tensor, uses: dict[str, list[Use]], known: Placements) -> None:
-    """Find the placements of layers whose rows are not as many as the examples, where they are not known yet.
+    """Find the placements of layers whose rows are not as many as the examples, where they are not
+    known yet.
 
     Args:
         z: outputs `[N, *output]` with their graph, which is kept.
@@ -183,13 +192,16 @@ def learn_placements(z: Tensor, uses: dict[str, list[Use]], known: Placements) -
 def check_output(z: Tensor, N: int) -> None:
     """Raise ValueError where the output is not finite or not of N examples."""
     if z.shape[0] != N:
-        raise ValueError(f"The model returned shape {tuple(z.shape)} for {N} examples, expected [{N}, *output].")
+        raise ValueError(
+            f"The model returned shape {tuple(z.shape)} for {N} examples, expected [{N}, *output]."
+        )
     if not bool(torch.isfinite(z).all()):
         raise ValueError(NOT_FINITE)
 
 
 def check_examples_apart(forward: Forward, inputs: Inputs, z: Tensor) -> None:
-    """Refuse models in which examples interact or that are random, by the first and the last example alone.
+    """Refuse models in which examples interact or that are random, by the first and the last
+    example alone.
 
     Args:
         forward: the model.
@@ -206,13 +218,13 @@ def check_examples_apart(forward: Forward, inputs: Inputs, z: Tensor) -> None:
         most = forward.agreement(z.dtype)
         if not change <= most:
             raise ValueError(
-                f"The output for an example changes by {change:.1e} with the batch around it, expected at most "
-                f"{most:g}: examples interact or the model is random; call model.eval(), or remove "
-                "what mixes examples."
+                f"The output for an example changes by {change:.1e} with the batch around it, "
+                f"expected at most {most:g}: examples interact or the model is random; call "
+                "model.eval(), or remove what mixes examples."
             )
 
 
-# -- capturing ---------------------------------------------------------------------------------------------------------
+# -- capturing -------------------------------------------------------------------------------------
 def capture(
     forward: Forward,
     layers: dict[str, Layer],
@@ -228,16 +240,19 @@ def capture(
         layers: adapters of modules of this model.
         inputs: of N examples.
         factors: output factors of the outputs, see `labels`.
-        placements: how the rows of the layers belong to the examples; by default row n is example n.
-        verify: check that the gradients found by hooks add up to autograd's, which they do not where a weight is used
-            behind the hooks' back.
+        placements: how the rows of the layers belong to the examples; by default row n is example
+            n.
+        verify: check that the gradients found by hooks add up to autograd's, which they do not
+            where a weight is used behind the hooks' back.
 
     Raises:
-        ValueError: a layer that is not used, or whose rows do not fit the examples; what `verify` finds.
+        ValueError: a layer that is not used, or whose rows do not fit the examples; what `verify`
+            finds.
     """
     N = examples_of(inputs)
     if N == 1 and any(isinstance(m, _InstanceNorm) for m in forward.module.modules()):
-        # torch's backward of InstanceNorm is wrong for one example and a gradient with channels last, not for two
+        # torch's backward of InstanceNorm is wrong for one example and a gradient with channels
+        # last, not for two
         return _captured_twice(forward, layers, inputs, factors, placements, verify)
     hooked = {name: layer for name, layer in layers.items() if not layer.gradient_form}
     with torch.enable_grad(), recording(hooked, placements, N) as uses:
@@ -319,14 +334,19 @@ def _gradients(z: Tensor, S: Tensor, uses: list[Use], retain_graph: bool) -> lis
     columns = S if batched else S[0]
     try:
         found = torch.autograd.grad(
-            z, edges, columns, retain_graph=retain_graph, is_grads_batched=batched, allow_unused=True
+            z,
+            edges,
+            columns,
+            retain_graph=retain_graph,
+            is_grads_batched=batched,
+            allow_unused=True,
         )
     except RuntimeError as error:
         if "second time" not in str(error):
             raise
         raise ValueError(
-            "The graph of the observed forward pass is gone, expected it to live until observing() ends; call "
-            "loss.backward() after the `with` block."
+            "The graph of the observed forward pass is gone, expected it to live until "
+            "observing() ends; call loss.backward() after the `with` block."
         ) from error
     if batched:
         return list(found)
@@ -334,7 +354,9 @@ def _gradients(z: Tensor, S: Tensor, uses: list[Use], retain_graph: bool) -> lis
 
 
 def assembled(layer: Layer, parts: list[tuple[Tensor, Tensor]]) -> LayerStats:
-    """Stats of a layer from a `[N, T, Q, d_in]` and g `[R, N, T, Q, d_out]` of its uses, which are more positions."""
+    """Stats of a layer from a `[N, T, Q, d_in]` and g `[R, N, T, Q, d_out]` of its uses, which are
+    more positions.
+    """
     a, g = parts[0]
     if len(parts) > 1:
         a = torch.cat([inputs for inputs, _ in parts], 1)
@@ -353,9 +375,9 @@ def _kinds(name: str, uses: list[Use], placements: Placements | None, N: int) ->
         M, T = use.a.shape[:2]
         if not fits(kind, M, T, N) or (not known and M != N):
             raise ValueError(
-                f"Layer {name!r} sees {M} rows for a batch of {N} examples, expected its first dimension to be the "
-                "examples; keep [N, ...] in the model (expand what all examples share, such as positions) or leave "
-                "the layer out with layers=[...]."
+                f"Layer {name!r} sees {M} rows for a batch of {N} examples, expected its first "
+                "dimension to be the examples; keep [N, ...] in the model (expand what all "
+                "examples share, such as positions) or leave the layer out with layers=[...]."
             )
         found.append(kind)
     return found
@@ -376,7 +398,9 @@ def _owners_needed(
     return dict(zip(keys, found, strict=True))
 
 
-def _by_gradients(forward: Forward, layers: dict[str, Layer], inputs: Inputs, S: Tensor) -> dict[str, LayerStats]:
+def _by_gradients(
+    forward: Forward, layers: dict[str, Layer], inputs: Inputs, S: Tensor
+) -> dict[str, LayerStats]:
     """Stats of the layers in gradient form: a = 1, g = their per-example gradients."""
     flat = {name: layer for name, layer in layers.items() if layer.gradient_form}
     names = []
@@ -394,13 +418,14 @@ def _by_gradients(forward: Forward, layers: dict[str, Layer], inputs: Inputs, S:
     return stats
 
 
-# -- checks ------------------------------------------------------------------------------------------------------------
+# -- checks ----------------------------------------------------------------------------------------
 def _check_used(uses: dict[str, list[Use]], layers: dict[str, Layer]) -> None:
     for name, found in uses.items():
         if not found:
             raise ValueError(
-                f"Layer {name!r} ({type(layers[name].module).__name__}) was not called in the forward pass or its "
-                "output needs no gradient, expected a layer in use; leave it out with layers=[...]."
+                f"Layer {name!r} ({type(layers[name].module).__name__}) was not called in the "
+                "forward pass or its output needs no gradient, expected a layer in use; leave it "
+                "out with layers=[...]."
             )
 
 
@@ -408,12 +433,17 @@ def _check_reaching(found: dict[str, LayerStats], layers: dict[str, Layer]) -> N
     for name in layers:
         if name not in found:
             raise ValueError(
-                f"Layer {name!r} does not influence the model's output, expected that it does; leave it out."
+                f"Layer {name!r} does not influence the model's output, expected that it does; "
+                "leave it out."
             )
 
 
-def _check_total(z: Tensor, S: Tensor, layers: dict[str, Layer], found: dict[str, LayerStats], allowed: float) -> None:
-    """The sum of all captured gradients of a layer is autograd's gradient of its parameters, or ValueError."""
+def _check_total(
+    z: Tensor, S: Tensor, layers: dict[str, Layer], found: dict[str, LayerStats], allowed: float
+) -> None:
+    """The sum of all captured gradients of a layer is autograd's gradient of its parameters, or
+    ValueError.
+    """
     parameters: list[Tensor] = []
     for layer in layers.values():
         parameters += layer.parameters.values()
@@ -422,7 +452,8 @@ def _check_total(z: Tensor, S: Tensor, layers: dict[str, Layer], found: dict[str
     info = torch.finfo(z.dtype)
     totals = iter(torch.autograd.grad(z, parameters, S.sum(0), allow_unused=True))
     sizes = {name: _size_of_terms(found[name]) for name in layers}
-    # where gradients cancel (a mean behind a norm layer), rounding on the scale of the largest is all there is
+    # where gradients cancel (a mean behind a norm layer), rounding on the scale of the largest is
+    # all there is
     floor = max(1e4 * info.eps / allowed * max(sizes.values()), info.tiny)
     for name, layer in layers.items():
         tensors = {}
@@ -435,9 +466,9 @@ def _check_total(z: Tensor, S: Tensor, layers: dict[str, Layer], found: dict[str
         deviation = float(difference) / max(sizes[name], floor)
         if not deviation <= allowed:
             raise ValueError(
-                f"The gradients captured for layer {name!r} deviate from autograd's by {deviation:.1e}, expected at "
-                f"most {allowed:g}: its weight is used in a way hooks do not see; use exact_fisher, or leave the layer "
-                "out."
+                f"The gradients captured for layer {name!r} deviate from autograd's by "
+                f"{deviation:.1e}, expected at most {allowed:g}: its weight is used in a way "
+                "hooks do not see; use exact_fisher, or leave the layer out."
             )
 
 

@@ -1,4 +1,5 @@
-"""Derivatives by torch.func: per-example gradients, and the derivative of the output in one direction.
+"""Derivatives by torch.func: per-example gradients, and the derivative of the output in one
+direction.
 
 Nothing here knows of layers or hooks, so that it can check what `capture` does.
 """
@@ -22,10 +23,13 @@ Pure = Callable[[dict[str, Tensor], Inputs], Tensor]
 Output = Callable[[dict[str, Tensor]], Tensor]
 
 
-def per_example_gradients(forward: Forward, names: list[str], inputs: Inputs, S: Tensor) -> dict[str, Tensor]:
+def per_example_gradients(
+    forward: Forward, names: list[str], inputs: Inputs, S: Tensor
+) -> dict[str, Tensor]:
     """S_rn^T J_n for the named parameters: `{name: [R, N, *shape]}`, by vmap of vjp.
 
-    Where an operation cannot be vectorised (recurrent layers, branches on data), example by example.
+    Where an operation cannot be vectorised (recurrent layers, branches on data), example by
+    example.
 
     Args:
         forward: the model, acting per example.
@@ -39,11 +43,14 @@ def per_example_gradients(forward: Forward, names: list[str], inputs: Inputs, S:
         try:
             return _vectorised(call, chosen, inputs, S)
         except (RuntimeError, ValueError, TypeError):
-            # ValueError and TypeError: models that look at shapes or values of their inputs may refuse those of vmap
+            # ValueError and TypeError: models that look at shapes or values of their inputs may
+            # refuse those of vmap
             return _one_by_one(call, chosen, inputs, S)
 
 
-def _vectorised(call: Pure, chosen: dict[str, Tensor], inputs: Inputs, S: Tensor) -> dict[str, Tensor]:
+def _vectorised(
+    call: Pure, chosen: dict[str, Tensor], inputs: Inputs, S: Tensor
+) -> dict[str, Tensor]:
     """All examples in one pass."""
     own = by_example(inputs)
     shared = entries(inputs)
@@ -60,7 +67,9 @@ def _vectorised(call: Pure, chosen: dict[str, Tensor], inputs: Inputs, S: Tensor
     return vmap(one_example, in_dims=(0, 1), out_dims=1, randomness="error")(mine, S)
 
 
-def _one_by_one(call: Pure, chosen: dict[str, Tensor], inputs: Inputs, S: Tensor) -> dict[str, Tensor]:
+def _one_by_one(
+    call: Pure, chosen: dict[str, Tensor], inputs: Inputs, S: Tensor
+) -> dict[str, Tensor]:
     """One example after the other."""
     examples = []
     for n in range(examples_of(inputs)):
@@ -82,11 +91,14 @@ def _pull_back(call: Pure, chosen: dict[str, Tensor], one: Inputs) -> Any:
     return vjp(output, chosen)[1]
 
 
-def directional_derivative(forward: Forward, V: dict[str, Tensor], inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Output z `[N, *output]` and its derivative J V `[N, *output]` in the direction V of the named parameters.
+def directional_derivative(
+    forward: Forward, V: dict[str, Tensor], inputs: Inputs
+) -> tuple[Tensor, Tensor]:
+    """Output z `[N, *output]` and its derivative J V `[N, *output]` in the direction V of the named
+    parameters.
 
-    In forward mode, whose first use loads modules for two seconds; small models derive the gradient again instead, and
-    so do operations without forward mode.
+    In forward mode, whose first use loads modules for two seconds; small models derive the gradient
+    again instead, and so do operations without forward mode.
     """
     chosen, call = _pure(forward, list(V))
 
@@ -104,7 +116,8 @@ def directional_derivative(forward: Forward, V: dict[str, Tensor], inputs: Input
 
 
 def column_derivatives(forward: Forward, V: dict[str, Tensor], inputs: Inputs, S: Tensor) -> Tensor:
-    """S_rn^T J_n V `[R, N]` by derivatives in the direction V, or by per-example gradients where there are none.
+    """S_rn^T J_n V `[R, N]` by derivatives in the direction V, or by per-example gradients where
+    there are none.
 
     Args:
         forward: the model.
@@ -114,21 +127,26 @@ def column_derivatives(forward: Forward, V: dict[str, Tensor], inputs: Inputs, S
     """
     try:
         _, Jv = directional_derivative(forward, V, inputs)
-    except (NotImplementedError, RuntimeError):  # operations with neither forward mode nor a second derivative
+    # operations with neither forward mode nor a second derivative
+    except (NotImplementedError, RuntimeError):
         gradients = per_example_gradients(forward, list(V), inputs, S)
         terms = [(gradients[name] * direction).flatten(2).sum(2) for name, direction in V.items()]
         return torch.stack(terms).sum(0)
     return (S * Jv).flatten(2).sum(2)
 
 
-def _forward_mode(output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _forward_mode(
+    output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     with plain_kernels(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes of the first use of forward mode
         derived = jvp(output, (chosen,), (V,))
         return derived[0], derived[1]
 
 
-def _reverse_mode(output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _reverse_mode(
+    output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     """J V as the derivative of u -> J^T u, contracted with V."""
     with plain_kernels(), torch.enable_grad():
         params = {name: p.clone().requires_grad_() for name, p in chosen.items()}
@@ -143,8 +161,8 @@ def _reverse_mode(output: Output, chosen: dict[str, Tensor], V: dict[str, Tensor
 def _pure(forward: Forward, names: list[str]) -> tuple[dict[str, Tensor], Pure]:
     """The named parameters, and the model as a function of them and of inputs.
 
-    Parameters and buffers that modules share are passed under all their names: torch's own tying leaves tensors behind
-    where one module has two names.
+    Parameters and buffers that modules share are passed under all their names: torch's own tying
+    leaves tensors behind where one module has two names.
     """
     tensors: dict[str, Tensor] = {}
     first: dict[int, str] = {}  # by identity: the name in module.named_parameters()

@@ -1,14 +1,15 @@
-"""Which Fisher: the labels at which the loss is differentiated, and the output factors S that are pulled back.
+"""Which Fisher: the labels at which the loss is differentiated, and the output factors S that are
+pulled back.
 
-The only file that knows the three kinds. With J_n the Jacobian of example n, each of them is the mean over the examples
-of sum_r (J_n^T S_rn)(J_n^T S_rn)^T:
+The only file that knows the three kinds. With J_n the Jacobian of example n, each of them is the
+mean over the examples of sum_r (J_n^T S_rn)(J_n^T S_rn)^T:
 
     true        S S^T is the Hessian of the loss in the outputs: the expectation over labels in closed form
     mc          one column, the gradient at a label drawn from the model: unbiased
     empirical   one column, the gradient at the label of the data: not the Fisher, but what many trainers use
 
-Labels are drawn once for a whole batch, from a seed of its own, before the batch is cut into pieces; so neither the
-memory nor the number of passes nor the way to compute changes them.
+Labels are drawn once for a whole batch, from a seed of its own, before the batch is cut into
+pieces; so neither the memory nor the number of passes nor the way to compute changes them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch import Tensor
 from fisher_lab.likelihoods import Likelihood
 
 FisherKind = Literal["true", "mc", "empirical"]
-DRAWN_AT_ONCE = 2**22  # numbers of the outputs whose labels are drawn together: 32 MB in float64, some copies beside it
+# numbers of the outputs whose labels are drawn together: 32 MB in float64, some copies beside it
+DRAWN_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Outputs:
     compute: Callable[[slice], Tensor]
 
     def blocks(self) -> Iterator[Tensor]:
-        """The outputs in blocks whose size follows from the outputs alone, so that labels do not depend on memory."""
+        """The outputs in blocks whose size follows from the outputs alone, so that labels do not
+        depend on memory.
+        """
         step = max(1, DRAWN_AT_ONCE // max(1, self.numbers))
         for start in range(0, self.N, step):
             yield self.compute(slice(start, min(self.N, start + step)))
@@ -66,7 +70,8 @@ class Labels(ABC):
         """Number R of output factors per example for outputs z `[N, *output]`."""
 
     def draw(self, likelihood: Likelihood, outputs: Outputs, batch: int) -> Tensor | None:
-        """Labels of a whole batch at which the loss is differentiated, None where the kind draws none.
+        """Labels of a whole batch at which the loss is differentiated, None where the kind draws
+        none.
 
         Args:
             likelihood: p(y | z).
@@ -79,14 +84,17 @@ class Labels(ABC):
         """Raise ValueError where this kind needs the data's labels and there are none."""
 
     @abstractmethod
-    def factors(self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None) -> Tensor:
+    def factors(
+        self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None
+    ) -> Tensor:
         """Output factors S `[R, N, *output]`, the scale of the loss inside.
 
         Args:
             likelihood: p(y | z).
             z: outputs `[N, *output]`.
             label: what `draw` gave for these examples.
-            y: the data's labels of these examples, which tell the weights of the loss's terms; None without labels.
+            y: the data's labels of these examples, which tell the weights of the loss's terms; None
+                without labels.
 
         Raises:
             ValueError: where the loss has no factors of this kind, or labels are missing.
@@ -94,7 +102,9 @@ class Labels(ABC):
 
 
 class TrueFisher(Labels):
-    """The expectation over labels; the data's are read only by losses that weigh or ignore some of them."""
+    """The expectation over labels; the data's are read only by losses that weigh or ignore some of
+    them.
+    """
 
     kind = "true"
 
@@ -102,15 +112,17 @@ class TrueFisher(Labels):
         """As many as the Hessian of the loss has factors."""
         return likelihood.rank(z)
 
-    def factors(self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None) -> Tensor:
+    def factors(
+        self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None
+    ) -> Tensor:
         """Factors of the Hessian, whose terms have the weights of the data's labels."""
         _check_weights_known(likelihood, self.kind, y)
         z = z.detach()
         S = likelihood.factor(z)
         if S.shape[1:] != z.shape:
             raise ValueError(
-                f"{likelihood.name}.factor returned shape {tuple(S.shape)} for outputs {tuple(z.shape)}, expected "
-                "[R, *the shape of the outputs]."
+                f"{likelihood.name}.factor returned shape {tuple(S.shape)} for outputs "
+                f"{tuple(z.shape)}, expected [R, *the shape of the outputs]."
             )
         return _weighted(S * math.sqrt(likelihood.kappa(z)), likelihood, z, y)
 
@@ -134,10 +146,16 @@ class MonteCarlo(Labels):
             drawn.append(likelihood.sample(z, generator))
         return torch.cat(drawn)
 
-    def factors(self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None) -> Tensor:
-        """The gradient at the labels drawn, times the root of the loss's scale: its second moment is the Hessian."""
+    def factors(
+        self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None
+    ) -> Tensor:
+        """The gradient at the labels drawn, times the root of the loss's scale: its second moment
+        is the Hessian.
+        """
         if label is None:
-            raise ValueError('fisher="mc" needs labels drawn from the model, got none; call `draw` first.')
+            raise ValueError(
+                'fisher="mc" needs labels drawn from the model, got none; call `draw` first.'
+            )
         _check_weights_known(likelihood, self.kind, y)
         S = likelihood.score(z, label) * math.sqrt(likelihood.kappa(z))
         return _weighted(S, likelihood, z, y)
@@ -154,9 +172,13 @@ class Empirical(Labels):
 
     def check_unlabelled(self) -> None:
         """Never without labels."""
-        raise ValueError('fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".')
+        raise ValueError(
+            'fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".'
+        )
 
-    def factors(self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None) -> Tensor:
+    def factors(
+        self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None
+    ) -> Tensor:
         """The gradient of the loss at the data's labels."""
         if y is None:
             self.check_unlabelled()
@@ -226,8 +248,12 @@ def output_factors(
     return labels.factors(likelihood, z, label, y)
 
 
-def gradient_labels(likelihood: Likelihood, outputs: Outputs, y: Tensor | None, seed: int, batch: int) -> Tensor:
-    """Labels for the gradient of the training loss: those of the data, or drawn from the model where there are none."""
+def gradient_labels(
+    likelihood: Likelihood, outputs: Outputs, y: Tensor | None, seed: int, batch: int
+) -> Tensor:
+    """Labels for the gradient of the training loss: those of the data, or drawn from the model
+    where there are none.
+    """
     if y is not None:
         return y
     drawn = MonteCarlo(seed).draw(likelihood, outputs, batch)
@@ -247,6 +273,7 @@ def _check_weights_known(likelihood: Likelihood, kind: str, y: Tensor | None) ->
     indices = y is not None and not y.is_floating_point()
     if kind == "mc" or not indices:
         raise ValueError(
-            f"{likelihood.name} has weight set and got fisher={kind!r} or no class indices, expected both known: "
-            "the data's labels tell the weight of an example; pass (x, y) and fisher='true' or 'empirical'."
+            f"{likelihood.name} has weight set and got fisher={kind!r} or no class indices, "
+            "expected both known: the data's labels tell the weight of an example; pass (x, y) "
+            "and fisher='true' or 'empirical'."
         )

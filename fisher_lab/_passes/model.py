@@ -23,34 +23,45 @@ from fisher_lab._ground.tolerances import agreement, agreement_inside
 from fisher_lab._passes.batches import Batch, Inputs, leading, mapped
 from fisher_lab._passes.labels import Outputs
 
-NOT_FINITE = "The model returned NaN or infinite outputs, expected finite ones; check inputs and parameters."
+NOT_FINITE = (
+    "The model returned NaN or infinite outputs, expected finite ones; check inputs and parameters."
+)
 
 
-def evaluation_copy(model: nn.Module, dtype: torch.dtype, device: torch.device | str | None = None) -> nn.Module:
+def evaluation_copy(
+    model: nn.Module, dtype: torch.dtype, device: torch.device | str | None = None
+) -> nn.Module:
     """A copy of the model in `dtype`, its gradients dropped; the model itself is not touched.
 
     Raises:
         TypeError: if `model` is not a module.
-        ValueError: a parallel wrapper, inference mode, NaN or infinite parameters, or modules in a mode in which
-            examples interact or are random.
+        ValueError: a parallel wrapper, inference mode, NaN or infinite parameters, or modules in a
+            mode in which examples interact or are random.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Got a {type(model).__name__} as model, expected a torch.nn.Module.")
     model = getattr(model, "_orig_mod", model)  # a compiled model is measured as what it compiles
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise ValueError(f"Got a {type(model).__name__} as model, expected the module inside; pass model.module.")
+        raise ValueError(
+            f"Got a {type(model).__name__} as model, expected the module inside; pass model.module."
+        )
     if torch.is_inference_mode_enabled():
         raise ValueError(
-            "Got a call under torch.inference_mode(), expected gradients to be possible; call it outside, or use "
-            "torch.no_grad()."
+            "Got a call under torch.inference_mode(), expected gradients to be possible; call it "
+            "outside, or use torch.no_grad()."
         )
     check_mode(model)
     if str(device) == "meta" or any(p.is_meta for p in model.parameters()):
-        raise ValueError("Got the device meta, which holds no numbers, expected another; load the model there.")
+        raise ValueError(
+            "Got the device meta, which holds no numbers, expected another; load the model there."
+        )
     for name, p in model.named_parameters():
-        if not isinstance(p, nn.parameter.UninitializedParameter) and not bool(torch.isfinite(p).all()):
+        if not isinstance(p, nn.parameter.UninitializedParameter) and not bool(
+            torch.isfinite(p).all()
+        ):
             raise ValueError(
-                f"Parameter {name!r} has NaN or infinite values, expected finite ones; check the training."
+                f"Parameter {name!r} has NaN or infinite values, expected finite ones; check the "
+                "training."
             )
     if dtype not in (torch.float64, torch.float32):
         raise ValueError(f"Got dtype={dtype!r}, expected torch.float64 or torch.float32.")
@@ -58,9 +69,9 @@ def evaluation_copy(model: nn.Module, dtype: torch.dtype, device: torch.device |
         twin = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"The model cannot be copied ({str(error).splitlines()[0]}), expected a module that copy.deepcopy accepts; "
-            "drop tensors with a graph, locks and handles from it, and use torch.nn.utils.parametrizations instead of "
-            "the old weight_norm."
+            f"The model cannot be copied ({str(error).splitlines()[0]}), expected a module that "
+            "copy.deepcopy accepts; drop tensors with a graph, locks and handles from it, and use "
+            "torch.nn.utils.parametrizations instead of the old weight_norm."
         ) from error
     for p in twin.parameters():
         p.grad = None
@@ -68,7 +79,9 @@ def evaluation_copy(model: nn.Module, dtype: torch.dtype, device: torch.device |
         return twin.to(device=device, dtype=dtype)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"Got device={device!r} ({reason}), expected a device of this machine.") from error
+        raise ValueError(
+            f"Got device={device!r} ({reason}), expected a device of this machine."
+        ) from error
 
 
 def check_mode(model: nn.Module) -> None:
@@ -77,17 +90,19 @@ def check_mode(model: nn.Module) -> None:
         kind = type(module).__name__
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             raise ValueError(
-                f"Module {name!r} ({kind}) uses batch statistics, in which examples interact, expected evaluation "
-                "mode; call model.eval() first (and track running statistics)."
+                f"Module {name!r} ({kind}) uses batch statistics, in which examples interact, "
+                "expected evaluation mode; call model.eval() first (and track running statistics)."
             )
         changing = isinstance(module, _InstanceNorm) and module.track_running_stats
         if module.training and (changing or isinstance(module, _SpectralNorm)):
             raise ValueError(
-                f"Module {name!r} ({kind}) changes its buffers with every call in training mode, expected evaluation "
-                "mode; call model.eval() first."
+                f"Module {name!r} ({kind}) changes its buffers with every call in training mode, "
+                "expected evaluation mode; call model.eval() first."
             )
         dropout = getattr(module, "dropout", 0.0)
-        random = (isinstance(module, _DropoutNd) and module.p > 0) or (isinstance(dropout, float) and dropout > 0)
+        random = (isinstance(module, _DropoutNd) and module.p > 0) or (
+            isinstance(dropout, float) and dropout > 0
+        )
         if module.training and (random or isinstance(module, nn.RReLU)):
             raise ValueError(
                 f"Module {name!r} ({kind}) is random in training mode, expected evaluation mode; "
@@ -114,9 +129,11 @@ class Forward:
 
     Attributes:
         module: the model.
-        output: what of its output is z: a name (an attribute or a key), an index, a function of it, or None for a
-            tensor itself, or what has `logits` (the outputs of the transformers library).
-        inside: the lowest precision in which the forward pass computes, as far as it is known (see `lowest_precision`).
+        output: what of its output is z: a name (an attribute or a key), an index, a function of it,
+            or None for a tensor itself, or what has `logits` (the outputs of the transformers
+            library).
+        inside: the lowest precision in which the forward pass computes, as far as it is known (see
+            `lowest_precision`).
     """
 
     module: nn.Module
@@ -124,13 +141,17 @@ class Forward:
     inside: torch.dtype | None = None
 
     def agreement(self, dtype: torch.dtype) -> float:
-        """Relative deviation up to which two ways to compute outputs or gradients of that type agree."""
+        """Relative deviation up to which two ways to compute outputs or gradients of that type
+        agree.
+        """
         if self.inside is None:
             return agreement(dtype)
         return agreement_inside(dtype, self.inside)
 
     def __call__(self, inputs: Inputs) -> Tensor:
-        """The output z `[N, *output]`; the inputs are copied, since the first operation may work in place."""
+        """The output z `[N, *output]`; the inputs are copied, since the first operation may work in
+        place.
+        """
         copies = mapped(inputs, Tensor.clone)
         args, kwargs = arguments(copies)
         return self.picked(self.module(*args, **kwargs))
@@ -154,19 +175,21 @@ class Forward:
             z = _picked(found, self.output)
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise TypeError(
-                f"The model returned a {type(found).__name__} without output={self.output!r}, expected one that has "
-                "it; give the name, the index or a function of the output."
+                f"The model returned a {type(found).__name__} without output={self.output!r}, "
+                "expected one that has it; give the name, the index or a function of the output."
             ) from error
         if not isinstance(z, Tensor):
             raise TypeError(
-                f"output={self.output!r} of the model is a {type(z).__name__}, expected a tensor [N, *output]; name "
-                "another part of its output."
+                f"output={self.output!r} of the model is a {type(z).__name__}, expected a tensor "
+                "[N, *output]; name another part of its output."
             )
         return z
 
 
 def default_output(found: Any) -> Any:
-    """A tensor as it is, or the `logits` of what has them (the outputs of the transformers library)."""
+    """A tensor as it is, or the `logits` of what has them (the outputs of the transformers
+    library).
+    """
     logits = None if isinstance(found, Tensor) else getattr(found, "logits", None)
     if isinstance(logits, Tensor):
         return logits
@@ -206,7 +229,8 @@ class _Precisions(TorchDispatchMode):
 
 
 def lowest_precision(forward: Forward, batch: Batch, dtype: torch.dtype) -> torch.dtype:
-    """The lowest precision in which the model really computes for an example, whatever its parameters are.
+    """The lowest precision in which the model really computes for an example, whatever its
+    parameters are.
 
     Args:
         forward: the model.
@@ -232,8 +256,9 @@ def probe(forward: Forward, batch: Batch) -> Tensor:
         reason = str(error).splitlines()[0]
         x = leading(one)
         raise ValueError(
-            f"The model failed on one example of shape {tuple(x.shape)} and type {x.dtype} ({reason}), expected "
-            "inputs that it takes; check the data (x.float() for integers that are numbers)."
+            f"The model failed on one example of shape {tuple(x.shape)} and type {x.dtype} "
+            f"({reason}), expected inputs that it takes; check the data (x.float() for integers "
+            "that are numbers)."
         ) from error
 
 
@@ -260,7 +285,9 @@ def outputs_of(forward: Forward, batch: Batch, output: tuple[int, ...], chunk: i
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """No fused attention: its fast path leaves out the modules inside, and its kernels have no second derivative."""
+    """No fused attention: its fast path leaves out the modules inside, and its kernels have no
+    second derivative.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,11 +1,12 @@
 """Which example a row of a layer belongs to.
 
-A layer sees rows: the entries of its input's first dimension, each with its positions. Most often row n is example n.
-But a model may keep the batch second, flatten examples and positions into one dimension, sort sequences by length, or
-send tokens to experts. What a row belongs to is then found from derivatives: with random output gradients that vanish
-for all examples but some, a row has a gradient if and only if it belongs to one of them. Two such sets for every binary
-digit of the example's number, those that have the digit and those that have not, tell the number of every row's example
-in 2 log2 N derivatives; a row that reaches several examples shows by both sets of a digit.
+A layer sees rows: the entries of its input's first dimension, each with its positions. Most often
+row n is example n. But a model may keep the batch second, flatten examples and positions into one
+dimension, sort sequences by length, or send tokens to experts. What a row belongs to is then found
+from derivatives: with random output gradients that vanish for all examples but some, a row has a
+gradient if and only if it belongs to one of them. Two such sets for every binary digit of the
+example's number, those that have the digit and those that have not, tell the number of every row's
+example in 2 log2 N derivatives; a row that reaches several examples shows by both sets of a digit.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ MOST_EXAMPLES = 64  # examples from which the placement of a model's layers is f
 
 @dataclass(frozen=True)
 class Use:
-    """One call of a layer: its adapter, its unrolled input `[M, T, Q, d_in]` and where its output gradient arrives.
+    """One call of a layer: its adapter, its unrolled input `[M, T, Q, d_in]` and where its output
+    gradient arrives.
 
     M is the first dimension of the layer's input, most often the examples.
     """
@@ -64,7 +66,9 @@ def owners(z: Tensor, uses: list[Use]) -> list[Tensor]:
     draw = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
     columns = chosen.view(2 * digits, N, *(1,) * (z.ndim - 1)) * draw
     edges = [use.edge for use in uses]
-    gradients = torch.autograd.grad(z, edges, columns, retain_graph=True, is_grads_batched=True, allow_unused=True)
+    gradients = torch.autograd.grad(
+        z, edges, columns, retain_graph=True, is_grads_batched=True, allow_unused=True
+    )
     found = []
     for use, gradient in zip(uses, gradients, strict=True):
         M, T = use.a.shape[:2]
@@ -148,7 +152,9 @@ def placed(x: Tensor, placement: Placement, N: int, owner: Tensor | None, axis: 
 
 
 def _gathered(x: Tensor, N: int, owner: Tensor, axis: int) -> Tensor:
-    """Rows `[..., rows, Q, n]` by example, filled up with zeros to the largest number of rows of an example."""
+    """Rows `[..., rows, Q, n]` by example, filled up with zeros to the largest number of rows of an
+    example.
+    """
     order = owner.argsort(stable=True)
     order = order[owner[order] >= 0]
     sorted_owner = owner[order]

@@ -22,26 +22,34 @@ OnUnknown = Literal["error", "skip", "flatten"]
 
 @dataclass(frozen=True)
 class Setup:
-    """A question about a model: whose Fisher, on which data, of which kind, and how it is to be computed.
+    """A question about a model: whose Fisher, on which data, of which kind, and how it is to be
+    computed.
 
-    The public functions take these as keyword arguments and hand them on; this is where they are described.
+    The public functions take these as keyword arguments and hand them on; this is where they are
+    described.
 
     Attributes:
-        model: any module that acts per example, in evaluation mode; it is not changed, only a copy is used.
-        likelihood: a Likelihood or a torch loss module (then: the Fisher that equals the GGN of that loss).
-        data: (inputs, y), inputs alone, a DataLoader or an iterable of such batches; inputs are a tensor x `[N, ...]`,
-            a tuple (the model is called as `model(*inputs)`) or a mapping (`model(**inputs)`).
+        model: any module that acts per example, in evaluation mode; it is not changed, only a copy
+            is used.
+        likelihood: a Likelihood or a torch loss module (then: the Fisher that equals the GGN of
+            that loss).
+        data: (inputs, y), inputs alone, a DataLoader or an iterable of such batches; inputs are a
+            tensor x `[N, ...]`, a tuple (the model is called as `model(*inputs)`) or a mapping
+            (`model(**inputs)`).
         layers: names of layers; None for all.
-        fisher: "true" (expectation over labels), "mc" (labels sampled from the model) or "empirical" (the labels
-            given). "true" costs R = number of outputs backward passes, "mc" one.
+        fisher: "true" (expectation over labels), "mc" (labels sampled from the model) or
+            "empirical" (the labels given). "true" costs R = number of outputs backward passes, "mc"
+            one.
         seed: of everything that is drawn; sampled labels are the same for every way to compute.
         dtype: precision of the computation: torch.float64 or torch.float32.
         device: where to compute; None for the model's own.
         memory: budget in GiB; None for half of what is free.
-        on_unknown: modules that no adapter understands: "error" measures those with few parameters over their
-            flattened parameters and refuses larger ones, "skip" leaves them out and says so.
+        on_unknown: modules that no adapter understands: "error" measures those with few parameters
+            over their flattened parameters and refuses larger ones, "skip" leaves them out and says
+            so.
         labels: the key of y where batches are mappings.
-        output: what of the model's output is z: a name, an index or a function; None for a tensor, or `logits`.
+        output: what of the model's output is z: a name, an index or a function; None for a tensor,
+            or `logits`.
     """
 
     model: nn.Module
@@ -70,7 +78,9 @@ class Setup:
         selection = select(module, self.layers, self.on_unknown)
         device = next(module.parameters()).device
         batches = Batches(self.data, self.dtype, device, budget.total, self.labels)
-        return Prepared(Forward(module, self.output), likelihood, selection, batches, kind, budget, self.dtype)
+        return Prepared(
+            Forward(module, self.output), likelihood, selection, batches, kind, budget, self.dtype
+        )
 
 
 @dataclass(frozen=True)

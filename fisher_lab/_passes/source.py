@@ -18,7 +18,13 @@ from fisher_lab._passes.capture import (
     recording,
 )
 from fisher_lab._passes.labels import Outputs, gradient_labels, output_factors
-from fisher_lab._passes.model import Forward, lowest_precision, outputs_of, probe, untouched_randomness
+from fisher_lab._passes.model import (
+    Forward,
+    lowest_precision,
+    outputs_of,
+    probe,
+    untouched_randomness,
+)
 from fisher_lab._passes.placement import Placement
 from fisher_lab._passes.setup import Setup
 from fisher_lab.layers import GradientForm, Layer
@@ -40,7 +46,8 @@ class Piece:
 
 
 class Source:
-    """A question ready to be captured: the copy of the model, the layers, the batches and the labels.
+    """A question ready to be captured: the copy of the model, the layers, the batches and the
+    labels.
 
     Args:
         setup: the question.
@@ -89,7 +96,7 @@ class Source:
         self._verified: set[str] = set()  # layers whose first capture was checked
         self._kept: dict[str, LayerStats] = {}  # columns that fit the memory and are captured once
 
-    # -- what is asked ---------------------------------------------------------------------------------------------
+    # -- what is asked -----------------------------------------------------------------------------
     @property
     def model(self) -> nn.Module:
         """The copy of the model."""
@@ -118,29 +125,34 @@ class Source:
             return float(self.N)
         return 1.0
 
-    # -- checks before anything is computed --------------------------------------------------------------------------
+    # -- checks before anything is computed --------------------------------------------------------
     def _check_factors(self) -> None:
         """Refuse layers with a factor that no approximation avoids and that does not fit."""
         for name, layer in self.layers.items():
             need = self.budget.for_factor(layer.factor_size() * self._itemsize)
             if need > self.budget.total:
                 raise ValueError(
-                    f"Layer {name!r} ({type(layer.module).__name__}, W {layer.shape[0]} x {layer.shape[1]}) needs "
-                    f"{readable(need)}, expected at most {readable(self.budget.total)}; leave it out with layers=[...] "
-                    "or raise memory=."
+                    f"Layer {name!r} ({type(layer.module).__name__}, W {layer.shape[0]} x "
+                    f"{layer.shape[1]}) needs {readable(need)}, expected at most "
+                    f"{readable(self.budget.total)}; leave it out with layers=[...] or raise "
+                    "memory=."
                 )
 
     def _check_first(self, z: Any, first: Batch) -> None:
         """Refuse outputs and labels that do not fit the likelihood and the kind of Fisher."""
         self.likelihood.check_output(z)
         if z.shape[0] != 1:
-            raise ValueError(f"The model returned shape {tuple(z.shape)} for 1 example, expected [1, *output].")
+            raise ValueError(
+                f"The model returned shape {tuple(z.shape)} for 1 example, expected [1, *output]."
+            )
         if first.y is None:
             self.likelihood.check_unlabelled(z)
             self.labels.check_unlabelled()
 
     def _take_gradient_form(self) -> None:
-        """Layers whose rows several examples use in other ways than sharing one have no inputs of their own."""
+        """Layers whose rows several examples use in other ways than sharing one have no inputs of
+        their own.
+        """
         for name, kinds in self.placements.items():
             if Placement.MIXED not in kinds:
                 continue
@@ -161,13 +173,15 @@ class Source:
             if self.R > 1:
                 cure = 'use fisher="mc", whose R is 1, or raise memory='
             raise ValueError(
-                f"One example with R = {self.R} directions needs {readable(need)}, expected at most "
-                f"{readable(self.budget.total)}; {cure}."
+                f"One example with R = {self.R} directions needs {readable(need)}, expected at "
+                f"most {readable(self.budget.total)}; {cure}."
             )
 
-    # -- sizes -------------------------------------------------------------------------------------------------------
+    # -- sizes -------------------------------------------------------------------------------------
     def _sizes(self, first: Batch) -> tuple[int, dict[str, int]]:
-        """Numbers per example: all modules' outputs, and each layer's unrolled input (or explicit gradients)."""
+        """Numbers per example: all modules' outputs, and each layer's unrolled input (or explicit
+        gradients).
+        """
         outputs: list[int] = []
 
         def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -202,7 +216,9 @@ class Source:
         return max(1, numbers * self._itemsize)
 
     def column_numbers(self, name: str) -> float:
-        """Numbers per example that the columns of a layer's block take: inputs and output gradients, or P if fewer."""
+        """Numbers per example that the columns of a layer's block take: inputs and output
+        gradients, or P if fewer.
+        """
         rows, columns = self.layers[name].shape
         return min(self._captured_numbers(name), self.R * rows * columns)
 
@@ -215,14 +231,16 @@ class Source:
         return positions * (columns + self.R * rows)
 
     def fits_at_once(self, names: Iterable[str] | None = None) -> bool:
-        """Whether the data is one batch whose columns, for these layers, are captured once and kept."""
+        """Whether the data is one batch whose columns, for these layers, are captured once and
+        kept.
+        """
         if not self.batches.single:
             return False
         chosen = self.layers if names is None else names
         numbers = sum(self._captured_numbers(name) for name in chosen)
         return self.first_batch * numbers * self._itemsize <= self.budget.for_columns
 
-    # -- passes over the data ----------------------------------------------------------------------------------------
+    # -- passes over the data ----------------------------------------------------------------------
     def batches_with_labels(self) -> Iterator[Piece]:
         """One pass over the batches, their labels drawn."""
         for batch in self.batches:
@@ -235,7 +253,9 @@ class Source:
             yield Piece(batch, label)
 
     def parts(self, names: Iterable[str] | None = None) -> Iterator[Piece]:
-        """One pass over the data in pieces in which the columns of these layers (None: all) fit the memory."""
+        """One pass over the data in pieces in which the columns of these layers (None: all) fit the
+        memory.
+        """
         chunk = self.chunk if names is None else self._chunk(names)
         for whole in self.batches_with_labels():
             for start in range(0, whole.batch.N, chunk):
@@ -258,7 +278,8 @@ class Source:
     def sweep(self, names: Sequence[str] | None = None) -> Iterator[dict[str, LayerStats]]:
         """One pass: the LayerStats of some layers, piece by piece, or at once where they are kept.
 
-        Callers guard the global random state: a generator that is left half-way would restore it too late.
+        Callers guard the global random state: a generator that is left half-way would restore it
+        too late.
 
         Args:
             names: the layers; None for all.
@@ -280,17 +301,30 @@ class Source:
         yield {name: self._kept[name] for name in wanted}
 
     def _captured(self, layers: dict[str, Layer]) -> Iterator[dict[str, LayerStats]]:
-        """The LayerStats of these layers, piece by piece; the first piece is checked against autograd."""
+        """The LayerStats of these layers, piece by piece; the first piece is checked against
+        autograd.
+        """
         for piece in self.parts(layers):
             verify = not set(layers) <= self._verified
-            yield capture(self.forward, layers, piece.batch.inputs, self.factors_of(piece), self.placements, verify)
+            yield capture(
+                self.forward,
+                layers,
+                piece.batch.inputs,
+                self.factors_of(piece),
+                self.placements,
+                verify,
+            )
             self._verified.update(layers)
 
     def gradients(self) -> dict[str, Tensor]:
-        """Gradient of the mean loss over every W: at the data's labels, or at labels drawn from the model."""
+        """Gradient of the mean loss over every W: at the data's labels, or at labels drawn from the
+        model.
+        """
         totals: dict[str, Tensor] = {}
         for batch in self.batches:
-            label = gradient_labels(self.likelihood, self._outputs_of(batch), batch.y, self.seed, batch.index)
+            label = gradient_labels(
+                self.likelihood, self._outputs_of(batch), batch.y, self.seed, batch.index
+            )
             for start in range(0, batch.N, self.chunk):
                 some = slice(start, start + self.chunk)
                 self._add_gradients(totals, batch.part(some), label[some])

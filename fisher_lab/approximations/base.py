@@ -1,4 +1,6 @@
-"""The Approximation noun: pure functions from the sums of a layer to a FisherMatrix, hyper-parameters only."""
+"""The Approximation noun: pure functions from the sums of a layer to a FisherMatrix,
+hyper-parameters only.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ ITERATED = ("carry", "reassemble")  # which only an Iterated is asked for
 class Approximation(ABC):
     """A structured approximation of one layer's Fisher block.
 
-    A subclass (best a frozen dataclass of its options) writes `moments` and `assemble`. Defining it registers it under
-    its class name: `compare`, the command line, the plots and the trainers then know it.
+    A subclass (best a frozen dataclass of its options) writes `moments` and `assemble`. Defining it
+    registers it under its class name: `compare`, the command line, the plots and the trainers then
+    know it.
 
     See Also:
         Iterated: one that needs the matrix assembled last.
@@ -34,8 +37,10 @@ class Approximation(ABC):
 
     sweeps: int = 1  # passes over the data
     exponent: float = -1.0  # power of the damped matrix that a trainer applies to the gradient
-    needs_factors: bool = False  # whether inputs and output gradients are needed apart (refuses batch-mean statistics)
-    listed: bool = True  # whether `compare` includes it by default when it can be built without arguments
+    # whether inputs and output gradients are needed apart (refuses batch-mean statistics)
+    needs_factors: bool = False
+    # whether `compare` includes it by default when it can be built without arguments
+    listed: bool = True
 
     _registry: ClassVar[dict[str, type[Approximation]]] = {}
 
@@ -45,10 +50,14 @@ class Approximation(ABC):
             return
         _check_class(cls)
         known = Approximation._registry.get(cls.__name__)
-        if known is not None and known.__module__.startswith("fisher_lab.") and known.__module__ != cls.__module__:
+        if (
+            known is not None
+            and known.__module__.startswith("fisher_lab.")
+            and known.__module__ != cls.__module__
+        ):
             raise ValueError(
-                f"An approximation named {cls.__name__} is part of fisher_lab ({known.__module__}), "
-                "expected a new name; rename the class."
+                f"An approximation named {cls.__name__} is part of fisher_lab "
+                f"({known.__module__}), expected a new name; rename the class."
             )
         Approximation._registry[cls.__name__] = cls
 
@@ -57,15 +66,19 @@ class Approximation(ABC):
         """What is remembered of a batch.
 
         Args:
-            sums: the layer's inputs and output gradients over the batch, and the sums over them that others share.
+            sums: the layer's inputs and output gradients over the batch, and the sums over them
+                that others share.
 
         Returns:
-            Named tensors, each the mean of something over the examples; or `Columns`, `Rows` or other Moments.
+            Named tensors, each the mean of something over the examples; or `Columns`, `Rows` or
+            other Moments.
         """
 
     @abstractmethod
     def assemble(self, moments: Moments) -> FisherMatrix:
-        """The approximation from moments, of one batch or mixed of many; `moments["A"]` is one of them."""
+        """The approximation from moments, of one batch or mixed of many; `moments["A"]` is one of
+        them.
+        """
 
     @property
     def label(self) -> str:
@@ -84,16 +97,16 @@ class Approximation(ABC):
         """Raise ValueError for statistics without layer inputs."""
         if sums.a is None:
             raise ValueError(
-                f"{self.label} needs layer inputs and output gradients apart, got batch-mean gradients; "
-                "use per-example statistics."
+                f"{self.label} needs layer inputs and output gradients apart, got batch-mean "
+                "gradients; use per-example statistics."
             )
 
 
 class Iterated(Approximation, register=False):
     """An approximation that goes on from the matrix assembled last.
 
-    That is another sweep over the same data (`sweeps` = 2 or more, as the eigenvalue-corrected ones), or, in a
-    trainer, the next observation of data that have changed a little.
+    That is another sweep over the same data (`sweeps` = 2 or more, as the eigenvalue-corrected
+    ones), or, in a trainer, the next observation of data that have changed a little.
     """
 
     @abstractmethod
@@ -175,7 +188,9 @@ def build(approximation: Approximation, stats: LayerStats | Sums) -> FisherMatri
 
 @cache
 def _takes_matrix(method: Callable[..., Any]) -> bool:
-    """Whether a method is written as for earlier versions, which handed every method the matrix assembled last."""
+    """Whether a method is written as for earlier versions, which handed every method the matrix
+    assembled last.
+    """
     return "matrix" in inspect.signature(method).parameters
 
 
@@ -191,8 +206,8 @@ def _check_class(cls: type[Approximation]) -> None:
     for name in ITERATED:
         if hasattr(cls, name) and not issubclass(cls, Iterated):
             raise TypeError(
-                f"{cls.__name__} defines {name}, expected that only an fl.approximations.Iterated does; subclass that, "
-                "and write moments_at for the later sweeps."
+                f"{cls.__name__} defines {name}, expected that only an fl.approximations.Iterated "
+                "does; subclass that, and write moments_at for the later sweeps."
             )
 
 
@@ -226,7 +241,9 @@ def check_approximation(value: Any, otherwise: str = "") -> None:
         found = repr(value)
     else:
         found = f"a {type(value).__name__}"
-    raise TypeError(f"Got {found} as approximation, expected an instance such as fl.KFAC(){otherwise}.")
+    raise TypeError(
+        f"Got {found} as approximation, expected an instance such as fl.KFAC(){otherwise}."
+    )
 
 
 def check_choice(owner: str, name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,7 +1,8 @@
 """Eigenvalue correction of a Kronecker approximation: George et al. (2018), Theorems 2 and 3 there.
 
-In the eigenbasis B_1 (x) B_2 of a Kronecker approximation the optimal diagonal is s = 1/N sum (B_1^T P B_2)^2
-(elementwise, positions summed first), so |F - corrected|_F <= |F - base|_F and the trace is that of F.
+In the eigenbasis B_1 (x) B_2 of a Kronecker approximation the optimal diagonal is s = 1/N sum
+(B_1^T P B_2)^2 (elementwise, positions summed first), so |F - corrected|_F <= |F - base|_F and the
+trace is that of F.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ BASE = "base."  # before the names of the base's tensors
 class WithSquares(Moments):
     """A base's moments, and the squares in the eigenbasis of the matrix assembled last.
 
-    They have no derivative in the examples' weights (and the approximation no standard errors): the eigenbasis turns
-    by (sampling error) / (gap of eigenvalues), and most gaps are smaller than that, so that the first order says
-    nothing (it gives up to 8 times a bootstrap's standard error on the digits).
+    They have no derivative in the examples' weights (and the approximation no standard errors): the
+    eigenbasis turns by (sampling error) / (gap of eigenvalues), and most gaps are smaller than
+    that, so that the first order says nothing (it gives up to 8 times a bootstrap's standard error
+    on the digits).
 
     Args:
         base: of the approximation that is corrected.
@@ -122,7 +124,8 @@ class EigenvalueCorrected(Iterated, register=False):
         base = assembled(self.base, moments.base, None)
         if not isinstance(base, Kronecker) or len(base.factors) != 2:
             raise TypeError(
-                f"{self.label} got a base that assembles {type(base).__name__}, expected a Kronecker product of 2."
+                f"{self.label} got a base that assembles {type(base).__name__}, expected a "
+                "Kronecker product of 2."
             )
         return base.eigenbasis
 
@@ -156,7 +159,8 @@ def in_new_basis(
     old: tuple[Tensor | None, ...],
     new: tuple[Tensor | None, ...],
 ) -> Tensor:
-    """Diagonal in the new basis of a matrix that is diag(s) in the old: (N_1^T O_1)^o2 s ((N_2^T O_2)^o2)^T.
+    """Diagonal in the new basis of a matrix that is diag(s) in the old: (N_1^T O_1)^o2 s ((N_2^T
+    O_2)^o2)^T.
 
     Exact, and the trace is kept, because the squares of an orthogonal matrix are doubly stochastic.
     """

@@ -1,4 +1,6 @@
-"""Moments in checkpoints of version 1, which were dictionaries: the approximation alone told what they held."""
+"""Moments in checkpoints of version 1, which were dictionaries: the approximation alone told what
+they held.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""EKFAC: George et al. (2018): s = 1/N sum (B_1^T P B_2)^2 in the eigenbasis B_1 (x) B_2 of KFAC (see corrected.py)."""
+"""EKFAC: George et al. (2018): s = 1/N sum (B_1^T P B_2)^2 in the eigenbasis B_1 (x) B_2 of KFAC
+(see corrected.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The exact block itself: F = 1/N sum vec(P) vec(P)^T, held densely or as its columns, whichever is smaller."""
+"""The exact block itself: F = 1/N sum vec(P) vec(P)^T, held densely or as its columns, whichever is
+smaller.
+"""
 
 from __future__ import annotations
 

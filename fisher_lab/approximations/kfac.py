@@ -1,4 +1,5 @@
-"""KFAC: Martens & Grosse (2015); convolutions, "expand": Grosse & Martens (2016); "reduce": Eschenhagen et al. (2023).
+"""KFAC: Martens & Grosse (2015); convolutions, "expand": Grosse & Martens (2016); "reduce":
+Eschenhagen et al. (2023).
 
 F ~ G (x) A with, per group,
 
@@ -25,12 +26,13 @@ from fisher_lab.statistics import Sums
 class KFAC(Approximation):
     """Kronecker product of the input and output-gradient second moments.
 
-    Assumes inputs independent of output gradients. Exact for deep linear networks with squared error, and for one
-    example without weight sharing. The trace is that of F minus the covariance of |a|^2 and |g|^2.
+    Assumes inputs independent of output gradients. Exact for deep linear networks with squared
+    error, and for one example without weight sharing. The trace is that of F minus the covariance
+    of |a|^2 and |g|^2.
 
     Args:
-        spatial: "expand" treats positions as examples (losses per position), "reduce" sums over them first (pooled
-            losses); the same thing for one position.
+        spatial: "expand" treats positions as examples (losses per position), "reduce" sums over
+            them first (pooled losses); the same thing for one position.
 
     State: d_out^2 + d_in^2. See also: EKFAC, TKFAC, KPSVD.
     """

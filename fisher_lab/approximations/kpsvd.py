@@ -1,12 +1,14 @@
-"""KPSVD: Koroko et al. (2022): the nearest Kronecker product S (x) T in Frobenius norm (Van Loan & Pitsianis 1993).
+"""KPSVD: Koroko et al. (2022): the nearest Kronecker product S (x) T in Frobenius norm (Van Loan &
+Pitsianis 1993).
 
 |F - S (x) T| = |Z - vec(S) vec(T)^T| for the rearrangement Z of F, whose products are
 
     Z T = 1/N sum P T P^T          Z^T S = 1/N sum P^T S P,
 
-so the leading singular pair of Z follows by power iteration from T = I, whose first half-step is TKFAC's U1. With
-rank-one columns S = sum_n alpha_n G_n with G_n = sum_r g g^T, and alpha is the leading eigenvector of K_X K_G, where
-(K_X)_nm = (a_n . a_m)^2 and (K_G)_nm = sum_{r,s} (g_rn . g_sm)^2.
+so the leading singular pair of Z follows by power iteration from T = I, whose first half-step is
+TKFAC's U1. With rank-one columns S = sum_n alpha_n G_n with G_n = sum_r g g^T, and alpha is the
+leading eigenvector of K_X K_G, where (K_X)_nm = (a_n . a_m)^2 and (K_G)_nm = sum_{r,s} (g_rn .
+g_sm)^2.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.statistics import LayerStats, Sums, contractions
 from fisher_lab.statistics.pieces import KEPT_BYTES
 
-TOLERANCE = 1e-10  # change of the unit-norm factors; stopping on sigma would leave its square root in the factors
+# change of the unit-norm factors; stopping on sigma would leave its square root in the factors
+TOLERANCE = 1e-10
 MAX_ITERATIONS = 1000
 ROUGH_TOLERANCE, ROUGH_ITERATIONS = 1e-5, 8  # of the steps in single precision
 MOST_EXAMPLES = 5000  # above this many the N x N matrices cost more than iterating on the factors
@@ -32,7 +35,9 @@ MOST_EXAMPLES = 5000  # above this many the N x N matrices cost more than iterat
 
 @dataclass(frozen=True, eq=False)
 class FirstColumns(Columns):
-    """The columns that the first matrix is made of; they give way to the factors of a half-step from it."""
+    """The columns that the first matrix is made of; they give way to the factors of a half-step
+    from it.
+    """
 
     def mix(self, new: Moments, weight: float | Tensor) -> Moments:
         """All examples; or the factors alone."""
@@ -45,8 +50,8 @@ class FirstColumns(Columns):
 class KPSVD(Iterated):
     """Best Kronecker product of two factors in Frobenius norm; it does not keep the trace.
 
-    Keeps the columns of the batch until a first matrix is assembled; from then on (in a trainer) every observation is
-    one power-iteration half-step for each factor from the previous ones.
+    Keeps the columns of the batch until a first matrix is assembled; from then on (in a trainer)
+    every observation is one power-iteration half-step for each factor from the previous ones.
 
     State: d_out^2 + d_in^2. See also: TKFAC (one step of the iteration), KFAC.
     """
@@ -78,9 +83,11 @@ class KPSVD(Iterated):
 
 
 def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
-    """S `[Q, d_out, d_out]` and T `[Q, d_in, d_in]` by power iteration, sped up by the Lanczos method for one group.
+    """S `[Q, d_out, d_out]` and T `[Q, d_in, d_in]` by power iteration, sped up by the Lanczos
+    method for one group.
 
-    The first steps run in single precision where that saves time: the iteration forgets where it came from.
+    The first steps run in single precision where that saves time: the iteration forgets where it
+    came from.
     """
     g = stats.g
     eye = torch.eye(stats.d_in, dtype=g.dtype, device=g.device)
@@ -109,13 +116,15 @@ def _roughly(stats: LayerStats, T: Tensor) -> Tensor:
 
 
 def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
-    """Z T and T = Z^T S' for the leading left singular vector S' of Z, by the Lanczos method on Z Z^T from S."""
+    """Z T and T = Z^T S' for the leading left singular vector S' of Z, by the Lanczos method on Z
+    Z^T from S.
+    """
     stats = contractions.with_gradients(stats, KEPT_BYTES)
     rounding = 64 * torch.finfo(S.dtype).eps
     tolerance = max(TOLERANCE, rounding)
     run = Lanczos(S.flatten(), tolerance, MAX_ITERATIONS, check_every=1)
-    # Z^T v and Z Z^T v of every Lanczos vector v, as long as they are small enough to keep: what is sought is a
-    # combination of them
+    # Z^T v and Z Z^T v of every Lanczos vector v, as long as they are small enough to keep: what is
+    # sought is a combination of them
     images: list[tuple[Tensor, Tensor]] = []
     numbers = S.numel() + stats.d_in**2
     size = numbers * S.element_size()

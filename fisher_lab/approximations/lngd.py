@@ -1,6 +1,8 @@
-"""LNGD: Liu et al. (2024), layer-wise natural gradient: F ~ diag(U1) (x) U2 / t, with U1, U2, t as in TKFAC.
+"""LNGD: Liu et al. (2024), layer-wise natural gradient: F ~ diag(U1) (x) U2 / t, with U1, U2, t as
+in TKFAC.
 
-The paper samples gradients at the layer; measured here is its structure, from the layer's true gradients.
+The paper samples gradients at the layer; measured here is its structure, from the layer's true
+gradients.
 """
 
 from __future__ import annotations

@@ -19,16 +19,24 @@ from torch import Tensor
 from fisher_lab._ground.memory import available_bytes, readable
 from fisher_lab.approximations.base import Approximation, check_choice
 from fisher_lab.approximations.moments import Moments, Rows
-from fisher_lab.matrices import BlockDiagonal, DiagonalMatrix, DirectSum, FactoredRows, FisherMatrix, Kronecker
+from fisher_lab.matrices import (
+    BlockDiagonal,
+    DiagonalMatrix,
+    DirectSum,
+    FactoredRows,
+    FisherMatrix,
+    Kronecker,
+)
 from fisher_lab.statistics import Sums
 
 
 @dataclass(frozen=True)
 class MiniBlock(Approximation):
-    """Block-diagonal in small pieces of the weight; keeps the trace, and every entry inside a block is exact.
+    """Block-diagonal in small pieces of the weight; keeps the trace, and every entry inside a block
+    is exact.
 
-    `row` is exact for one output, and for a last layer with squared or Bernoulli loss. Row blocks that would be larger
-    than the columns they are made of stay factored.
+    `row` is exact for one output, and for a last layer with squared or Bernoulli loss. Row blocks
+    that would be larger than the columns they are made of stay factored.
 
     Args:
         linear: blocks of layers with one input mode.
@@ -117,6 +125,7 @@ def _check_memory(approximation: MiniBlock, numbers: int, sums: Sums) -> None:
     free = available_bytes()
     if need > free:
         raise ValueError(
-            f"{approximation.label} on a layer {sums.shape} needs {readable(need)} and {readable(free)} is free; use "
+            f"{approximation.label} on a layer {sums.shape} needs {readable(need)} and "
+            f"{readable(free)} is free; use "
             'MiniBlock(linear="row_avg") or "col_avg".'
         )

@@ -6,8 +6,8 @@ There are three kinds. They differ in how two batches become one, and in how an 
     Columns    the examples themselves (inputs, output gradients), each with a weight; two batches are joined
     Rows       row blocks kept as their factors while that is smaller; joined, too
 
-Running means, moving averages, checkpoints, masks and standard errors are written for `Moments`, once. A kind of one's
-own is a frozen dataclass with `shape`, `tensors`, `with_tensors` and `mix`.
+Running means, moving averages, checkpoints, masks and standard errors are written for `Moments`,
+once. A kind of one's own is a frozen dataclass with `shape`, `tensors`, `with_tensors` and `mix`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from fisher_lab._ground.tolerances import agreement
 from fisher_lab.matrices import FactoredRows
 from fisher_lab.statistics import LayerStats, contractions
 
-Gradients = Sequence[Sequence[Tensor]]  # of several numbers, one after the other, in the leaves of the moments
+# of several numbers, one after the other, in the leaves of the moments
+Gradients = Sequence[Sequence[Tensor]]
 
 
 class Moments(Mapping[str, Tensor], ABC):
@@ -51,7 +52,8 @@ class Moments(Mapping[str, Tensor], ABC):
 
     @abstractmethod
     def mix(self, new: Moments, weight: float | Tensor) -> Moments:
-        """The moments of these examples and those of `new`, which are weighted with 1 - weight and weight.
+        """The moments of these examples and those of `new`, which are weighted with 1 - weight and
+        weight.
 
         Args:
             new: moments of other examples, of the same approximation.
@@ -59,13 +61,17 @@ class Moments(Mapping[str, Tensor], ABC):
         """
 
     def follow(self, new: Moments, weight: float | Tensor) -> Moments:
-        """A moving average of observations, `new` the latest; a mean that forgets is a mean like any other."""
+        """A moving average of observations, `new` the latest; a mean that forgets is a mean like
+        any other.
+        """
         return self.mix(new, weight)
 
     # -- what every kind gets ----------------------------------------------------------------------
     @property
     def examples_held(self) -> float:
-        """Of how many examples these moments will hold the columns once many are seen: none, some, or math.inf."""
+        """Of how many examples these moments will hold the columns once many are seen: none, some,
+        or math.inf.
+        """
         return 0
 
     @property
@@ -89,7 +95,9 @@ class Moments(Mapping[str, Tensor], ABC):
         Raises:
             TypeError: for a kind without such a form.
         """
-        raise TypeError(f"Got {type(self).__name__} to mix with means, expected means; mix moments of one kind.")
+        raise TypeError(
+            f"Got {type(self).__name__} to mix with means, expected means; mix moments of one kind."
+        )
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors()[name]
@@ -102,11 +110,14 @@ class Moments(Mapping[str, Tensor], ABC):
 
     # -- how examples move them: what standard errors need -----------------------------------------
     def with_leaves(self) -> tuple[Moments, tuple[Tensor, ...]] | None:
-        """The same moments as a function of leaves that can be differentiated in; None where that is not known."""
+        """The same moments as a function of leaves that can be differentiated in; None where that
+        is not known.
+        """
         return None
 
     def influences(self, gradients: Gradients, own: Iterator[Moments], N: int) -> Tensor | None:
-        """The derivative of several numbers in the weight of every example, `[numbers, N]`, each row of mean zero.
+        """The derivative of several numbers in the weight of every example, `[numbers, N]`, each
+        row of mean zero.
 
         Weights go from 1/N each towards one example, (1 - eps) / N + eps.
 
@@ -161,7 +172,9 @@ class Means(Moments):
         return self
 
     def with_leaves(self) -> tuple[Means, tuple[Tensor, ...]]:
-        """Each tensor plus a leaf that is zero, so that what the tensors themselves depend on stays known."""
+        """Each tensor plus a leaf that is zero, so that what the tensors themselves depend on stays
+        known.
+        """
         moved = {}
         leaves = []
         for name, x in self.named.items():
@@ -178,7 +191,9 @@ class Means(Moments):
         own: Iterator[Moments],
         N: int,
     ) -> Tensor | None:
-        """<gradient, moments of example n - their mean>; None if that mean is not what these moments are."""
+        """<gradient, moments of example n - their mean>; None if that mean is not what these
+        moments are.
+        """
         directions = torch.stack([_flat(row) for row in gradients])  # [numbers, entries]
         mean = torch.zeros_like(directions[0])
         columns = []
@@ -205,13 +220,15 @@ class Means(Moments):
 
 @dataclass(frozen=True, eq=False)
 class Columns(Moments):
-    """Inputs and output gradients of examples, each with a weight: for blocks that are larger than their columns.
+    """Inputs and output gradients of examples, each with a weight: for blocks that are larger than
+    their columns.
 
     Args:
         stats: the examples.
-        weight: of every example `[N]`, summing to 1. None for equal ones: then the tensors are used as they are,
-            without a copy.
-        most: examples kept, in a running mean the first, in a moving average the newest. None for all.
+        weight: of every example `[N]`, summing to 1. None for equal ones: then the tensors are used
+            as they are, without a copy.
+        most: examples kept, in a running mean the first, in a moving average the newest. None for
+            all.
     """
 
     stats: LayerStats
@@ -288,7 +305,9 @@ class Columns(Moments):
         return replace(new, stats=newer.like(a, g), weight=torch.cat([of_older, of_newer]))
 
     def _heaviest(self) -> Columns:
-        """The `most` heaviest examples, ties to the earliest, which in a running mean are the first."""
+        """The `most` heaviest examples, ties to the earliest, which in a running mean are the
+        first.
+        """
         weight = self.weights
         if self.most is None or len(weight) <= self.most:
             return self
@@ -299,7 +318,9 @@ class Columns(Moments):
         return self._chosen(order[: self.most])
 
     def _newest(self) -> Columns:
-        """The `most` newest that have a weight, in their order (those of a batch that was not finite have none)."""
+        """The `most` newest that have a weight, in their order (those of a batch that was not
+        finite have none).
+        """
         weight = self.weights
         if self.most is None or len(weight) <= self.most:
             return self
@@ -344,7 +365,8 @@ class Rows(Moments):
 
     Args:
         a: inputs `[N, d_in]`.
-        w: for every row of W the weights of the inputs `[N, d_out]`, which hold the examples' own weights.
+        w: for every row of W the weights of the inputs `[N, d_out]`, which hold the examples' own
+            weights.
     """
 
     a: Tensor
@@ -407,7 +429,9 @@ def mixture(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:
 
 
 def _of_weights(gradients: Sequence[Tensor], N: int) -> Tensor:
-    """Influences `[numbers, N]` from derivatives `[n]` in the weights of the first n examples, which sum to 1."""
+    """Influences `[numbers, N]` from derivatives `[n]` in the weights of the first n examples,
+    which sum to 1.
+    """
     rows = []
     for gradient in gradients:
         n = len(gradient)
@@ -424,7 +448,9 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.flatten() for x in tensors])
 
 
-def as_moments(found: Moments | Mapping[str, Tensor], shape: tuple[int, int], label: str) -> Moments:
+def as_moments(
+    found: Moments | Mapping[str, Tensor], shape: tuple[int, int], label: str
+) -> Moments:
     """What `Approximation.moments` returned: a dictionary of tensors are means.
 
     Args:
@@ -444,6 +470,6 @@ def as_moments(found: Moments | Mapping[str, Tensor], shape: tuple[int, int], la
             return Means(dict(found), shape)
         what = f"a dictionary with {' and '.join(sorted(kinds))}"
     raise TypeError(
-        f"{label}.moments returned {what}, expected a dictionary of named tensors, or Moments; return means over the "
-        "examples, or fl.approximations.Columns."
+        f"{label}.moments returned {what}, expected a dictionary of named tensors, or Moments; "
+        "return means over the examples, or fl.approximations.Columns."
     )

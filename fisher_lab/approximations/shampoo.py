@@ -1,6 +1,8 @@
-"""Shampoo: Gupta, Koren & Singer (2018): F ~ c (x)_i U_i^(1/k), preconditioner F^(-1/2); U_i as in TN.
+"""Shampoo: Gupta, Koren & Singer (2018): F ~ c (x)_i U_i^(1/k), preconditioner F^(-1/2); U_i as in
+TN.
 
-With c = 1 the trace is too large (equal only for rank-one factors); c = t / prod_i tr U_i^(1/k) matches it.
+With c = 1 the trace is too large (equal only for rank-one factors); c = t / prod_i tr U_i^(1/k)
+matches it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""TEKFAC: Gao et al. (2020), eqs. 3.1-3.3: s = 1/N sum (B_1^T P B_2)^2 in TKFAC's eigenbasis (see corrected.py)."""
+"""TEKFAC: Gao et al. (2020), eqs. 3.1-3.3: s = 1/N sum (B_1^T P B_2)^2 in TKFAC's eigenbasis (see
+corrected.py).
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """TENGraD: Soori et al. (2022): the exact block F_B of one batch, inverted by Woodbury's identity.
 
-As a measure, its error is what sub-sampling the examples costs. For shared weights the authors' "reduce_sum" replaces
-inputs and gradients by their sums over positions, which is T^2 too large where inputs are equal; "reduce_mean" takes
-the mean of the inputs.
+As a measure, its error is what sub-sampling the examples costs. For shared weights the authors'
+"reduce_sum" replaces inputs and gradients by their sums over positions, which is T^2 too large
+where inputs are equal; "reduce_mean" takes the mean of the inputs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class TENGraD(Approximation):
     def __post_init__(self) -> None:
         check_choice("TENGraD", "spatial", self.spatial, ("exact", "reduce_sum", "reduce_mean"))
         if not is_whole(self.batch, 1):
-            raise ValueError(f"TENGraD got batch={self.batch!r}, expected a whole number of examples, 1 or more.")
+            raise ValueError(
+                f"TENGraD got batch={self.batch!r}, expected a whole number of examples, 1 or more."
+            )
 
     def moments(self, sums: Sums) -> Columns:
         """The columns of the first examples."""

@@ -1,6 +1,8 @@
-"""TKFAC: Gao et al. (2020), Theorem 4.1 and eqs. 4.4-4.9; for shared weights the surrogate under their Assumption 4.1.
+"""TKFAC: Gao et al. (2020), Theorem 4.1 and eqs. 4.4-4.9; for shared weights the surrogate under
+their Assumption 4.1.
 
-F ~ U1 (x) U2 / t: the Kronecker product with the same two partial traces as F (t = tr U1 = tr U2), per group.
+F ~ U1 (x) U2 / t: the Kronecker product with the same two partial traces as F (t = tr U1 = tr U2),
+per group.
 
     full:    U1 = 1/N sum P P^T               U2 = 1/N sum P^T P
     expand:  U1 = 1/N sum_t |a|^2 g g^T       U2 = 1/N sum_t |g|^2 a a^T      (positions uncorrelated)
@@ -24,11 +26,12 @@ from fisher_lab.statistics import Sums
 class TKFAC(Approximation):
     """Trace-restricted KFAC.
 
-    Exact wherever F is a Kronecker product. On a plain Linear layer it equals TN with two modes and keeps the trace.
+    Exact wherever F is a Kronecker product. On a plain Linear layer it equals TN with two modes and
+    keeps the trace.
 
     Args:
-        spatial: for weights shared over positions. "expand" (the paper's) takes positions as uncorrelated and keeps the
-            trace of that surrogate; "full" keeps the trace of F.
+        spatial: for weights shared over positions. "expand" (the paper's) takes positions as
+            uncorrelated and keeps the trace of that surrogate; "full" keeps the trace of F.
 
     State: d_out^2 + d_in^2. See also: TEKFAC, TN, KFAC.
     """

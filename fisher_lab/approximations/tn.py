@@ -24,12 +24,14 @@ from fisher_lab.statistics import Sums
 class TN(Approximation):
     """Kronecker product over the modes of the weight tensor, with the trace of F.
 
-    Exact where F is a Kronecker product over these modes. With two modes it equals TKFAC(spatial="full"). With a
-    convolution's kernel modes the bias is a block of its own, exact in itself.
+    Exact where F is a Kronecker product over these modes. With two modes it equals
+    TKFAC(spatial="full"). With a convolution's kernel modes the bias is a block of its own, exact
+    in itself.
 
     Args:
         modes: most modes to use; a weight with fewer uses its own. Default: (out, in) for Linear,
-            (out, in, kernel) for convolutions; 2 flattens all inputs together with the bias, 4 splits kh and kw.
+            (out, in, kernel) for convolutions; 2 flattens all inputs together with the bias, 4
+            splits kh and kw.
 
     Raises:
         ValueError: for fewer than two modes.
@@ -41,10 +43,15 @@ class TN(Approximation):
 
     def __post_init__(self) -> None:
         if self.modes is not None and not is_whole(self.modes, 2):
-            raise ValueError(f"TN got modes={self.modes!r}, expected 2 or more, or None for the weight's own modes.")
+            raise ValueError(
+                f"TN got modes={self.modes!r}, expected 2 or more, or None for the weight's own "
+                "modes."
+            )
 
     def moments(self, sums: Sums) -> dict[str, Tensor]:
-        """`mode0`, `mode1`, ... `[Q, n_i, n_i]`, and `bias` `[d_out, d_out]` where the bias is apart."""
+        """`mode0`, `mode1`, ... `[Q, n_i, n_i]`, and `bias` `[d_out, d_out]` where the bias is
+        apart.
+        """
         return mode_covariances(sums, self.modes)
 
     def assemble(self, moments: Moments) -> FisherMatrix:

@@ -1,4 +1,6 @@
-"""Measure how far curvature approximations are from the exact Fisher matrix of a network, and train with them."""
+"""Measure how far curvature approximations are from the exact Fisher matrix of a network, and train
+with them.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ def problems() -> None:
         table.add_row(name, about.summary, settings)
     Console().print(table)
     print(
-        "\nYour own: --problem package.module:function or path/file.py:function, returning (model, likelihood, data). "
-        "That code is run."
+        "\nYour own: --problem package.module:function or path/file.py:function, returning "
+        "(model, likelihood, data). That code is run."
     )
 
 
@@ -46,7 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
     about = f"{__doc__}\n\n`fisher-lab --version` prints the version."
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="fisher-lab", description=about, args=given, config=(tyro.conf.OmitArgPrefixes,)
+            COMMANDS,
+            prog="fisher-lab",
+            description=about,
+            args=given,
+            config=(tyro.conf.OmitArgPrefixes,),
         )
     except (ValueError, TypeError) as error:
         print(f"fisher-lab: {printable(str(error))}", file=sys.stderr)

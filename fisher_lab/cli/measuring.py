@@ -44,7 +44,8 @@ def compare(
         check_output(output)
     with _partial(output) as partial:
         found = _measured(problem, measure, partial, quiet)
-        # first the file: a terminal that is gone, full or of another alphabet must not cost the result
+        # first the file: a terminal that is gone, full or of another alphabet must not cost the
+        # result
         saved = "" if output is None else f", saved to {found.save(output)}"
     if not quiet:
         print(found)
@@ -57,7 +58,8 @@ def plot(
     output: Path = Path("figures"),
     form: Literal["svg", "png", "pdf"] = "svg",
 ) -> None:
-    """Draw the figures of saved comparisons; several of one problem at different steps also along its training.
+    """Draw the figures of saved comparisons; several of one problem at different steps also along
+    its training.
 
     Args:
         files: files that `compare --output` wrote.
@@ -68,7 +70,9 @@ def plot(
     from fisher_lab.plots.output import training_drawings
 
     if not files:
-        raise ValueError("Got no files, expected at least one that `fisher-lab compare --output` wrote.")
+        raise ValueError(
+            "Got no files, expected at least one that `fisher-lab compare --output` wrote."
+        )
     loaded = {path: load_comparison(path) for path in files}
     wishes: list[str] = []
     figures: list[Figure] = []
@@ -91,7 +95,8 @@ def report(
     measure: MeasureOptions = MeasureOptions(errors=("all",)),
     output: Path = Path("report.html"),
 ) -> None:
-    """Write a page that says what was measured, the answer for every layer, tables and figures: one HTML file.
+    """Write a page that says what was measured, the answer for every layer, tables and figures: one
+    HTML file.
 
     Args:
         files: files that `compare --output` wrote; without any the problem is measured.
@@ -109,15 +114,23 @@ def report(
         print(write_report(_measured(problem, measure, partial, quiet=False), output))
 
 
-def _measured(options: ProblemOptions, measure: MeasureOptions, partial: Path, quiet: bool) -> Comparison:
+def _measured(
+    options: ProblemOptions, measure: MeasureOptions, partial: Path, quiet: bool
+) -> Comparison:
     """Run `compare`, keeping every finished layer in the file `partial`."""
     problem = options.load()  # first: its file may define approximations
     arguments = measure.arguments()
     arguments["fisher"] = arguments["fisher"] or problem.fisher
-    settings: dict[str, Any] = {"seed": options.seed, "progress": False if quiet else None, "problem": problem.settings}
+    settings: dict[str, Any] = {
+        "seed": options.seed,
+        "progress": False if quiet else None,
+        "problem": problem.settings,
+    }
 
     def run() -> Comparison:
-        return run_compare(problem.model, problem.likelihood, problem.data, **arguments, **settings, resume=partial)
+        return run_compare(
+            problem.model, problem.likelihood, problem.data, **arguments, **settings, resume=partial
+        )
 
     try:
         load_unfinished(partial)
@@ -145,15 +158,19 @@ def _set_aside(partial: Path, reason: str) -> None:
         if not os.path.lexists(aside):
             break
     partial.rename(aside)
-    print(f"{partial} {reason}; it is kept as {aside.name}, and the run starts from its beginning.", file=sys.stderr)
+    print(
+        f"{partial} {reason}; it is kept as {aside.name}, and the run starts from its beginning.",
+        file=sys.stderr,
+    )
 
 
 @contextmanager
 def _partial(output: Path | None) -> Iterator[Path]:
     """Where finished layers are kept while a run goes on; removed when the block ends well.
 
-    With an output the name is fixed, so that the same command finds it again: `.NAME.partial.json` beside it. Without
-    one nothing is found again, and the file lies in a new folder that nobody else can write to.
+    With an output the name is fixed, so that the same command finds it again: `.NAME.partial.json`
+    beside it. Without one nothing is found again, and the file lies in a new folder that nobody
+    else can write to.
     """
     if output is None:
         with TemporaryDirectory(prefix="fisher-lab-") as folder:
@@ -164,6 +181,9 @@ def _partial(output: Path | None) -> Iterator[Path]:
         yield partial
     except KeyboardInterrupt:
         if partial.exists():
-            print(f"Stopped; finished layers are kept, the same command goes on from {partial}.", file=sys.stderr)
+            print(
+                f"Stopped; finished layers are kept, the same command goes on from {partial}.",
+                file=sys.stderr,
+            )
         raise
     partial.unlink(missing_ok=True)

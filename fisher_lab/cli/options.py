@@ -19,8 +19,8 @@ class ProblemOptions:
     """Which problem.
 
     Args:
-        problem: its name (see `fisher-lab problems`), package.module:function, or path/file.py:function; the last two
-            run that code.
+        problem: its name (see `fisher-lab problems`), package.module:function, or
+            path/file.py:function; the last two run that code.
         steps: its training steps.
         examples: its measuring examples.
         seed: of the problem, of sampled labels and of random directions.
@@ -40,7 +40,9 @@ class ProblemOptions:
     def settings(self) -> dict[str, Any]:
         """The settings that were given."""
         common = {"steps": self.steps, "examples": self.examples}
-        return {key: value for key, value in common.items() if value is not None} | assignments("--set", self.set)
+        return {key: value for key, value in common.items() if value is not None} | assignments(
+            "--set", self.set
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class MeasureOptions:
     Args:
         approximations: for instance KFAC "MiniBlock(linear=col)"; all if none are named.
         layers: names of layers; all if none are named.
-        errors: "default", "all", or names of error measures, for instance frobenius damped_efficiency off_block.
+        errors: "default", "all", or names of error measures, for instance frobenius
+            damped_efficiency off_block.
         dampings: for the damped measures, relative to tr F / d.
         fisher: which Fisher; the problem's own choice if not given.
         exact: "captured" (checked against torch.func) or "func" (torch.func throughout, slower).
@@ -87,7 +90,9 @@ def assignments(option: str, texts: tuple[str, ...]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"Got {option} {text!r}, expected name=value, for instance {option} steps=100.")
+            raise ValueError(
+                f"Got {option} {text!r}, expected name=value, for instance {option} steps=100."
+            )
         given[key] = value
     return given
 
@@ -101,7 +106,10 @@ def parse_approximation(text: str) -> Approximation:
     name, bracket, rest = text.partition("(")
     known = methods.registry()
     if name not in known or (bracket and not rest.endswith(")")):
-        raise ValueError(f"Got approximation {text!r}, expected one of {', '.join(known)}, options as in TN(modes=2).")
+        raise ValueError(
+            f"Got approximation {text!r}, expected one of {', '.join(known)}, options as in "
+            "TN(modes=2)."
+        )
     options = {}
     for part in filter(None, (p.strip() for p in rest.removesuffix(")").split(","))):
         key, _, value = part.partition("=")
@@ -109,7 +117,9 @@ def parse_approximation(text: str) -> Approximation:
     try:
         return known[name](**options)
     except TypeError as error:
-        raise ValueError(f"Got approximation {text!r}, expected options that {name} has ({error}).") from error
+        raise ValueError(
+            f"Got approximation {text!r}, expected options that {name} has ({error})."
+        ) from error
 
 
 def literal(text: str) -> Any:

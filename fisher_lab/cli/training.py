@@ -12,7 +12,9 @@ from fisher_lab.results.tables import as_text
 from fisher_lab.training import optimizer_names, train_command, tune_command
 
 NAMES = ", ".join(optimizer_names())
-OptimizerName = Annotated[str, tyro.conf.arg(help=f"{NAMES}, or one that the file of --problem defines.")]
+OptimizerName = Annotated[
+    str, tyro.conf.arg(help=f"{NAMES}, or one that the file of --problem defines.")
+]
 
 
 def train(
@@ -51,7 +53,9 @@ def train(
     )  # fmt: skip
     shown = records[-1:] if quiet else records
     for record in shown:
-        test = f"  test {as_text(record['test_loss'])}" if record.get("test_loss") is not None else ""
+        test = (
+            f"  test {as_text(record['test_loss'])}" if record.get("test_loss") is not None else ""
+        )
         loss = as_text(record["loss"])
         print(f"epoch {record['epoch']:4d}  loss {loss}{test}  {record['seconds']:.1f} s")
 
@@ -91,4 +95,6 @@ def tune(
     for trial in trials:
         damping = "" if trial["damping"] is None else f"  damping {trial['damping']:g}"
         loss = "diverged" if trial["loss"] is None else f"loss {as_text(trial['loss'])}"
-        print(f"{trial['optimizer']}  lr {trial['lr']:g}{damping}  {loss}  {trial['seconds']:.1f} s")
+        print(
+            f"{trial['optimizer']}  lr {trial['lr']:g}{damping}  {loss}  {trial['seconds']:.1f} s"
+        )

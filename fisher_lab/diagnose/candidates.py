@@ -1,4 +1,6 @@
-"""Candidates: what is compared with the exact block, an approximation to be built or matrices that are ready."""
+"""Candidates: what is compared with the exact block, an approximation to be built or matrices that
+are ready.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class Candidate(ABC):
         label: its name in the result, which may be any text.
     """
 
-    approximation: Approximation | None = None  # how it follows from the data; None where it does not
+    # how it follows from the data; None where it does not
+    approximation: Approximation | None = None
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -49,8 +52,11 @@ class Candidate(ABC):
         """Memory of the columns that it keeps of N examples, of which one is given."""
 
     @abstractmethod
-    def matrix(self, layer: str, state: Running | None, exact: FisherMatrix) -> tuple[FisherMatrix, Cost]:
-        """The matrix of a layer, of the type and on the device of the exact block, and what it took.
+    def matrix(
+        self, layer: str, state: Running | None, exact: FisherMatrix
+    ) -> tuple[FisherMatrix, Cost]:
+        """The matrix of a layer, of the type and on the device of the exact block, and what it
+        took.
 
         Args:
             layer: name of the layer.
@@ -85,7 +91,9 @@ class Estimated(Candidate):
         moments = observed(self.approximation, Sums(example, shared=False), None)
         return min(moments.examples_held, N) * moments.nbytes
 
-    def matrix(self, layer: str, state: Running | None, exact: FisherMatrix) -> tuple[FisherMatrix, Cost]:
+    def matrix(
+        self, layer: str, state: Running | None, exact: FisherMatrix
+    ) -> tuple[FisherMatrix, Cost]:
         """What was assembled, on the scale of the mean over examples."""
         assert state is not None
         found = state.matrix
@@ -126,8 +134,8 @@ class Ready(Candidate):
             if isinstance(matrix, FisherMatrix):
                 found = f"a matrix over {tuple(matrix.shape)}"
             raise ValueError(
-                f"{self.label} has {found} for layer {name!r}, expected a FisherMatrix over {tuple(layer.shape)}; "
-                "name its layers with layers=[...]."
+                f"{self.label} has {found} for layer {name!r}, expected a FisherMatrix over "
+                f"{tuple(layer.shape)}; name its layers with layers=[...]."
             )
 
     def begin(self) -> None:
@@ -137,7 +145,12 @@ class Ready(Candidate):
         """It is there already."""
         return 0
 
-    def matrix(self, layer: str, state: Running | None, exact: FisherMatrix) -> tuple[FisherMatrix, Cost]:  # noqa: ARG002
+    def matrix(
+        self,
+        layer: str,
+        state: Running | None,  # noqa: ARG002
+        exact: FisherMatrix,
+    ) -> tuple[FisherMatrix, Cost]:
         """The matrix given."""
         found = self.matrices[layer]
         return found.to(exact.device, exact.dtype), Cost(layer, self.label, 0.0, found.nbytes)
@@ -147,8 +160,8 @@ def named(approximations: Any) -> dict[str, Candidate]:
     """Candidates by label.
 
     Args:
-        approximations: one or several Approximations, or `{name: Approximation or {layer: FisherMatrix}}`; None for
-            the default ones.
+        approximations: one or several Approximations, or
+            `{name: Approximation or {layer: FisherMatrix}}`; None for the default ones.
 
     Raises:
         TypeError: for what is neither.
@@ -164,7 +177,9 @@ def named(approximations: Any) -> dict[str, Candidate]:
             found[name] = _candidate(name, value)
     else:
         found = {}
-        several = isinstance(approximations, Iterable) and not isinstance(approximations, str | type)
+        several = isinstance(approximations, Iterable) and not isinstance(
+            approximations, str | type
+        )
         for value in approximations if several else [approximations]:
             check_approximation(value, READY)
             if value.label in found:

@@ -16,7 +16,8 @@ from fisher_lab.matrices import FisherMatrix
 
 
 class Check:
-    """What every captured block is held against, and the fingerprint of all that a comparison depends on.
+    """What every captured block is held against, and the fingerprint of all that a comparison
+    depends on.
 
     Args:
         source: model and data.
@@ -40,7 +41,9 @@ class Check:
         sums = dict.fromkeys(source.layers, 0.0)
         for piece in source.parts():
             inputs = piece.batch.inputs
-            crc = batch_checksum(inputs, None, crc if piece.batch.y is None else checksum(piece.batch.y, crc))
+            crc = batch_checksum(
+                inputs, None, crc if piece.batch.y is None else checksum(piece.batch.y, crc)
+            )
             with torch.no_grad():
                 z = source.forward(inputs)
             S = source.factors_of(piece)(z)
@@ -66,15 +69,22 @@ class Check:
         """
         V, most = self._directions[name], self.source.forward.agreement(self.source.dtype)
         found, expected = float((V * (exact @ V)).sum()), self._expected[name]
-        # Directional derivatives have rounding errors on the scale of the largest one: where gradients cancel (the bias
-        # of a key in attention, a normalised scalar) they are all there is. Hence roots, and a floor relative to it.
-        floor = 1e4 * torch.finfo(self.source.dtype).eps / most * math.sqrt(max(self._expected.values()))
+        # Directional derivatives have rounding errors on the scale of the largest one: where
+        # gradients cancel (the bias of a key in attention, a normalised scalar) they are all there
+        # is. Hence roots, and a floor relative to it.
+        floor = (
+            1e4
+            * torch.finfo(self.source.dtype).eps
+            / most
+            * math.sqrt(max(self._expected.values()))
+        )
         difference = abs(math.sqrt(max(found, 0.0)) - math.sqrt(expected))
         deviation = 0.0 if found == expected else 2 * difference / max(math.sqrt(expected), floor)
         if not deviation <= most:
             raise ValueError(
-                f"The captured block of layer {name!r} deviates from torch.func by {deviation:.1e}, expected at most "
-                f"{most:g}: examples interact, the model is random, or its weight is used in a way hooks do not see; "
-                "make the model act per example, or leave the layer out."
+                f"The captured block of layer {name!r} deviates from torch.func by "
+                f"{deviation:.1e}, expected at most {most:g}: examples interact, the model is "
+                "random, or its weight is used in a way hooks do not see; make the model act per "
+                "example, or leave the layer out."
             )
         return deviation

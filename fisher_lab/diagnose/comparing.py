@@ -73,19 +73,21 @@ def compare(
 ) -> Comparison:
     """Measure approximations of every layer's Fisher block against the exact block.
 
-    The exact block is built from captured inputs and output gradients and checked on every layer against torch.func
-    along one random direction. Everything runs on a copy of the model.
+    The exact block is built from captured inputs and output gradients and checked on every layer
+    against torch.func along one random direction. Everything runs on a copy of the model.
 
     Args:
         model: any module that acts per example, in evaluation mode; it is not changed.
-        likelihood: a Likelihood or a torch loss module (then: the Fisher that equals the loss's GGN).
+        likelihood: a Likelihood or a torch loss module (then: the Fisher that equals the loss's
+            GGN).
         data: (x, y), x, a DataLoader or an iterable of batches.
-        approximations: Approximations; or `{name: Approximation or {layer: FisherMatrix}}`, for matrices that are
-            already there; None for all that are known.
+        approximations: Approximations; or `{name: Approximation or {layer: FisherMatrix}}`, for
+            matrices that are already there; None for all that are known.
         fisher: "true", "mc" (labels sampled from the model) or "empirical" (the labels given).
         layers: names of layers; None for all.
-        errors: "default", "all", or names of measures; by name only "off_block", the share of the Frobenius norm of the
-            whole network's Fisher outside the blocks of the layers, as one row of layer "(all)", approximation "Exact".
+        errors: "default", "all", or names of measures; by name only "off_block", the share of the
+            Frobenius norm of the whole network's Fisher outside the blocks of the layers, as one
+            row of layer "(all)", approximation "Exact".
         dampings: for damped measures, relative to tr F / d.
         exact: "captured", or "func" to take the blocks from torch.func throughout.
         seed: of sampled labels and random directions.
@@ -93,20 +95,24 @@ def compare(
         device: where to compute; None for the model's own.
         memory: budget in GiB; None for half of what is free.
         on_unknown: "error", or "skip" to leave out modules without adapter and say so.
-        standard_errors: also measure the standard error over examples of every undamped error but the spectrum's, and
-            their covariances (see Comparison.difference); takes longer than the rest. None for eigenvalue-corrected
-            approximations, whose bases have no usable derivative, and for errors below their noise floor.
+        standard_errors: also measure the standard error over examples of every undamped error but
+            the spectrum's, and their covariances (see Comparison.difference); takes longer than the
+            rest. None for eigenvalue-corrected approximations, whose bases have no usable
+            derivative, and for errors below their noise floor.
         progress: show a progress bar; None: when stderr is a terminal.
-        resume: file to save to after every layer, and to go on from if it exists: a regular file of your own, no link.
+        resume: file to save to after every layer, and to go on from if it exists: a regular file of
+            your own, no link.
         problem: settings of the problem, kept in the result.
         labels: the key of y where batches are mappings.
-        output: what of the model's output is z: a name, an index or a function; None for a tensor, or `logits`.
+        output: what of the model's output is z: a name, an index or a function; None for a tensor,
+            or `logits`.
 
     Returns:
         The Comparison.
 
     Raises:
-        ValueError, TypeError: what cannot be measured, in one sentence, before anything is computed.
+        ValueError, TypeError: what cannot be measured, in one sentence, before anything is
+            computed.
 
     See Also:
         estimate, for one approximation; exact_fisher, for the blocks.
@@ -132,7 +138,10 @@ def compare(
         candidate.check(source)
     if standard_errors:
         _check_standard_errors(source, exact)
-    with Progress(progress, len(source.layers) * (len(candidates) + 2)) as bar, untouched_randomness():
+    with (
+        Progress(progress, len(source.layers) * (len(candidates) + 2)) as bar,
+        untouched_randomness(),
+    ):
         # 2. one pass for the independent check and the fingerprint
         check = Check(source)
         check.run(bar)
@@ -169,7 +178,9 @@ def check_dampings(dampings: Any) -> tuple[float, ...]:
     values = [dampings] if alone else list(dampings)
     valid = all(0 < number(damping) < math.inf for damping in values)
     if not values or not valid:
-        raise ValueError(f"Got dampings={dampings!r}, expected positive finite numbers relative to tr F / d.")
+        raise ValueError(
+            f"Got dampings={dampings!r}, expected positive finite numbers relative to tr F / d."
+        )
     return tuple(dict.fromkeys(float(damping) for damping in values))
 
 
@@ -177,12 +188,13 @@ def _check_standard_errors(source: Source, exact: str) -> None:
     """Standard errors need the columns of all examples at once."""
     if exact == "func" or not all(source.fits_at_once([name]) for name in source.layers):
         raise ValueError(
-            'standard_errors=True needs all examples at once and exact="captured", got data in pieces or exact="func"; '
+            'standard_errors=True needs all examples at once and exact="captured", got data in '
+            'pieces or exact="func"; '
             "pass the data as (x, y), use fewer examples or raise memory=."
         )
 
 
-# -- what is kept beside the numbers -----------------------------------------------------------------------------------
+# -- what is kept beside the numbers ---------------------------------------------------------------
 def _settings(asked: Asked, problem: Mapping[str, Any], of_all: Sequence[Measure]) -> Settings:
     """Everything that is needed to trust the result later."""
     source = asked.source
@@ -219,7 +231,9 @@ def _settings(asked: Asked, problem: Mapping[str, Any], of_all: Sequence[Measure
         settings["precision"] = f"{str(source.precision).removeprefix('torch.')} inside the model"
     if asked.damped:
         labelled = source.batches.first().y is not None
-        settings["gradient"] = "of the data's labels" if labelled else "of labels sampled from the model"
+        settings["gradient"] = (
+            "of the data's labels" if labelled else "of labels sampled from the model"
+        )
     return settings
 
 
@@ -239,8 +253,8 @@ def finished(earlier: Comparison, settings: Settings, path: Path) -> dict[str, L
     differing = [key for key in SAME_RUN if earlier.settings.get(key) != settings.get(key)]
     if differing:
         raise DifferentRunError(
-            f"{path} holds another comparison ({', '.join(differing)} differ), expected the same run; "
-            "choose another file or delete it."
+            f"{path} holds another comparison ({', '.join(differing)} differ), expected the same "
+            "run; choose another file or delete it."
         )
     results = {}
     for name in settings.layers or {}:
@@ -263,7 +277,9 @@ def finished(earlier: Comparison, settings: Settings, path: Path) -> dict[str, L
 def _left_out_of(layer: str, settings: Settings) -> dict[str, str]:
     """What a run left out of one layer."""
     ending = f" of layer {layer!r}"
-    return {what: reason for what, reason in (settings.left_out or {}).items() if what.endswith(ending)}
+    return {
+        what: reason for what, reason in (settings.left_out or {}).items() if what.endswith(ending)
+    }
 
 
 def _comparison(
@@ -285,7 +301,9 @@ def _comparison(
         layers[result.layer] = result.about
     covariances = [found for result in in_order for found in result.covariances]
     if asked.standard_errors is not None:
-        covariances += [found for found in asked.standard_errors.covariances if found["layer"] == ALL]
+        covariances += [
+            found for found in asked.standard_errors.covariances if found["layer"] == ALL
+        ]
     spent = Settings(
         settings,
         layers=layers,

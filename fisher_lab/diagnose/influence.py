@@ -1,13 +1,14 @@
 """Standard errors over examples by the infinitesimal jackknife (Jaeckel 1972; Efron 1982).
 
 Every error e is a function of the examples' weights w; with its influence U_n = d e / d eps along
-w -> (1 - eps) w + eps delta_n at equal weights, the standard error is sqrt(sum U_n^2) / N. The derivative needs no new
-pass through the model: F moves by F_n - F, and an approximation by the derivative of its `assemble` along the
-difference between example n's own moments and their mean. Eigenvectors at the ends of F - F^ are held fixed, which is
-the exact first order of a simple eigenvalue.
+w -> (1 - eps) w + eps delta_n at equal weights, the standard error is sqrt(sum U_n^2) / N. The
+derivative needs no new pass through the model: F moves by F_n - F, and an approximation by the
+derivative of its `assemble` along the difference between example n's own moments and their mean.
+Eigenvectors at the ends of F - F^ are held fixed, which is the exact first order of a simple
+eigenvalue.
 
-How moments move is known to their kind (see approximations.moments). Some say that it is unknown, among them those of
-the eigenvalue-corrected approximations: then there is no standard error.
+How moments move is known to their kind (see approximations.moments). Some say that it is unknown,
+among them those of the eigenvalue-corrected approximations: then there is no standard error.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def of_pair(
     exact: Influences,
     spectral: bool,
 ) -> Influences | None:
-    """Influences of every quantity of a pair; None where the approximation's moments have no derivative.
+    """Influences of every quantity of a pair; None where the approximation's moments have no
+    derivative.
 
     Args:
         sums: the layer's columns.
@@ -96,7 +98,9 @@ def _unmoved(stats: LayerStats) -> Influences:
 
 
 def top_vector(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> tuple[Tensor, float]:
-    """Eigenvector of the eigenvalue that is largest in absolute value, in the shape of W, and its sign."""
+    """Eigenvector of the eigenvalue that is largest in absolute value, in the shape of W, and its
+    sign.
+    """
     if like.dim <= DENSE_DIM:
         return _top_of_dense(apply, like)
     run = Lanczos(start_vector(like), TOLERANCE)
@@ -141,9 +145,11 @@ def _examples(stats: LayerStats) -> Iterator[LayerStats]:
 
 # -- how an approximation moves --------------------------------------------------------------------
 def _moved(stats: LayerStats, approximation: Approximation, v: Tensor) -> Influences | None:
-    """Influence of the examples on tr F^, |F^|_F^2, <F, F^> (F held) and v^T F^ v through the approximation.
+    """Influence of the examples on tr F^, |F^|_F^2, <F, F^> (F held) and v^T F^ v through the
+    approximation.
 
-    In every sweep the examples move its moments, and they move the matrix that the next sweep starts from.
+    In every sweep the examples move its moments, and they move the matrix that the next sweep
+    starts from.
     """
     # nothing remembered, so that everything is differentiated
     fresh = Sums(stats.like(stats.a, stats.g), shared=False)
@@ -249,7 +255,8 @@ def of_error(measure: Measure, quantities: Quantities, influences: Influences) -
         influences: of the quantities it is made of.
 
     Returns:
-        The influence; None below the noise floor, and for a measure of anything whose influences are not known.
+        The influence; None below the noise floor, and for a measure of anything whose influences
+        are not known.
     """
     value, noise = measure.formula(quantities)
     if abs(value) <= noise and not measure.smooth:

@@ -1,4 +1,6 @@
-"""One layer measured: its exact block, the matrix of every candidate, and what the measures say of them."""
+"""One layer measured: its exact block, the matrix of every candidate, and what the measures say of
+them.
+"""
 
 from __future__ import annotations
 
@@ -112,8 +114,12 @@ class Blocks:
         return self._gradients[layer]
 
 
-def measure_group(asked: Asked, group: Group, shared: Blocks, bar: Progress) -> Iterator[LayerResult]:
-    """Build the exact block and every candidate of some layers, and measure them one after the other."""
+def measure_group(
+    asked: Asked, group: Group, shared: Blocks, bar: Progress
+) -> Iterator[LayerResult]:
+    """Build the exact block and every candidate of some layers, and measure them one after the
+    other.
+    """
     source = asked.source
     kept: dict[str, Sums] = {}
     if group.captured_once:
@@ -145,7 +151,9 @@ def _built(
     measurable: Mapping[str, Mapping[str, Candidate]],
     bar: Progress,
 ) -> dict[Key, Running]:
-    """The approximations, and the exact blocks that are held densely, through all their passes over the data."""
+    """The approximations, and the exact blocks that are held densely, through all their passes over
+    the data.
+    """
     running: dict[Key, Running] = {}
     for plan in group.layers:
         name = plan.name
@@ -161,7 +169,9 @@ def _built(
 
 
 def _measurable(asked: Asked, plan: LayerPlan) -> dict[str, Candidate]:
-    """The candidates, but for those that would hold the columns of a layer that do not fit into the memory."""
+    """The candidates, but for those that would hold the columns of a layer that do not fit into the
+    memory.
+    """
     if not plan.streamed:
         return dict(asked.candidates)
     budget = asked.source.budget
@@ -175,7 +185,9 @@ def _measurable(asked: Asked, plan: LayerPlan) -> dict[str, Candidate]:
     return found
 
 
-def _captured(source: Source, plan: LayerPlan, known: Sums | None, running: Mapping[Key, Running]) -> FisherMatrix:
+def _captured(
+    source: Source, plan: LayerPlan, known: Sums | None, running: Mapping[Key, Running]
+) -> FisherMatrix:
     """The exact block from captured columns: read anew, kept, or as a dense matrix."""
     if plan.streamed:
         device = next(source.model.parameters()).device
@@ -204,8 +216,9 @@ def _check_scale(name: str, block: FisherMatrix) -> None:
     most = math.sqrt(info.max)
     if size != 0 and not least < size < most:
         raise ValueError(
-            f"The exact block of layer {name!r} has trace {size:.1e}, expected between {least:.0e} and {most:.0e} in "
-            f"{block.dtype}; rescale the inputs or the loss, or use float64."
+            f"The exact block of layer {name!r} has trace {size:.1e}, expected between "
+            f"{least:.0e} and {most:.0e} in {block.dtype}; rescale the inputs or the loss, or use "
+            "float64."
         )
 
 
@@ -350,7 +363,12 @@ def _measure_damped(
 
 
 def _record(
-    asked: Asked, result: LayerResult, label: str, damping: float | None, pair: Pair | DampedPair, stderr: Found
+    asked: Asked,
+    result: LayerResult,
+    label: str,
+    damping: float | None,
+    pair: Pair | DampedPair,
+    stderr: Found,
 ) -> None:
     """Rows of one pair, and the plain numbers behind them."""
     floor = floor_inside(asked.source, pair, damping is not None)
@@ -358,8 +376,8 @@ def _record(
         value, noise = m.formula(pair)
         if math.isnan(value):
             raise ValueError(
-                f"{m.name} of {label} on layer {result.layer!r} is NaN, expected a number; check the approximation, "
-                "or raise the damping."
+                f"{m.name} of {label} on layer {result.layer!r} is NaN, expected a number; check "
+                "the approximation, or raise the damping."
             )
         noise = max(noise, floor)
         row = Row(
@@ -368,14 +386,17 @@ def _record(
         )  # fmt: skip
         result.rows.append(row)
     known = pair.asked().known()
-    result.quantities.append({"layer": result.layer, "approximation": label, "damping": damping, **known})
+    result.quantities.append(
+        {"layer": result.layer, "approximation": label, "damping": damping, **known}
+    )
 
 
 def floor_inside(source: Source, numbers: Any, damped: bool) -> float:
-    """The noise that lower precision inside the model leaves in the columns, and so in every error; 0 without.
+    """The noise that lower precision inside the model leaves in the columns, and so in every error;
+    0 without.
 
-    A relative rounding error of the columns moves relative errors by about as much, damped ones by the condition number
-    of the damped block times as much.
+    A relative rounding error of the columns moves relative errors by about as much, damped ones by
+    the condition number of the damped block times as much.
 
     Args:
         source: model and data.

@@ -54,5 +54,7 @@ def _deviation(asked: Asked, name: str, pieces: Sequence[dict[str, Any]]) -> flo
     """How far the block of a layer's columns is from torch.func."""
     columns = [piece[name] for piece in pieces]
     first = columns[0]
-    block = Streamed(partial(iter, columns), asked.source.N, first.shape, factor=first.g.new_ones(()))
+    block = Streamed(
+        partial(iter, columns), asked.source.N, first.shape, factor=first.g.new_ones(())
+    )
     return asked.check.deviation(name, block)

@@ -1,4 +1,6 @@
-"""The plan: how every layer is measured, and which layers are measured together, from their sizes alone."""
+"""The plan: how every layer is measured, and which layers are measured together, from their sizes
+alone.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import torch
 
 from fisher_lab._passes.source import Source
 
-STREAMED = "columns, read anew for every product"  # the route of layers whose columns do not fit into the memory
+# the route of layers whose columns do not fit into the memory
+STREAMED = "columns, read anew for every product"
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class LayerPlan:
 
     Attributes:
         name: of the layer.
-        streamed: whether its columns do not fit into the memory and are read anew for every product.
+        streamed: whether its columns do not fit into the memory and are read anew for every
+            product.
     """
 
     name: str
@@ -44,10 +48,11 @@ class Group:
 
 
 def plan(source: Source, names: Iterable[str], candidates: int, exact: str) -> list[Group]:
-    """Groups of layers: one by one if the columns are kept, else as many as fit the share of a group.
+    """Groups of layers: one by one if the columns are kept, else as many as fit the share of a
+    group.
 
-    A layer whose columns alone are more than the budget is measured alone, and its columns are read anew for every
-    product; with exact="func" the block is held whatever the columns take.
+    A layer whose columns alone are more than the budget is measured alone, and its columns are read
+    anew for every product; with exact="func" the block is held whatever the columns take.
 
     Args:
         source: the question.
@@ -63,7 +68,8 @@ def plan(source: Source, names: Iterable[str], candidates: int, exact: str) -> l
     for name in names:
         rows, columns = source.layers[name].shape
         of_example = source.column_numbers(name)
-        held = min(float(rows * columns) ** 2, source.N * of_example)  # the block itself, or its columns
+        # the block itself, or its columns
+        held = min(float(rows * columns) ** 2, source.N * of_example)
         need = source.budget.for_block(held * itemsize)
         streamed = need > source.budget.total and exact == "captured"
         layer = LayerPlan(name, streamed)
@@ -73,7 +79,8 @@ def plan(source: Source, names: Iterable[str], candidates: int, exact: str) -> l
             once.append(kept)
             room = 0.0
             continue
-        # a matrix of every candidate with its factors, and the columns three times: captured, kept, and at work
+        # a matrix of every candidate with its factors, and the columns three times: captured, kept,
+        # and at work
         matrices = candidates * (rows**2 + columns**2 + 2 * rows * columns)
         need = 8.0 * (matrices + 3 * held)
         if room < need:

@@ -67,7 +67,8 @@ class StandardErrors:
         return found
 
     def total(self, layers: Sequence[str], quantities: Mapping[str, Sequence[Quantities]]) -> Found:
-        """Standard errors over all layers; none for approximations of which a layer is missing (after `resume`).
+        """Standard errors over all layers; none for approximations of which a layer is missing
+        (after `resume`).
 
         Args:
             layers: their names.
@@ -75,7 +76,9 @@ class StandardErrors:
         """
         found = {}
         for label, parts in quantities.items():
-            influences = [self.influences[name, label] for name in layers if (name, label) in self.influences]
+            influences = [
+                self.influences[name, label] for name in layers if (name, label) in self.influences
+            ]
             summed = None
             if len(influences) == len(layers):
                 summed = _summed(influences, parts)
@@ -88,7 +91,9 @@ class StandardErrors:
         found: Mapping[str, Influenced],
         wanted: Sequence[Measure],
     ) -> Found:
-        """Standard errors and covariances of some measures, of the approximations whose influences are known."""
+        """Standard errors and covariances of some measures, of the approximations whose influences
+        are known.
+        """
         errors: Found = {}
         for m in wanted:
             rows = _rows(m, found)
@@ -111,7 +116,9 @@ class StandardErrors:
 
 
 class Influenced(NamedTuple):
-    """The numbers behind the errors of an approximation, and how the examples move them; None where not known."""
+    """The numbers behind the errors of an approximation, and how the examples move them; None where
+    not known.
+    """
 
     quantities: Quantities
     influences: Influences | None

@@ -1,4 +1,6 @@
-"""Errors over all layers: those of the block-diagonal matrix, from the numbers behind the layers' errors."""
+"""Errors over all layers: those of the block-diagonal matrix, from the numbers behind the layers'
+errors.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,25 @@ def over_layers(asked: Asked, results: Sequence[LayerResult]) -> list[Row]:
                 value, noise = m.formula(together)
                 noise = max(noise, floor_inside(asked.source, together, damping is not None))
                 error = stderr.get((label, m.name))
-                rows.append(Row(ALL, label, m.name, value, noise, damping, checked, asked.source.fisher, error))
+                rows.append(
+                    Row(
+                        ALL,
+                        label,
+                        m.name,
+                        value,
+                        noise,
+                        damping,
+                        checked,
+                        asked.source.fisher,
+                        error,
+                    )
+                )
     return rows
 
 
-def _parts(asked: Asked, results: Sequence[LayerResult], damping: float | None) -> dict[str, list[Any]]:
+def _parts(
+    asked: Asked, results: Sequence[LayerResult], damping: float | None
+) -> dict[str, list[Any]]:
     """The quantities of every layer, by approximation, of those that all layers have."""
     kind = Quantities if damping is None else DampedQuantities
     left_out: set[str] = set()

@@ -18,7 +18,8 @@ DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # relative to tr F / d
 
 
 class DampedPair(Asked):
-    """The damped step of both matrices for one gradient: x = (F + lambda I)^-1 g and y = (F^ + lambda I)^-1 g.
+    """The damped step of both matrices for one gradient: x = (F + lambda I)^-1 g and y = (F^ +
+    lambda I)^-1 g.
 
     Args:
         exact: the block F.
@@ -48,7 +49,9 @@ class DampedPair(Asked):
 
     @quantity
     def rounding(self) -> float:
-        """Relative rounding error of a damped step: eps times the condition number of F + lambda I, with a margin."""
+        """Relative rounding error of a damped step: eps times the condition number of F + lambda I,
+        with a margin.
+        """
         return 16 * self.eps * (1 + float(self.exact.frobenius_norm()) / self.shift)
 
     @property
@@ -56,7 +59,8 @@ class DampedPair(Asked):
         """g."""
         if self._gradient is None:
             raise ValueError(
-                "damped_cosine and damped_efficiency need a gradient, got None; pass gradient=[d_out, d_in]."
+                "damped_cosine and damped_efficiency need a gradient, got None; pass "
+                "gradient=[d_out, d_in]."
             )
         return self._gradient
 
@@ -108,7 +112,9 @@ class DampedPair(Asked):
         """lambda |(F + lambda I)^-1 - (F^ + lambda I)^-1|_2, between 0 and 1."""
         if self.exact.dim <= DENSE_DIM:
             difference = self.inverse.dense() - self.approx_inverse.dense()
-            return Measured(self.shift * float(torch.linalg.eigvalsh(difference).abs().max()), self.rounding)
+            return Measured(
+                self.shift * float(torch.linalg.eigvalsh(difference).abs().max()), self.rounding
+            )
         found = extremes(self.inverse.minus(self.approx_inverse), self.exact)
         return Measured(self.shift * found.norm, max(self.shift * found.residual, self.rounding))
 
@@ -120,8 +126,12 @@ def absolute_damping(exact: FisherMatrix, damping: float) -> float:
         ValueError: if the damping is not positive and finite, or F is zero.
     """
     if not 0 < number(damping) < math.inf:
-        raise ValueError(f"Got damping={damping!r}, expected a positive number relative to tr F / d.")
+        raise ValueError(
+            f"Got damping={damping!r}, expected a positive number relative to tr F / d."
+        )
     mean = float(exact.trace()) / exact.dim
     if mean <= 0:
-        raise ValueError("The exact block is zero, expected a positive trace: no damping is relative to it.")
+        raise ValueError(
+            "The exact block is zero, expected a positive trace: no damping is relative to it."
+        )
     return damping * mean

@@ -1,8 +1,9 @@
 """How far an approximation is from the exact block: one function per error measure.
 
-Every measure reads the quantities of a `Pair` (or their `total` over layers) and gives a value with its noise floor:
-the size of the rounding (or Lanczos) error in the value itself. A value below its floor is reported as 0 with that
-floor. Called as `errors.frobenius(exact, approximation)` each measure returns the value alone.
+Every measure reads the quantities of a `Pair` (or their `total` over layers) and gives a value with
+its noise floor: the size of the rounding (or Lanczos) error in the value itself. A value below its
+floor is reported as 0 with that floor. Called as `errors.frobenius(exact, approximation)` each
+measure returns the value alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fisher_lab._ground.arguments import names_of
+from fisher_lab._ground.text import first_paragraph
 from fisher_lab.errors.damped import DampedPair
 from fisher_lab.errors.network import Columns, Network
 from fisher_lab.errors.pair import Pair
@@ -27,22 +29,27 @@ Judges = Literal["size", "matrix", "direction"]
 
 @dataclass(frozen=True)
 class Measure:
-    """All that there is to know about an error measure; nothing else of the package knows one by its name.
+    """All that there is to know about an error measure; nothing else of the package knows one by
+    its name.
 
     Attributes:
         name: what it is asked for by, the name of its formula.
-        formula: from the quantities of a pair, or of several layers, to a value with its noise floor.
+        formula: from the quantities of a pair, or of several layers, to a value with its noise
+            floor.
         default: whether `compare` measures it without being asked.
         damped: whether it is a function of a DampedPair, one value for each damping.
-        layered: whether it is a function of sums over layers, so that it has a value over all layers.
-        network: whether it is a function of the whole network's F instead, one value for all approximations.
-        exact: its value where the approximation is the exact block; None for a measure that judges nothing, so that
-            figures draw no such line and the report recommends nothing by it.
+        layered: whether it is a function of sums over layers, so that it has a value over all
+            layers.
+        network: whether it is a function of the whole network's F instead, one value for all
+            approximations.
+        exact: its value where the approximation is the exact block; None for a measure that judges
+            nothing, so that figures draw no such line and the report recommends nothing by it.
         symbol: its formula in LaTeX for the axes of figures.
         title: what the report calls it in a sentence.
         needs: names of the quantities that its formula reads; None for whatever it reads.
         judges: what of the matrix it judges, which says where the report and the figures put it.
-        smooth: whether it has a derivative at its exact value, and with it a standard error there; a norm has none.
+        smooth: whether it has a derivative at its exact value, and with it a standard error there;
+            a norm has none.
     """
 
     name: str
@@ -75,9 +82,8 @@ class Measure:
         return tuple(watched.read)
 
     def describe(self) -> str:
-        """The first line of the formula's docstring."""
-        lines = (self.formula.__doc__ or "").strip().splitlines()
-        return lines[0] if lines else ""
+        """The first paragraph of the formula's docstring, on one line."""
+        return first_paragraph(self.formula)
 
 
 class _Watched:
@@ -119,22 +125,25 @@ def measure(
     judges: Judges | None = None,
     smooth: bool = False,
 ) -> Callable[[Formula], Callable[..., float]]:
-    """Register an error measure under its function's name; the public function takes matrices and returns a float.
+    """Register an error measure under its function's name; the public function takes matrices and
+    returns a float.
 
     Args:
         default: whether `compare` measures it without being asked.
         damped: whether it is a function of a DampedPair, one value for each damping.
         layered: whether it has a value over all layers.
-        network: whether it is a function of NetworkQuantities, one value for the whole network, by name only: it needs
-            the columns of all layers at once.
-        exact: its value at the exact block, usually 0 or 1; None for a measure that judges nothing: it is measured,
-            but neither recommended by nor drawn with a line that says what is exact.
+        network: whether it is a function of NetworkQuantities, one value for the whole network, by
+            name only: it needs the columns of all layers at once.
+        exact: its value at the exact block, usually 0 or 1; None for a measure that judges nothing:
+            it is measured, but neither recommended by nor drawn with a line that says what is
+            exact.
         symbol: its formula in LaTeX, for the axes of figures.
         title: what the report calls it; None for its name.
-        needs: names of the quantities that the formula reads, attributes of `Quantities` or of a DampedPair; None for
-            whatever it reads. A measure that says it needs `top_difference` shares the Lanczos runs with others.
-        judges: "matrix" (how far all of it is), "direction" (up to a factor) or "size": which of several measures the
-            report names first.
+        needs: names of the quantities that the formula reads, attributes of `Quantities` or of a
+            DampedPair; None for whatever it reads. A measure that says it needs `top_difference`
+            shares the Lanczos runs with others.
+        judges: "matrix" (how far all of it is), "direction" (up to a factor) or "size": which of
+            several measures the report names first.
         smooth: whether it has a derivative at its exact value.
 
     Returns:
@@ -183,7 +192,10 @@ def _plain_function(formula: Formula) -> Callable[..., float]:
 
 def _damped_function(formula: Formula) -> Callable[..., float]:
     def public(
-        exact: FisherMatrix, approx: FisherMatrix, gradient: Tensor | None = None, damping: float = 1e-2
+        exact: FisherMatrix,
+        approx: FisherMatrix,
+        gradient: Tensor | None = None,
+        damping: float = 1e-2,
     ) -> float:
         _check_blocks(exact, approx)
         return formula(DampedPair(exact, approx, gradient, damping)).value
@@ -202,7 +214,10 @@ def _network_function(formula: Formula) -> Callable[..., float]:
 def _check_blocks(*blocks: FisherMatrix) -> None:
     for block in blocks:
         if not isinstance(block, FisherMatrix):
-            raise TypeError(f"Got a block of type {type(block).__name__}, expected a FisherMatrix, such as exact['0'].")
+            raise TypeError(
+                f"Got a block of type {type(block).__name__}, expected a FisherMatrix, such as "
+                "exact['0']."
+            )
 
 
 def _floored(value: float, noise: float) -> Measured:
@@ -245,7 +260,9 @@ def trace_ratio(q: Quantities) -> Measured:
 
 
 def _root(square: Measured, scale: float, eps: float) -> Measured:
-    """sqrt(square) / sqrt(scale) with the noise floor that goes with it, never below that of one rounding."""
+    """sqrt(square) / sqrt(scale) with the noise floor that goes with it, never below that of one
+    rounding.
+    """
     if square.value <= square.noise:
         return Measured(0.0, math.sqrt(_relative(square.noise, scale)))
     value = math.sqrt(_relative(square.value, scale))
@@ -274,13 +291,16 @@ def frobenius(q: Quantities) -> Measured:
 )
 def frobenius_rescaled(q: Quantities) -> Measured:
     """min over c of |c F^ - F|_F / |F|_F = sqrt(1 - cosine^2): the error of the shape alone."""
-    # |F^|^2 |F - c F^|^2 = |F|^2 |F^|^2 - <F, F^>^2, written with the difference so that it does not cancel
+    # |F^|^2 |F - c F^|^2 = |F|^2 |F^|^2 - <F, F^>^2, written with the difference so that it does
+    # not cancel
     difference = q.square_difference
     gap = q.square_approx - q.inner  # <F^ - F, F^>
     if q.square_approx <= 0:
         return Measured(0.0 if q.square_exact <= 0 else 1.0, 0.0)
     square = difference.value - gap * gap / q.square_approx
-    return _root(Measured(max(square, 0.0), difference.noise + 8 * q.eps * abs(gap)), q.square_exact, q.eps)
+    return _root(
+        Measured(max(square, 0.0), difference.noise + 8 * q.eps * abs(gap)), q.square_exact, q.eps
+    )
 
 
 @measure(
@@ -348,7 +368,8 @@ def damped_cosine(q: DampedQuantities) -> Measured:
     needs=["yg", "yHy", "gx", "rounding"],
 )
 def damped_efficiency(q: DampedQuantities) -> Measured:
-    """Share of the best decrease of the damped quadratic model that the step along (F^ + lambda I)^-1 g reaches.
+    """Share of the best decrease of the damped quadratic model that the step along (F^ + lambda
+    I)^-1 g reaches.
 
     (y . g)^2 / [(y . (F + lambda I) y) (g . (F + lambda I)^-1 g)], 1 only for the exact direction.
     """
@@ -374,7 +395,9 @@ def damped_spectral(q: DampedQuantities) -> Measured:
     needs=["square_outside", "square_network"],
 )
 def off_block(q: NetworkQuantities) -> Measured:
-    """|F outside the blocks of the layers|_F / |F|_F of the whole network's F; no approximation is measured by it."""
+    """|F outside the blocks of the layers|_F / |F|_F of the whole network's F; no approximation is
+    measured by it.
+    """
     share = _relative(max(q.square_outside, 0.0), q.square_network)
     value = math.sqrt(share)
     return Measured(value, 16 * q.eps * value)
@@ -394,7 +417,9 @@ def chosen(names: str | Sequence[str]) -> list[Measure]:
     wanted: list[Measure] = []
     for name in names_of("errors", names):
         if not isinstance(name, str) or name not in known:
-            raise ValueError(f'Got error {name!r}, expected "default", "all" or some of {", ".join(MEASURES)}.')
+            raise ValueError(
+                f'Got error {name!r}, expected "default", "all" or some of {", ".join(MEASURES)}.'
+            )
         wanted += known[name]
     if not wanted:
         raise ValueError('Got errors=[], expected "default", "all" or at least one name.')

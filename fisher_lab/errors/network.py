@@ -4,8 +4,8 @@ The Gram matrix of the columns of the whole network is the sum of its layers' Gr
 
     |F|^2 = |sum_l K_l|^2    and    |F outside the blocks|^2 = |sum_l K_l|^2 - sum_l |K_l|^2 = 2 sum_{l < m} <K_l, K_m>,
 
-a sum of inner products of PSD matrices, none negative, so that nothing cancels. The dense twin stands in
-tests/scale/test_across.py.
+a sum of inner products of PSD matrices, none negative, so that nothing cancels. The dense twin
+stands in tests/scale/test_across.py.
 """
 
 from __future__ import annotations

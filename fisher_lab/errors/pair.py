@@ -19,7 +19,8 @@ CANCELLED = 1e-8  # relative squared error below which the expansion has lost ha
 
 
 class Pair(Asked):
-    """An exact block and an approximation of it: their quantities, each computed once, when a measure asks for it.
+    """An exact block and an approximation of it: their quantities, each computed once, when a
+    measure asks for it.
 
     Args:
         exact: the block F.
@@ -34,8 +35,9 @@ class Pair(Asked):
     def __init__(self, exact: FisherMatrix, approx: FisherMatrix) -> None:
         if tuple(exact.shape) != tuple(approx.shape):
             raise ValueError(
-                f"Got an exact block over {tuple(exact.shape)} and an approximation over {tuple(approx.shape)}, "
-                "expected the same weight; compare matrices of the same layer."
+                f"Got an exact block over {tuple(exact.shape)} and an approximation over "
+                f"{tuple(approx.shape)}, expected the same weight; compare matrices of the same "
+                "layer."
             )
         super().__init__(eps=torch.finfo(exact.dtype).eps)
         self.exact = exact
@@ -79,7 +81,9 @@ class Pair(Asked):
 
     @quantity
     def square_difference(self) -> Measured:
-        """|F - F^|_F^2: entry by entry for small blocks, else expanded, and entry by entry again where that cancels."""
+        """|F - F^|_F^2: entry by entry for small blocks, else expanded, and entry by entry again
+        where that cancels.
+        """
         scale = self.square_exact + self.square_approx
         rounding = (16 * self.eps) ** 2 * scale  # of a sum of squares of rounded differences
         if self.small:

@@ -16,13 +16,17 @@ class Measured(NamedTuple):
 
 
 NOT_ASKED: Any = None  # the value of a quantity that no measure asked for
-LARGEST = ("eps", "rounding", "top_exact", "top_difference", "inverse_difference")  # of layers together: the largest
-OF_ONE_LAYER = ("shift", "spectrum_difference")  # layers together have none; everything else adds up
+# of layers together: the largest
+LARGEST = ("eps", "rounding", "top_exact", "top_difference", "inverse_difference")
+# layers together have none; everything else adds up
+OF_ONE_LAYER = ("shift", "spectrum_difference")
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers that measures read; None where none asked for it. `one + other` are those of two layers together."""
+    """Numbers that measures read; None where none asked for it. `one + other` are those of two
+    layers together.
+    """
 
     eps: float = 0.0  # of the precision
 
@@ -81,7 +85,8 @@ class Quantities(Numbers):
         square_difference: |F - F^|_F^2.
         top_exact: |F|_2.
         top_difference: |F - F^|_2.
-        spectrum_difference: sum of squared differences of the sorted eigenvalues; of one layer alone.
+        spectrum_difference: sum of squared differences of the sorted eigenvalues; of one layer
+            alone.
         eps: of the precision.
     """
 
@@ -98,7 +103,8 @@ class Quantities(Numbers):
 
 @dataclass(frozen=True)
 class DampedQuantities(Numbers):
-    """What damped measures are made of: the steps x of F and y of F^ for one gradient g, and the damped inverses.
+    """What damped measures are made of: the steps x of F and y of F^ for one gradient g, and the
+    damped inverses.
 
     Attributes:
         shift: lambda itself; of one layer alone.
@@ -155,7 +161,8 @@ def total(parts: Iterable[N]) -> N:
 
 
 class Asked:
-    """Matrices, mostly a pair of them, whose numbers are computed when a measure first asks for them.
+    """Matrices, mostly a pair of them, whose numbers are computed when a measure first asks for
+    them.
 
     Args:
         eps: of the precision.
@@ -185,7 +192,9 @@ T = TypeVar("T")
 
 
 class quantity(Generic[T]):  # noqa: N801
-    """A number of `Asked` matrices that is computed once, and then stands in `numbers` under its name."""
+    """A number of `Asked` matrices that is computed once, and then stands in `numbers` under its
+    name.
+    """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
         self.compute = compute

@@ -19,7 +19,9 @@ def extremes(apply: Operator, like: FisherMatrix, tolerance: float = TOLERANCE) 
     return lanczos(lambda v: apply(v.view(like.shape)).flatten(), start_vector(like), tolerance)
 
 
-def advance_together(exact: FisherMatrix, approximations: Sequence[FisherMatrix], memory: float) -> list[Any]:
+def advance_together(
+    exact: FisherMatrix, approximations: Sequence[FisherMatrix], memory: float
+) -> list[Any]:
     """Extremes of F - F^ for several F^, sharing every product with F.
 
     Pays where F says that it shares products: its columns are formed, or read, once for all.

@@ -1,12 +1,13 @@
-"""Averages of moments: the mean over examples, and the moving average over observations of unequal size.
+"""Averages of moments: the mean over examples, and the moving average over observations of unequal
+size.
 
 After observations of n_1, ..., n_k examples (mean size m = (n_1 + ... + n_k) / k) the newest weighs
 
     1 - min(1 - n_k / (n_1 + ... + n_k),  rho^(n_k / m))
 
-All examples count alike at first; later an observation of mean size leaves rho of what was there, and one of twice that
-size as much as two of them. For equal sizes this is the rule of George et al. (2018) and Martens & Grosse (2015), whose
-k-th observation weighs 1 - min(1 - 1/k, rho).
+All examples count alike at first; later an observation of mean size leaves rho of what was there,
+and one of twice that size as much as two of them. For equal sizes this is the rule of George et al.
+(2018) and Martens & Grosse (2015), whose k-th observation weighs 1 - min(1 - 1/k, rho).
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ class Mean:
 
 @dataclass
 class Average:
-    """The moving average of moments over observations, each the mean over its examples; nothing waits for the device.
+    """The moving average of moments over observations, each the mean over its examples; nothing
+    waits for the device.
 
     Attributes:
         moments: None before the first observation.
         count: observations with finite examples, a 0-d tensor; None before the first observation.
-        size: mean number of examples of these, a 0-d tensor; 0 if unknown, which is taken as that of the next one.
+        size: mean number of examples of these, a 0-d tensor; 0 if unknown, which is taken as that
+            of the next one.
     """
 
     moments: Moments | None = None
@@ -97,7 +100,9 @@ class Average:
         return torch.where(self.size > 0, self.size, n)
 
     def settled(self, decay: float) -> Average:
-        """Count what was seen as so many observations that the next one, of whatever size, weighs 1 - rho."""
+        """Count what was seen as so many observations that the next one, of whatever size, weighs 1
+        - rho.
+        """
         if self.count is None or self.size is None:
             return self
         many = 1 / max(1 - decay, 1e-9)

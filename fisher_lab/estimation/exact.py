@@ -1,7 +1,8 @@
 """The exact Fisher block of any module that has parameters, by torch.func alone.
 
-This is the independent truth: it shares no code with `capture`. Per example, the output columns S (with S S^T the
-output Hessian) are pulled back through the model by vmap of vjp, and F = 1/N sum (J^T S)(J^T S)^T is accumulated.
+This is the independent truth: it shares no code with `capture`. Per example, the output columns S
+(with S S^T the output Hessian) are pulled back through the model by vmap of vjp, and F = 1/N sum
+(J^T S)(J^T S)^T is accumulated.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from fisher_lab._passes.batches import LABELS, Inputs
 from fisher_lab._passes.capture import check_examples_apart, check_output
 from fisher_lab._passes.derivatives import per_example_gradients
 from fisher_lab._passes.labels import FisherKind
-from fisher_lab._passes.model import Output, lowest_precision, outputs_of, probe, untouched_randomness
+from fisher_lab._passes.model import (
+    Output,
+    lowest_precision,
+    outputs_of,
+    probe,
+    untouched_randomness,
+)
 from fisher_lab._passes.setup import Prepared, Setup
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
@@ -43,7 +50,8 @@ def exact_fisher(
 ) -> dict[str, FisherMatrix]:
     """Exact Fisher block of every layer, dense.
 
-    Every argument is that of `compare`; sampled labels are those that `estimate` and `compare` draw from the same seed.
+    Every argument is that of `compare`; sampled labels are those that `estimate` and `compare` draw
+    from the same seed.
 
     Args:
         model: any module that acts per example; it is not changed.
@@ -59,7 +67,8 @@ def exact_fisher(
         output: what of the model's output is z.
 
     Returns:
-        `{layer: FisherMatrix}`, each over W `[d_out, d_in]` (bias as last column), or W `[P, 1]` for other modules.
+        `{layer: FisherMatrix}`, each over W `[d_out, d_in]` (bias as last column), or W `[P, 1]`
+        for other modules.
 
     Raises:
         ValueError, TypeError: what cannot be computed or would not fit, in one sentence.
@@ -113,13 +122,15 @@ def _check_memory(blocks: dict[str, Layer], budget: Budget, dtype: torch.dtype) 
         need += d**2 * itemsize
     if need > budget.total:
         raise ValueError(
-            f"The dense blocks need {readable(need)}, expected at most {readable(budget.total)}; name fewer layers, "
-            "raise memory=, or use compare, which needs no dense block."
+            f"The dense blocks need {readable(need)}, expected at most {readable(budget.total)}; "
+            "name fewer layers, raise memory=, or use compare, which needs no dense block."
         )
 
 
 def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tensor]]:
-    """Inputs of n examples and their output factors S `[R, n, *output]`, in pieces that fit the memory."""
+    """Inputs of n examples and their output factors S `[R, n, *output]`, in pieces that fit the
+    memory.
+    """
     forward = prepared.forward
     likelihood = prepared.likelihood
     labels = prepared.labels
@@ -138,7 +149,9 @@ def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tens
         _check_factors(R, z, prepared.budget)
         room = min(prepared.budget.for_jacobian, LARGEST_JACOBIAN)
         chunk = max(1, room // (8 * R * max(numbers, z.numel())))
-        label = labels.draw(likelihood, outputs_of(forward, batch, tuple(z.shape[1:]), chunk), batch.index)
+        label = labels.draw(
+            likelihood, outputs_of(forward, batch, tuple(z.shape[1:]), chunk), batch.index
+        )
         for start in range(0, batch.N, chunk):
             some = slice(start, start + chunk)
             piece = batch.part(some)
@@ -157,6 +170,7 @@ def _check_factors(R: int, z: Tensor, budget: Budget) -> None:
     need = R * z.numel() * z.element_size()
     if need > budget.total:
         raise ValueError(
-            f"The output factors of one example with R = {R} directions need {readable(need)}, expected at most "
+            f"The output factors of one example with R = {R} directions need {readable(need)}, "
+            "expected at most "
             f'{readable(budget.total)}; use fisher="mc", whose R is 1, or raise memory=.'
         )

@@ -1,4 +1,6 @@
-"""Running: the only holder of estimation state; and estimate(), an approximation of every layer from data."""
+"""Running: the only holder of estimation state; and estimate(), an approximation of every layer
+from data.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from fisher_lab.statistics import Sums
 
 
 class Running:
-    """One layer's approximation, updated batch by batch: the mean over all examples of one sweep after the other.
+    """One layer's approximation, updated batch by batch: the mean over all examples of one sweep
+    after the other.
 
     Args:
         approximation: what to build.
@@ -33,7 +36,8 @@ class Running:
         self.approximation = approximation
         self.mean = Mean()
         self.matrix: FisherMatrix | None = None
-        self.seconds = 0.0  # spent on moments and assembly, and by anybody on the sums that were read
+        # spent on moments and assembly, and by anybody on the sums that were read
+        self.seconds = 0.0
         self._again = False  # whether this is another sweep over the data behind `matrix`
 
     def absorb(self, sums: Sums) -> None:
@@ -46,7 +50,9 @@ class Running:
     def refresh(self) -> FisherMatrix:
         """Assemble the matrix from the moments."""
         if self.mean.moments is None:
-            raise ValueError("Nothing was observed yet, expected at least one batch; call absorb first.")
+            raise ValueError(
+                "Nothing was observed yet, expected at least one batch; call absorb first."
+            )
         started = time.perf_counter()
         self.matrix = assembled(self.approximation, self.mean.moments, self.matrix, self._again)
         self.mean.moments = carried(self.approximation, self.mean.moments, self.matrix)
@@ -61,7 +67,9 @@ class Running:
 
 
 class Key(NamedTuple):
-    """What a state of estimation belongs to: a layer, and the label of a candidate; None for the exact block."""
+    """What a state of estimation belongs to: a layer, and the label of a candidate; None for the
+    exact block.
+    """
 
     layer: str
     candidate: str | None = None
@@ -136,7 +144,8 @@ def sweep_all(
     Args:
         running: by what they build.
         source: of the data.
-        kept: sums of the layers whose statistics are kept, for all sweeps and for those who come afterwards.
+        kept: sums of the layers whose statistics are kept, for all sweeps and for those who come
+            afterwards.
     """
     if kept is None:
         kept = {}

@@ -1,6 +1,8 @@
-"""The Layer noun: the adapter of one module type, from its input and output gradient to `a` and `g` of LayerStats.
+"""The Layer noun: the adapter of one module type, from its input and output gradient to `a` and `g`
+of LayerStats.
 
-Every layer becomes a weight matrix W `[Q * d_out, d_in]` that is used at T positions. Worked examples, for N examples:
+Every layer becomes a weight matrix W `[Q * d_out, d_in]` that is used at T positions. Worked
+examples, for N examples:
 
     Linear(8, 6) on [N, 8]                       a [N, 1, 1, 9]        g [R, N, 1, 1, 6]        W [6, 9]
     Linear(8, 6) on [N, 20, 8], 20 tokens        a [N, 20, 1, 9]       g [R, N, 20, 1, 6]       W [6, 9]
@@ -24,11 +26,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 
 class Layer(ABC):
-    """One module of a model, seen as a weight matrix W `[Q * d_out, d_in]` with the bias as its last column.
+    """One module of a model, seen as a weight matrix W `[Q * d_out, d_in]` with the bias as its
+    last column.
 
-    A subclass names the module `types` it understands (for libraries that need not be installed, their `type_names`)
-    and writes `unroll_input`, `unroll_gradient`, `pack` and `unpack`. Parameters that do not require gradients are left
-    out of W.
+    A subclass names the module `types` it understands (for libraries that need not be installed,
+    their `type_names`) and writes `unroll_input`, `unroll_gradient`, `pack` and `unpack`.
+    Parameters that do not require gradients are left out of W.
 
     Args:
         name: the module's name in the model.
@@ -36,10 +39,12 @@ class Layer(ABC):
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = ()
-    type_names: ClassVar[tuple[str, ...]] = ()  # full names of types, such as "transformers.pytorch_utils.Conv1D"
+    # full names of types, such as "transformers.pytorch_utils.Conv1D"
+    type_names: ClassVar[tuple[str, ...]] = ()
     # a module that owns others is not understood; None for any
     parameter_names: ClassVar[tuple[str, ...] | None] = ("weight", "bias")
-    gradient_form: ClassVar[bool] = False  # whether per-example gradients by torch.func stand in for inputs and hooks
+    # whether per-example gradients by torch.func stand in for inputs and hooks
+    gradient_form: ClassVar[bool] = False
 
     _registry: ClassVar[dict[type[nn.Module], type[Layer]]] = {}
     _by_name: ClassVar[dict[str, type[Layer]]] = {}
@@ -95,7 +100,9 @@ class Layer(ABC):
 
     @classmethod
     def refusal(cls, module: nn.Module) -> str | None:  # noqa: ARG003
-        """Why a module of a known type cannot be measured as it is configured, with the cure; None if it can."""
+        """Why a module of a known type cannot be measured as it is configured, with the cure; None
+        if it can.
+        """
         return None
 
     def full_name(self, parameter: str) -> str:
@@ -103,7 +110,9 @@ class Layer(ABC):
         return f"{self.name}.{parameter}" if self.name else parameter
 
     def factor_size(self) -> int:
-        """Numbers in the largest matrix that no approximation avoids; 0 where every method has a leaner way."""
+        """Numbers in the largest matrix that no approximation avoids; 0 where every method has a
+        leaner way.
+        """
         return 0
 
     def notes(self) -> dict[str, Any]:
@@ -112,15 +121,23 @@ class Layer(ABC):
         if self.gradient_form:
             found["form"] = "gradient"
         if self.groups > 1:
-            found |= {"groups": self.groups, "cross_group": "in the exact block; counts as error of factors per group"}
+            found |= {
+                "groups": self.groups,
+                "cross_group": "in the exact block; counts as error of factors per group",
+            }
         if self.tied:
             found["tied"] = list(self.tied)
         if self.unknown:
-            found["unknown"] = f"no adapter for {type(self.module).__name__}: measured over its flattened parameters"
+            found["unknown"] = (
+                f"no adapter for {type(self.module).__name__}: measured over its flattened "
+                "parameters"
+            )
         return found
 
     def with_bias(self, a: Tensor) -> Tensor:
-        """Inputs `[N, T, Q, n]` with the columns of a frozen weight dropped and the bias column of ones appended."""
+        """Inputs `[N, T, Q, n]` with the columns of a frozen weight dropped and the bias column of
+        ones appended.
+        """
         if "weight" not in self.parameters:
             a = a[..., :0]
         if not self.bias:
@@ -133,7 +150,9 @@ class Layer(ABC):
 
 
 def owned_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the module itself, those behind its parametrisations included, by their names below it."""
+    """The parameters of the module itself, those behind its parametrisations included, by their
+    names below it.
+    """
     own = dict(module.named_parameters(recurse=False))
     if is_parametrized(module):
         behind = module.get_submodule("parametrizations")

@@ -14,7 +14,8 @@ from fisher_lab.layers.base import WeightBias
 class ConvLayer(WeightBias):
     """Cross-correlation as a weight shared by T output positions, with Q groups.
 
-    Patches are flattened in the order (channel, *kernel) of `weight.flatten(1)`; padded entries are part of them.
+    Patches are flattened in the order (channel, *kernel) of `weight.flatten(1)`; padded entries are
+    part of them.
     """
 
     types = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -31,8 +32,8 @@ class ConvLayer(WeightBias):
         n = len(conv.kernel_size)
         if x.ndim != n + 2:
             raise ValueError(
-                f"Layer {self.name!r} got an input of shape {tuple(x.shape)}, expected {n + 2} dimensions "
-                "[N, C_in, *positions]; keep the examples as first dimension."
+                f"Layer {self.name!r} got an input of shape {tuple(x.shape)}, expected {n + 2} "
+                "dimensions [N, C_in, *positions]; keep the examples as first dimension."
             )
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         patches = pad(x, self._padding(), mode=mode)

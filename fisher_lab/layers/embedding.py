@@ -26,13 +26,13 @@ class EmbeddingLayer(Layer):
         """Options under which the gradient of one example is not defined."""
         if module.max_norm is not None:
             return (
-                f"has max_norm={module.max_norm}, which rewrites its weight in forward, expected None; "
-                "normalise the weight once and set max_norm to None"
+                f"has max_norm={module.max_norm}, which rewrites its weight in forward, expected "
+                "None; normalise the weight once and set max_norm to None"
             )
         if module.scale_grad_by_freq:
             return (
-                "has scale_grad_by_freq=True, which mixes the gradients of the examples of a batch, expected False; "
-                "set it to False"
+                "has scale_grad_by_freq=True, which mixes the gradients of the examples of a "
+                "batch, expected False; set it to False"
             )
         return None
 
@@ -91,9 +91,11 @@ class EmbeddingLayer(Layer):
 
 
 class EmbeddingBagLayer(EmbeddingLayer):
-    """nn.EmbeddingBag on bags `[N, length]`: a Linear layer without bias whose input counts the indices of a bag.
+    """nn.EmbeddingBag on bags `[N, length]`: a Linear layer without bias whose input counts the
+    indices of a bag.
 
-    With mode="mean" the counts are divided by the number of indices; those equal to `padding_idx` do not count.
+    With mode="mean" the counts are divided by the number of indices; those equal to `padding_idx`
+    do not count.
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = (nn.EmbeddingBag,)
@@ -103,7 +105,8 @@ class EmbeddingBagLayer(EmbeddingLayer):
         """Also mode="max", which is not linear in the weight's rows."""
         if module.mode == "max":
             return (
-                'has mode="max", whose input is no sum over rows, expected "sum" or "mean"; use an Embedding and amax'
+                'has mode="max", whose input is no sum over rows, expected "sum" or "mean"; use '
+                "an Embedding and amax"
             )
         return super().refusal(module)
 
@@ -111,8 +114,9 @@ class EmbeddingBagLayer(EmbeddingLayer):
         """`[N, 1, 1, rows]` of bags x `[N, length]`."""
         if x.ndim != 2:
             raise ValueError(
-                f"Layer {self.name!r} (EmbeddingBag) got indices of shape {tuple(x.shape)}, expected bags of equal "
-                "length [N, length] without offsets; pad the bags and set padding_idx."
+                f"Layer {self.name!r} (EmbeddingBag) got indices of shape {tuple(x.shape)}, "
+                "expected bags of equal length [N, length] without offsets; pad the bags and set "
+                "padding_idx."
             )
         counts = super().unroll_input(x).sum(1, keepdim=True)
         if self.module.mode == "mean":

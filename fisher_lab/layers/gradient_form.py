@@ -1,7 +1,8 @@
-"""The gradient form: a block over flattened parameters, from per-example gradients by torch.func instead of hooks.
+"""The gradient form: a block over flattened parameters, from per-example gradients by torch.func
+instead of hooks.
 
-For parameters that are no weight matrix at positions. W is `[P, 1]`, a = 1 and g the per-example gradients: every
-Kronecker product over W is then the full block, and exact.
+For parameters that are no weight matrix at positions. W is `[P, 1]`, a = 1 and g the per-example
+gradients: every Kronecker product over W is then the full block, and exact.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from fisher_lab.layers.base import Layer
 
 
 class GradientForm(Layer):
-    """All trainable parameters of a module, flattened one after the other; makes no assumption on its forward.
+    """All trainable parameters of a module, flattened one after the other; makes no assumption on
+    its forward.
 
-    Serves norm layers (batch statistics are refused elsewhere), Bilinear, transposed convolutions, attention and its
-    output projection (whose forward is never called), recurrent layers and cells, bare parameters, parametrised modules
-    and every module of an unknown type that has few parameters. A large one of your own is served by a subclass with
-    one line, `types = (MyLayer,)`.
+    Serves norm layers (batch statistics are refused elsewhere), Bilinear, transposed convolutions,
+    attention and its output projection (whose forward is never called), recurrent layers and cells,
+    bare parameters, parametrised modules and every module of an unknown type that has few
+    parameters. A large one of your own is served by a subclass with one line, `types = (MyLayer,)`.
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = (
@@ -61,7 +63,9 @@ class GradientForm(Layer):
 
     @classmethod
     def joined(cls, layers: Sequence[Layer]) -> GradientForm:
-        """One block over the parameters of several modules that share some of them, under the first one's name."""
+        """One block over the parameters of several modules that share some of them, under the first
+        one's name.
+        """
         block = cls(layers[0].name, layers[0].module)
         parameters: dict[str, nn.Parameter] = {}
         for layer in layers:

@@ -25,7 +25,9 @@ class LinearLayer(WeightBias):
 
 
 class TransposedLinearLayer(LinearLayer):
-    """y = x V + b with V `[in_features, out_features]`, the Conv1D of the transformers library; W is [V^T | b]."""
+    """y = x V + b with V `[in_features, out_features]`, the Conv1D of the transformers library; W
+    is [V^T | b].
+    """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = ()
     type_names = ("transformers.pytorch_utils.Conv1D",)

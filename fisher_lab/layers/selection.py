@@ -16,8 +16,18 @@ from fisher_lab.layers.gradient_form import GradientForm
 
 OnUnknown = Literal["error", "skip", "flatten"]
 FROZEN = "frozen (requires_grad=False)"
-LARGEST_UNKNOWN = 4096  # parameters of a module of unknown type: its block then takes 128 MB in float64
-HARMLESS = {"__init__", "extra_repr", "reset_parameters", "__repr__", "__doc__", "__module__", "__qualname__"}
+LARGEST_UNKNOWN = (
+    4096  # parameters of a module of unknown type: its block then takes 128 MB in float64
+)
+HARMLESS = {
+    "__init__",
+    "extra_repr",
+    "reset_parameters",
+    "__repr__",
+    "__doc__",
+    "__module__",
+    "__qualname__",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,9 @@ class Selection:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def select(model: nn.Module, names: Sequence[str] | None = None, on_unknown: OnUnknown = "error") -> Selection:
+def select(
+    model: nn.Module, names: Sequence[str] | None = None, on_unknown: OnUnknown = "error"
+) -> Selection:
     """Adapters for the named modules, or for every module that owns trainable parameters.
 
     Modules that share a parameter are one block, under the name of the first of them.
@@ -36,12 +48,14 @@ def select(model: nn.Module, names: Sequence[str] | None = None, on_unknown: OnU
     Args:
         model: the model.
         names: module names as in `model.named_modules()`; None for all.
-        on_unknown: what becomes of modules that no adapter understands. "error" measures those with few parameters in
-            the gradient form, over their flattened parameters, and refuses larger ones; "skip" leaves them out and says
-            so; "flatten" takes the gradient form whatever their size.
+        on_unknown: what becomes of modules that no adapter understands. "error" measures those with
+            few parameters in the gradient form, over their flattened parameters, and refuses larger
+            ones; "skip" leaves them out and says so; "flatten" takes the gradient form whatever
+            their size.
 
     Raises:
-        ValueError: unknown names or options, nothing to measure, a module that no adapter understands.
+        ValueError: unknown names or options, nothing to measure, a module that no adapter
+            understands.
     """
     if on_unknown not in ("error", "skip", "flatten"):
         raise ValueError(f'Got on_unknown={on_unknown!r}, expected "error" or "skip".')
@@ -72,10 +86,11 @@ def select(model: nn.Module, names: Sequence[str] | None = None, on_unknown: OnU
 def adapt(name: str, module: nn.Module, container: bool = False) -> Layer | str:
     """The adapter of a module, or the sentence that says why there is none.
 
-    Known are the module types that an adapter names, and subclasses of them that change nothing but their
-    construction. Every type is known to the gradient form behind a parametrisation of a known type, where a container
-    (a module with children, or the whole model) owns bare parameters, and where the module's own parameters are few:
-    that form needs no knowledge of the module. Nothing is guessed from a class or from the names of its parameters.
+    Known are the module types that an adapter names, and subclasses of them that change nothing but
+    their construction. Every type is known to the gradient form behind a parametrisation of a known
+    type, where a container (a module with children, or the whole model) owns bare parameters, and
+    where the module's own parameters are few: that form needs no knowledge of the module. Nothing
+    is guessed from a class or from the names of its parameters.
 
     Args:
         name: the module's name.
@@ -86,8 +101,8 @@ def adapt(name: str, module: nn.Module, container: bool = False) -> Layer | str:
     own = owned_parameters(module)
     if any(isinstance(p, UninitializedParameter) for p in own.values()):
         return (
-            f"Layer {name!r} ({kind.__name__}) has uninitialised parameters, expected them to be initialised; "
-            "run one batch through the model."
+            f"Layer {name!r} ({kind.__name__}) has uninitialised parameters, expected them to be "
+            "initialised; run one batch through the model."
         )
     replaced = "forward" in vars(module)  # of this one instance
     adapter = None if replaced else _adapter_of(kind)
@@ -99,7 +114,9 @@ def adapt(name: str, module: nn.Module, container: bool = False) -> Layer | str:
             return GradientForm(name, module)
         if adapter.parameter_names is None or set(own) <= set(adapter.parameter_names):
             return adapter(name, module)
-    elif (container or any(True for _ in module.children())) and not isinstance(module, tuple(Layer._registry)):
+    elif (container or any(True for _ in module.children())) and not isinstance(
+        module, tuple(Layer._registry)
+    ):
         return GradientForm(name, module)
     count = sum(p.numel() for p in own.values() if p.requires_grad)
     if count <= LARGEST_UNKNOWN and not replaced:
@@ -108,15 +125,19 @@ def adapt(name: str, module: nn.Module, container: bool = False) -> Layer | str:
         return layer
     found = "has a forward of its own" if replaced else f"has {count:,} parameters and no adapter"
     return (
-        f"Layer {name!r} ({kind.__module__}.{kind.__name__}) {found}, expected a type that has one, or at most "
-        f'{LARGEST_UNKNOWN:,} parameters; choose layers with layers=[...], leave it out with on_unknown="skip", or '
-        "write an adapter (a subclass of fisher_lab.layers.Layer, or of fisher_lab.layers.GradientForm with "
-        f"types = ({kind.__name__},))."
+        f"Layer {name!r} ({kind.__module__}.{kind.__name__}) {found}, expected a type that has "
+        "one, or at most "
+        f"{LARGEST_UNKNOWN:,} parameters; choose layers with layers=[...], leave it out with "
+        'on_unknown="skip", or '
+        "write an adapter (a subclass of fisher_lab.layers.Layer, or of "
+        f"fisher_lab.layers.GradientForm with types = ({kind.__name__},))."
     )
 
 
 def _adapter_of(kind: type) -> type[Layer] | None:
-    """The adapter of a module class: its own, or that of a class it inherits all its behaviour from."""
+    """The adapter of a module class: its own, or that of a class it inherits all its behaviour
+    from.
+    """
     if kind in Layer._registry:
         return Layer._registry[kind]
     for known, adapter in Layer._registry.items():
@@ -139,7 +160,9 @@ def _overridden(kind: type, known: type) -> set[str]:
 
 
 def _owners(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that own trainable parameters, each of them with what is behind its own parametrisations."""
+    """Modules that own trainable parameters, each of them with what is behind its own
+    parametrisations.
+    """
     owners: dict[str, nn.Module] = {}
     inside: list[str] = []  # names of the modules behind parametrisations
     for name, module in model.named_modules():
@@ -153,7 +176,9 @@ def _owners(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _sharing(owners: dict[str, nn.Module]) -> dict[str, list[str]]:
-    """For every owner the list of owners it shares trainable parameters with, itself included, in their order."""
+    """For every owner the list of owners it shares trainable parameters with, itself included, in
+    their order.
+    """
     sharing = {name: [name] for name in owners}
     first: dict[int, str] = {}
     for name, module in owners.items():
@@ -172,13 +197,18 @@ def _sharing(owners: dict[str, nn.Module]) -> dict[str, list[str]]:
 
 
 def _choose(
-    model: nn.Module, owners: dict[str, nn.Module], shared: dict[str, list[str]], names: Sequence[str] | None
+    model: nn.Module,
+    owners: dict[str, nn.Module],
+    shared: dict[str, list[str]],
+    names: Sequence[str] | None,
 ) -> list[str]:
     """The names of the blocks that are asked for, each that of the first module in it."""
     known = [name for name in owners if shared[name][0] == name]
     if names is None:
         if not known:
-            raise ValueError("The model has no trainable parameters, expected at least one; set requires_grad.")
+            raise ValueError(
+                "The model has no trainable parameters, expected at least one; set requires_grad."
+            )
         return known
     names = names_of("layers", names)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -194,25 +224,29 @@ def _choose(
 
 
 def _check_name(
-    name: str, module: nn.Module, owners: dict[str, nn.Module], shared: dict[str, list[str]], known: list[str]
+    name: str,
+    module: nn.Module,
+    owners: dict[str, nn.Module],
+    shared: dict[str, list[str]],
+    known: list[str],
 ) -> None:
     """Refuse a module without parameters of its own, and any but the first name of a block."""
     first = next((other for other, owner in owners.items() if owner is module), None)
     if first is None:
         raise ValueError(
-            f"Layer {name!r} ({type(module).__name__}) has no trainable parameters of its own, expected one "
-            f"of {_listed(known)}."
+            f"Layer {name!r} ({type(module).__name__}) has no trainable parameters of its own, "
+            f"expected one of {_listed(known)}."
         )
     if first != name:
         raise ValueError(
-            f"Layer {name!r} is the module {first!r} used again, expected its first name, whose block covers all "
-            f"uses; write layers=[{first!r}]."
+            f"Layer {name!r} is the module {first!r} used again, expected its first name, whose "
+            f"block covers all uses; write layers=[{first!r}]."
         )
     if name not in known:
         block = shared[name][0]
         raise ValueError(
-            f"Layer {name!r} shares a parameter with {block!r}, expected the name of the first of them, "
-            f"whose block covers all uses; write layers=[{block!r}]."
+            f"Layer {name!r} shares a parameter with {block!r}, expected the name of the first of "
+            f"them, whose block covers all uses; write layers=[{block!r}]."
         )
 
 
@@ -220,15 +254,21 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _block(model: nn.Module, members: list[tuple[str, nn.Module]], on_unknown: OnUnknown) -> Layer | str:
-    """One adapter for the modules that share parameters (most often a single one), or why there is none."""
+def _block(
+    model: nn.Module, members: list[tuple[str, nn.Module]], on_unknown: OnUnknown
+) -> Layer | str:
+    """One adapter for the modules that share parameters (most often a single one), or why there is
+    none.
+    """
     found: list[Layer] = []
     for name, module in members:
         layer = adapt(name, module, container=module is model)
         if isinstance(layer, Layer) and layer.unknown and on_unknown == "skip":
             return f"no adapter for {type(module).__module__}.{type(module).__name__}"
         if isinstance(layer, str):
-            uninitialised = any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False))
+            uninitialised = any(
+                isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)
+            )
             if on_unknown != "flatten" or uninitialised:
                 return layer
             layer = GradientForm(name, module)
@@ -236,11 +276,14 @@ def _block(model: nn.Module, members: list[tuple[str, nn.Module]], on_unknown: O
     if len(found) == 1:
         return found[0]
     # a row that one module trains and the other does not belongs to no common W
-    padded = [layer.name for layer in found if getattr(layer.module, "padding_idx", None) is not None]
+    padded = [
+        layer.name for layer in found if getattr(layer.module, "padding_idx", None) is not None
+    ]
     if padded and on_unknown != "flatten":
         return (
-            f"Layer {padded[0]!r} has a padding_idx and shares its weight with other layers, expected no padding_idx, "
-            "because its row is trained by the one and not by the other; set padding_idx to None or untie the weight."
+            f"Layer {padded[0]!r} has a padding_idx and shares its weight with other layers, "
+            "expected no padding_idx, because its row is trained by the one and not by the other; "
+            "set padding_idx to None or untie the weight."
         )
     if all(_alike(found[0], other) for other in found[1:]):
         block = found[0]
@@ -251,7 +294,9 @@ def _block(model: nn.Module, members: list[tuple[str, nn.Module]], on_unknown: O
 
 
 def _alike(one: Layer, other: Layer) -> bool:
-    """Whether two layers use the same parameters as the same W, so that uses of both are positions of one layer."""
+    """Whether two layers use the same parameters as the same W, so that uses of both are positions
+    of one layer.
+    """
     if not isinstance(one, WeightBias) or type(one) is not type(other):
         return False
     if one.parameters.keys() != other.parameters.keys():

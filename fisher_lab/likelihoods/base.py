@@ -1,4 +1,6 @@
-"""The Likelihood noun: p(y | z) of a model output z, and the factors of its Hessian that every Fisher is built from."""
+"""The Likelihood noun: p(y | z) of a model output z, and the factors of its Hessian that every
+Fisher is built from.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ from torch import Tensor
 
 
 class Likelihood(ABC):
-    """A distribution p(y | z) of labels y given the output z `[N, *output]`; positions of an example are summed.
+    """A distribution p(y | z) of labels y given the output z `[N, *output]`; positions of an
+    example are summed.
 
-    A subclass writes `factor`, `sample` and `log_prob`, and may refine `check_output` and `check_labels`.
+    A subclass writes `factor`, `sample` and `log_prob`, and may refine `check_output` and
+    `check_labels`.
     """
 
     _registry: ClassVar[dict[str, type[Likelihood]]] = {}
@@ -24,7 +28,9 @@ class Likelihood(ABC):
 
     @abstractmethod
     def factor(self, z: Tensor) -> Tensor:
-        """S `[R, N, *output]` with sum_r S_r S_r^T = Hessian of -log p(y_n | z_n) in z_n, which no label enters."""
+        """S `[R, N, *output]` with sum_r S_r S_r^T = Hessian of -log p(y_n | z_n) in z_n, which no
+        label enters.
+        """
 
     @abstractmethod
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -42,7 +48,8 @@ class Likelihood(ABC):
         """Loss per example divided by the negative log-likelihood."""
         return 1.0
 
-    summed: bool = False  # whether the loss is a sum over the examples, which scales the assembled matrix by N
+    # whether the loss is a sum over the examples, which scales the assembled matrix by N
+    summed: bool = False
 
     smoothing: float = 0.0  # label smoothing of the loss, which no likelihood of the labels has
     weighted: bool = False  # whether the weight of an example follows from its label
@@ -64,7 +71,9 @@ class Likelihood(ABC):
         return y
 
     def weights(self, z: Tensor, y: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Weights of the loss's terms, to be multiplied with the outputs `[N, *output]`; None where all are 1."""
+        """Weights of the loss's terms, to be multiplied with the outputs `[N, *output]`; None where
+        all are 1.
+        """
         return None
 
     def check_output(self, z: Any) -> None:
@@ -76,22 +85,29 @@ class Likelihood(ABC):
             )
         if not z.is_floating_point() or z.ndim < 2:
             raise ValueError(
-                f"The model returned a {z.dtype} tensor of shape {tuple(z.shape)}, expected floating point "
-                "[N, *output] with at least two dimensions; a scalar output per example needs shape [N, 1]."
+                f"The model returned a {z.dtype} tensor of shape {tuple(z.shape)}, expected "
+                "floating point [N, *output] with at least two dimensions; a scalar output per "
+                "example needs shape [N, 1]."
             )
 
     def check_labels(self, z: Tensor, y: Tensor) -> None:
-        """Raise ValueError where the labels do not fit the output (default: same shape as z, finite)."""
+        """Raise ValueError where the labels do not fit the output (default: same shape as z,
+        finite).
+        """
         if y.shape != z.shape:
             raise ValueError(
-                f"{self.name} got labels of shape {tuple(y.shape)} for outputs {tuple(z.shape)}, expected the same "
-                "shape; reshape the labels."
+                f"{self.name} got labels of shape {tuple(y.shape)} for outputs {tuple(z.shape)}, "
+                "expected the same shape; reshape the labels."
             )
         if y.is_floating_point() and not bool(torch.isfinite(y).all()):
-            raise ValueError(f"{self.name} got NaN or infinite labels, expected finite values; clean the labels.")
+            raise ValueError(
+                f"{self.name} got NaN or infinite labels, expected finite values; clean the labels."
+            )
 
     def check_unlabelled(self, z: Tensor) -> None:  # noqa: B027 - nothing to refuse unless a subclass says so
-        """Raise ValueError where data without labels leaves open what the output means (default: never)."""
+        """Raise ValueError where data without labels leaves open what the output means (default:
+        never).
+        """
 
     @property
     def name(self) -> str:
@@ -103,7 +119,9 @@ class Likelihood(ABC):
 
 
 def diagonal_factors(root: Tensor) -> Tensor:
-    """Factors root_c e_c `[K, N, *output]` of independent outputs: `root` `[N, *output]`, K outputs per example."""
+    """Factors root_c e_c `[K, N, *output]` of independent outputs: `root` `[N, *output]`, K outputs
+    per example.
+    """
     flat = root.flatten(1)
     diagonal = torch.diag_embed(flat)
     return diagonal.permute(1, 0, 2).reshape(-1, *root.shape)

@@ -1,7 +1,9 @@
-"""Categorical likelihood: softmax over classes, -log p = cross-entropy; diag(p) - p p^T has rank C - 1.
+"""Categorical likelihood: softmax over classes, -log p = cross-entropy; diag(p) - p p^T has rank C
+- 1.
 
-With u = sqrt(p), of norm 1, diag(p) - p p^T = diag(u) (I - u u^T) diag(u). The reflection that maps u to -e_C is
-I - v v^T / (1 + u_C) with v = u + e_C, and its first C - 1 columns are a basis of what is orthogonal to u; so
+With u = sqrt(p), of norm 1, diag(p) - p p^T = diag(u) (I - u u^T) diag(u). The reflection that maps
+u to -e_C is I - v v^T / (1 + u_C) with v = u + e_C, and its first C - 1 columns are a basis of what
+is orthogonal to u; so
 
     S_ij = u_i (delta_ij - v_i u_j / (1 + u_C)),   j < C,
 
@@ -19,12 +21,14 @@ from fisher_lab.likelihoods.base import Likelihood
 
 
 class Categorical(Likelihood):
-    """Labels y (class indices) with probabilities softmax(z) along `dim`; all other dimensions are positions.
+    """Labels y (class indices) with probabilities softmax(z) along `dim`; all other dimensions are
+    positions.
 
     The factor has C - 1 columns per position, whose outer products sum to diag(p) - p p^T.
 
     Args:
-        dim: dimension of z that holds the classes; -1 for `[N, C]` and `[N, L, C]`, 1 for torch's `[N, C, L]`.
+        dim: dimension of z that holds the classes; -1 for `[N, C]` and `[N, L, C]`, 1 for torch's
+            `[N, C, L]`.
     """
 
     def __init__(self, dim: int = -1) -> None:
@@ -55,7 +59,9 @@ class Categorical(Likelihood):
         return (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1)
 
     def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
-        """log p `[N]` for class indices y `[N, *positions]`, or class probabilities y of the shape of z."""
+        """log p `[N]` for class indices y `[N, *positions]`, or class probabilities y of the shape
+        of z.
+        """
         logp = z.movedim(self.dim, -1).log_softmax(-1)
         if y.is_floating_point():
             picked = (logp * y.movedim(self.dim, -1)).sum(-1)
@@ -77,8 +83,9 @@ class Categorical(Likelihood):
         super().check_output(z)
         if not -z.ndim < self.dim < z.ndim or self.dim == 0 or z.shape[self.dim] < 2:
             raise ValueError(
-                f"The model returned shape {tuple(z.shape)}, but {self!r} expects at least 2 classes along dimension "
-                f"{self.dim}; for one logit per label use Bernoulli() or BCEWithLogitsLoss."
+                f"The model returned shape {tuple(z.shape)}, but {self!r} expects at least 2 "
+                f"classes along dimension {self.dim}; for one logit per label use Bernoulli() or "
+                "BCEWithLogitsLoss."
             )
 
     def check_labels(self, z: Tensor, y: Tensor) -> None:
@@ -86,21 +93,29 @@ class Categorical(Likelihood):
         expected = list(z.shape)
         C = expected.pop(self.dim)
         if y.is_floating_point() and list(y.shape) == expected:
-            raise ValueError(f"{self.name} got {y.dtype} class labels, expected integers; convert them with y.long().")
+            raise ValueError(
+                f"{self.name} got {y.dtype} class labels, expected integers; convert them with "
+                "y.long()."
+            )
         if y.is_floating_point():
             super().check_labels(z, y)
             if not bool((y >= 0).all()):
-                raise ValueError(f"{self.name} got class probabilities down to {float(y.min()):g}, expected >= 0.")
+                raise ValueError(
+                    f"{self.name} got class probabilities down to {float(y.min()):g}, expected >= "
+                    "0."
+                )
             return
         if list(y.shape) != expected or y.dtype == torch.bool:
             raise ValueError(
-                f"{self.name} got labels {y.dtype} {tuple(y.shape)} for outputs {tuple(z.shape)} with classes along "
-                f"dimension {self.dim}, expected class indices of shape {tuple(expected)}."
+                f"{self.name} got labels {y.dtype} {tuple(y.shape)} for outputs {tuple(z.shape)} "
+                f"with classes along dimension {self.dim}, expected class indices of shape "
+                f"{tuple(expected)}."
             )
         if y.numel() and not bool(((y >= 0) & (y < C)).all()):
             raise ValueError(
-                f"{self.name} got labels from {int(y.min())} to {int(y.max())}, expected 0 to {C - 1} for {C} outputs; "
-                "check the labels and the model's last layer, or ignore labels by CrossEntropyLoss(reduction='sum')."
+                f"{self.name} got labels from {int(y.min())} to {int(y.max())}, expected 0 to "
+                f"{C - 1} for {C} outputs; check the labels and the model's last layer, or ignore "
+                "labels by CrossEntropyLoss(reduction='sum')."
             )
 
     def _class_dim(self, z: Tensor) -> int:

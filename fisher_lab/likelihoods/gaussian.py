@@ -1,4 +1,6 @@
-"""Gaussian likelihood with fixed variance: -log p = |z - y|^2 / (2 variance) + constant. Root: e_c / sqrt(variance)."""
+"""Gaussian likelihood with fixed variance: -log p = |z - y|^2 / (2 variance) + constant. Root: e_c
+/ sqrt(variance).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Gaussian(Likelihood):
 
     def __init__(self, variance: float = 1.0) -> None:
         if not 0 < number(variance) < math.inf:
-            raise ValueError(f"Gaussian got variance={variance!r}, expected a positive finite number.")
+            raise ValueError(
+                f"Gaussian got variance={variance!r}, expected a positive finite number."
+            )
         self.variance = float(variance)
 
     def factor(self, z: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
-"""Torch's loss modules as likelihoods: the Fisher that equals the generalised Gauss-Newton matrix of the loss.
+"""Torch's loss modules as likelihoods: the Fisher that equals the generalised Gauss-Newton matrix
+of the loss.
 
-A torch loss is kappa times a negative log-likelihood per example, with L positions and C outputs (or classes):
+A torch loss is kappa times a negative log-likelihood per example, with L positions and C outputs
+(or classes):
 
     CrossEntropyLoss   mean: kappa = 1 / L        sum: 1
     MSELoss            mean: kappa = 2 / (L C)    sum: 2
@@ -21,12 +23,14 @@ from fisher_lab.likelihoods.gaussian import Gaussian
 
 
 class TorchLoss(Likelihood):
-    """The likelihood behind a `CrossEntropyLoss`, `MSELoss` or `BCEWithLogitsLoss` module, with the loss's scale.
+    """The likelihood behind a `CrossEntropyLoss`, `MSELoss` or `BCEWithLogitsLoss` module, with the
+    loss's scale.
 
     Args:
-        module: the loss module; `reduction="none"` and BCEWithLogitsLoss's weights are refused. CrossEntropyLoss's
-            class weights and ignored labels make terms of the loss smaller or zero; under reduction="sum" that is
-            measured as it is, under "mean" refused, because the mean over what is kept couples the examples.
+        module: the loss module; `reduction="none"` and BCEWithLogitsLoss's weights are refused.
+            CrossEntropyLoss's class weights and ignored labels make terms of the loss smaller or
+            zero; under reduction="sum" that is measured as it is, under "mean" refused, because the
+            mean over what is kept couples the examples.
 
     Raises:
         TypeError: for a module that is none of these.
@@ -34,14 +38,22 @@ class TorchLoss(Likelihood):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        bases = {nn.CrossEntropyLoss: Categorical(dim=1), nn.MSELoss: Gaussian(), nn.BCEWithLogitsLoss: Bernoulli()}
+        bases = {
+            nn.CrossEntropyLoss: Categorical(dim=1),
+            nn.MSELoss: Gaussian(),
+            nn.BCEWithLogitsLoss: Bernoulli(),
+        }
         if type(module) not in bases:
             raise TypeError(
-                f"Got {type(module).__name__} as likelihood, expected a fisher_lab likelihood (Categorical, Gaussian, "
-                "Bernoulli) or one of CrossEntropyLoss, MSELoss, BCEWithLogitsLoss."
+                f"Got {type(module).__name__} as likelihood, expected a fisher_lab likelihood "
+                "(Categorical, Gaussian, Bernoulli) or one of CrossEntropyLoss, MSELoss, "
+                "BCEWithLogitsLoss."
             )
         if module.reduction not in ("mean", "sum"):
-            raise ValueError(f'{type(module).__name__} has reduction={module.reduction!r}, expected "mean" or "sum".')
+            raise ValueError(
+                f'{type(module).__name__} has reduction={module.reduction!r}, expected "mean" or '
+                '"sum".'
+            )
         self.module = module
         self.base: Likelihood = bases[type(module)]
         self.summed = module.reduction == "sum"
@@ -56,18 +68,20 @@ class TorchLoss(Likelihood):
         if isinstance(module, nn.CrossEntropyLoss) and self.weight is not None:
             if not self.summed:
                 raise ValueError(
-                    f"{kind} has weight set and reduction='mean', expected reduction='sum': the mean divides by the "
-                    "labels' weights and so couples the examples; use reduction='sum', or no weights."
+                    f"{kind} has weight set and reduction='mean', expected reduction='sum': the "
+                    "mean divides by the labels' weights and so couples the examples; use "
+                    "reduction='sum', or no weights."
                 )
             if module.label_smoothing or bool((self.weight < 0).any()):
                 raise ValueError(
-                    f"{kind} has weight set together with label_smoothing={module.label_smoothing} or with negative "
-                    "weights, expected one of the two and weights >= 0; change the loss."
+                    f"{kind} has weight set together with "
+                    f"label_smoothing={module.label_smoothing} or with negative weights, expected "
+                    "one of the two and weights >= 0; change the loss."
                 )
         elif self.weight is not None or getattr(module, "pos_weight", None) is not None:
             raise ValueError(
-                f"{kind} has weight or pos_weight set, expected None: a weighted loss is not a likelihood; "
-                "use the loss without weights."
+                f"{kind} has weight or pos_weight set, expected None: a weighted loss is not a "
+                "likelihood; use the loss without weights."
             )
 
     def factor(self, z: Tensor) -> Tensor:
@@ -105,7 +119,9 @@ class TorchLoss(Likelihood):
         return torch.where(y.eq(self.ignored), torch.zeros_like(y), y)
 
     def weights(self, z: Tensor, y: Tensor) -> Tensor | None:
-        """For class indices y `[N, *positions]`: 0 where the loss ignores one, else the weight of its class."""
+        """For class indices y `[N, *positions]`: 0 where the loss ignores one, else the weight of
+        its class.
+        """
         if self.ignored is None or y.is_floating_point():
             return self.base.weights(z, y)
         kept = y.ne(self.ignored)
@@ -121,23 +137,29 @@ class TorchLoss(Likelihood):
 
     def check_labels(self, z: Tensor, y: Tensor) -> None:
         """As the likelihood's; under a mean, no label is `ignore_index`."""
-        if self.ignored is not None and not y.is_floating_point() and bool((y == self.ignored).any()):
+        if (
+            self.ignored is not None
+            and not y.is_floating_point()
+            and bool((y == self.ignored).any())
+        ):
             if not self.summed:
                 raise ValueError(
-                    f"{int((y == self.ignored).sum())} labels equal ignore_index={self.ignored}, expected none under "
-                    "reduction='mean', whose mean over the labels kept couples the examples; use reduction='sum', or "
-                    "remove them from the data."
+                    f"{int((y == self.ignored).sum())} labels equal ignore_index={self.ignored}, "
+                    "expected none under reduction='mean', whose mean over the labels kept "
+                    "couples the examples; use reduction='sum', or remove them from the data."
                 )
             y = torch.where(y == self.ignored, torch.zeros_like(y), y)
         self.base.check_labels(z, y)
 
     def check_unlabelled(self, z: Tensor) -> None:
-        """Refuse outputs with positions: only labels tell whether they are laid out as the loss expects."""
+        """Refuse outputs with positions: only labels tell whether they are laid out as the loss
+        expects.
+        """
         if z.ndim > 2:
             raise ValueError(
-                f"The model returned shape {tuple(z.shape)} and there are no labels, so which dimension holds the "
-                f"classes is a guess with {self.name}, expected labels or an explicit likelihood; pass one, such as "
-                "fl.Categorical(dim=-1)."
+                f"The model returned shape {tuple(z.shape)} and there are no labels, so which "
+                f"dimension holds the classes is a guess with {self.name}, expected labels or an "
+                "explicit likelihood; pass one, such as fl.Categorical(dim=-1)."
             )
 
     @property
@@ -160,6 +182,7 @@ def as_likelihood(likelihood: Likelihood | nn.Module) -> Likelihood:
         return likelihood
     if isinstance(likelihood, type):
         raise TypeError(
-            f"Got the class {likelihood.__name__} as likelihood, expected an instance; write {likelihood.__name__}()."
+            f"Got the class {likelihood.__name__} as likelihood, expected an instance; write "
+            f"{likelihood.__name__}()."
         )
     return TorchLoss(likelihood)

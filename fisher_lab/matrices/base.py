@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 DampingStyle = Literal["exact", "factored"]
-Operator = Callable[[Tensor], Tensor]  # on arrays of the shape of W, or several `[..., d_out, d_in]`
+# on arrays of the shape of W, or several `[..., d_out, d_in]`
+Operator = Callable[[Tensor], Tensor]
 
 _log = logging.getLogger("fisher_lab")
 _told: set[tuple[type, str]] = set()  # of which structure which slow default was told already
@@ -41,15 +42,20 @@ def tell_slow(matrix: FisherMatrix, method: str, how: str) -> None:
         return
     _told.add((kind, method))
     name = kind.__name__
-    _log.warning("%s has no %s of its own: the default %s. Define it where that takes long.", name, method, how)
+    _log.warning(
+        "%s has no %s of its own: the default %s. Define it where that takes long.",
+        name,
+        method,
+        how,
+    )
 
 
 class FisherMatrix(ABC):
     """Symmetric positive semi-definite matrix over the entries of W `[d_out, d_in]`, row-major.
 
-    Structures are frozen dataclasses that hold tensors and owe `shape`, `_apply`, `trace`, `frobenius_norm`,
-    `scaled` and `_powered`; everything else has a right, possibly slow, default here. The slowest say once, in the log
-    "fisher_lab", which method a structure should define.
+    Structures are frozen dataclasses that hold tensors and owe `shape`, `_apply`, `trace`,
+    `frobenius_norm`, `scaled` and `_powered`; everything else has a right, possibly slow, default
+    here. The slowest say once, in the log "fisher_lab", which method a structure should define.
     """
 
     _as_dense: ClassVar[type[Any]]  # Dense: its file sets it here, which stands above this one
@@ -79,7 +85,7 @@ class FisherMatrix(ABC):
     def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
         """(self + damping I)^p."""
 
-    # -- what every structure gets ---------------------------------------------------------------------------------
+    # -- what every structure gets -----------------------------------------------------------------
     @property
     def dim(self) -> int:
         """Number of parameters d."""
@@ -88,27 +94,36 @@ class FisherMatrix(ABC):
     def __matmul__(self, X: Tensor) -> Tensor:
         """The matrix times vec(X), for X `[..., d_out, d_in]`, in the shape of X."""
         if not isinstance(X, Tensor):
-            raise TypeError(f"Got type {type(X).__name__}, expected a tensor of the weight's shape {self.shape}.")
+            raise TypeError(
+                f"Got type {type(X).__name__}, expected a tensor of the weight's shape "
+                f"{self.shape}."
+            )
         if X.ndim < 2 or tuple(X.shape[-2:]) != tuple(self.shape):
             raise ValueError(
-                f"Got an array of shape {tuple(X.shape)}, expected [..., {self.shape[0]}, {self.shape[1]}]: "
-                "a FisherMatrix acts on arrays of the shape of its weight (bias as the last column)."
+                f"Got an array of shape {tuple(X.shape)}, expected [..., {self.shape[0]}, "
+                f"{self.shape[1]}]: a FisherMatrix acts on arrays of the shape of its weight "
+                "(bias as the last column)."
             )
         try:
             return self._apply(X)
         except RuntimeError as error:
             if X.dtype == self.dtype:
                 raise
-            raise TypeError(f"Got a {X.dtype} tensor, expected {self.dtype}; use X.to({self.dtype}).") from error
+            raise TypeError(
+                f"Got a {X.dtype} tensor, expected {self.dtype}; use X.to({self.dtype})."
+            ) from error
 
-    def powered(self, p: float, damping: float | Tensor = 0.0, style: DampingStyle = "exact") -> FisherMatrix:
-        """(self + damping I)^p as a FisherMatrix, factorised once; damping 0 with p < 0 is the pseudo-inverse.
+    def powered(
+        self, p: float, damping: float | Tensor = 0.0, style: DampingStyle = "exact"
+    ) -> FisherMatrix:
+        """(self + damping I)^p as a FisherMatrix, factorised once; damping 0 with p < 0 is the
+        pseudo-inverse.
 
         Args:
             p: the power, for instance -1.
             damping: lambda >= 0, on the scale of the Fisher.
-            style: "exact" adds lambda I; "factored" (Kronecker only) brings the k factors to equal mean eigenvalue
-                and adds lambda^(1/k) to each.
+            style: "exact" adds lambda I; "factored" (Kronecker only) brings the k factors to equal
+                mean eigenvalue and adds lambda^(1/k) to each.
 
         Raises:
             ValueError: negative damping, or "factored" for a structure without factors.
@@ -123,7 +138,8 @@ class FisherMatrix(ABC):
 
     def _powered_factored(self, p: float, damping: float | Tensor) -> FisherMatrix:  # noqa: ARG002
         raise ValueError(
-            f"{type(self).__name__} got factored damping, expected exact damping: only Kronecker products have factors "
+            f"{type(self).__name__} got factored damping, expected exact damping: only Kronecker "
+            "products have factors "
             'to damp; use style="exact".'
         )
 
@@ -134,24 +150,32 @@ class FisherMatrix(ABC):
 
     @property
     def damps_exactly(self) -> bool:
-        """Whether exact damping costs no more than factored damping, so that trainers need not make do with that."""
+        """Whether exact damping costs no more than factored damping, so that trainers need not make
+        do with that.
+        """
         return False
 
     def rescued(self, p: float, damping: float | Tensor) -> FisherMatrix:
-        """(self + damping I)^p by eigendecompositions, which succeed where a Cholesky factorisation failed.
+        """(self + damping I)^p by eigendecompositions, which succeed where a Cholesky factorisation
+        failed.
 
         Args:
             p: the power.
             damping: lambda >= 0.
 
         Raises:
-            ValueError: if the default would need a dense matrix that does not fit into the memory that is free.
+            ValueError: if the default would need a dense matrix that does not fit into the memory
+                that is free.
         """
         tell_slow(self, "rescued", "decomposes the dense matrix")
         return self._as_dense(self.dense(), self.shape).rescued(p, damping)
 
-    def power(self, X: Tensor, p: float, damping: float | Tensor = 0.0, style: DampingStyle = "exact") -> Tensor:
-        """(self + damping I)^p times vec(X), for X `[..., d_out, d_in]`; see `powered` to factorise once."""
+    def power(
+        self, X: Tensor, p: float, damping: float | Tensor = 0.0, style: DampingStyle = "exact"
+    ) -> Tensor:
+        """(self + damping I)^p times vec(X), for X `[..., d_out, d_in]`; see `powered` to factorise
+        once.
+        """
         return self.powered(p, damping, style) @ X
 
     def solve(self, X: Tensor, damping: float | Tensor, style: DampingStyle = "exact") -> Tensor:
@@ -168,8 +192,9 @@ class FisherMatrix(ABC):
         need = 2 * d * d * torch.finfo(self.dtype).bits // 8
         if need > available_bytes():
             raise ValueError(
-                f"A dense block with d={d} needs {readable(need)} and {readable(available_bytes())} is free; "
-                "use @, solve and the norms, which need no dense matrix."
+                f"A dense block with d={d} needs {readable(need)} and "
+                f"{readable(available_bytes())} is free; use @, solve and the norms, which need "
+                "no dense matrix."
             )
         return self._dense()
 
@@ -191,19 +216,25 @@ class FisherMatrix(ABC):
         return torch.linalg.eigvalsh(self.dense())
 
     def spectral_norm(self) -> Tensor:
-        """Largest eigenvalue, a scalar (by the Lanczos method, once, where the structure gives no shortcut)."""
+        """Largest eigenvalue, a scalar (by the Lanczos method, once, where the structure gives no
+        shortcut).
+        """
         return self._top
 
     @cached_property
     def _top(self) -> Tensor:
-        found = lanczos(lambda v: self._apply(v.view(self.shape)).flatten(), start_vector(self), tolerance=1e-6)
+        found = lanczos(
+            lambda v: self._apply(v.view(self.shape)).flatten(), start_vector(self), tolerance=1e-6
+        )
         return torch.tensor(found.high, dtype=self.dtype, device=self.device)
 
     def quadratic(self, stats: LayerStats | Sums) -> Tensor:
-        """<F, self>_Frobenius for the block F of `stats`: 1/N sum over its columns of vec(P)^T self vec(P).
+        """<F, self>_Frobenius for the block F of `stats`: 1/N sum over its columns of vec(P)^T self
+        vec(P).
 
         Args:
-            stats: the columns; as Sums, what others computed of them is used, and what is computed is kept for others.
+            stats: the columns; as Sums, what others computed of them is used, and what is computed
+                is kept for others.
         """
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         for P in stats.per_example(pieces.STREAM_BYTES):
@@ -211,9 +242,10 @@ class FisherMatrix(ABC):
             total = total + (P * self._apply(P)).sum()
         return total / stats.N
 
-    # -- beside another matrix ------------------------------------------------------------------------------------
-    # Where one of the two is held as the columns of F, the other one answers: it knows which contraction of columns
-    # with its own numbers is cheap (`quadratic`, `_taken_from`, `_square_distance_to`).
+    # -- beside another matrix ---------------------------------------------------------------------
+    # Where one of the two is held as the columns of F, the other one answers: it knows which
+    # contraction of columns with its own numbers is cheap (`quadratic`, `_taken_from`,
+    # `_square_distance_to`).
     def inner(self, other: FisherMatrix) -> Tensor:
         """<self, other>_Frobenius, a scalar, without a dense matrix."""
         for held, asked in ((self, other), (other, self)):
@@ -231,15 +263,20 @@ class FisherMatrix(ABC):
         return None
 
     def minus(self, other: FisherMatrix) -> Operator:
-        """An operator with the eigenvalues of self - other: X -> self X - other X, up to a rotation of the space."""
+        """An operator with the eigenvalues of self - other: X -> self X - other X, up to a rotation
+        of the space.
+        """
         return lambda X: self @ X - other @ X
 
     def _taken_from(self, stats: LayerStats) -> Operator | None:  # noqa: ARG002
-        """An operator with the eigenvalues of F - self for the F of `stats`, where one costs less than two products."""
+        """An operator with the eigenvalues of F - self for the F of `stats`, where one costs less
+        than two products.
+        """
         return None
 
     def differences(self, others: Sequence[FisherMatrix], V: Tensor) -> list[Tensor]:
-        """(self - others[i]) V[i] for V `[L, d_out, d_in]`, with one product of this matrix for all.
+        """(self - others[i]) V[i] for V `[L, d_out, d_in]`, with one product of this matrix for
+        all.
 
         Args:
             others: L matrices.
@@ -250,7 +287,9 @@ class FisherMatrix(ABC):
 
     @property
     def shares_products(self) -> bool:
-        """Whether one product with several X costs so much less than several products that these should wait."""
+        """Whether one product with several X costs so much less than several products that these
+        should wait.
+        """
         return False
 
     @property
@@ -259,7 +298,8 @@ class FisherMatrix(ABC):
         return float(self.dim) ** 2
 
     def square_distance(self, other: FisherMatrix, most_flops: float) -> float | None:
-        """|self - other|_Frobenius^2 without cancellation, entry by entry; None where that is more work than allowed.
+        """|self - other|_Frobenius^2 without cancellation, entry by entry; None where that is more
+        work than allowed.
 
         Args:
             other: another matrix over W.
@@ -273,7 +313,9 @@ class FisherMatrix(ABC):
         return total
 
     def _square_distance_to(self, stats: LayerStats, most_flops: float) -> float | None:  # noqa: ARG002
-        """|F - self|_Frobenius^2 for the F of `stats` without cancellation, where there is a route of its own."""
+        """|F - self|_Frobenius^2 for the F of `stats` without cancellation, where there is a route
+        of its own.
+        """
         return None
 
     def known_square(self, other: FisherMatrix) -> Tensor | None:  # noqa: ARG002
@@ -313,18 +355,21 @@ class FisherMatrix(ABC):
             rmatvec=lambda v: matmat(v.reshape(-1, 1))[:, 0], dtype=dtype,
         )  # fmt: skip
 
-    # -- several matrices as one ----------------------------------------------------------------------------------
+    # -- several matrices as one -------------------------------------------------------------------
     @property
     def signature(self) -> Hashable:
-        """What two matrices must have in common so that `stack` can join them; None for one that stays alone.
+        """What two matrices must have in common so that `stack` can join them; None for one that
+        stays alone.
 
-        Trainers work on all layers of one signature in one batched call; layers that stay alone take a call each.
+        Trainers work on all layers of one signature in one batched call; layers that stay alone
+        take a call each.
         """
         tell_slow(self, "signature", "works on every layer alone")
         return None
 
     def stack(self, others: Sequence[Self]) -> Self:
-        """Matrices of one signature as one over the rows of all, `[L * d_out, d_in]`: this one first, then the others.
+        """Matrices of one signature as one over the rows of all, `[L * d_out, d_in]`: this one
+        first, then the others.
 
         Raises:
             ValueError: if there are others and the structure says no signature.
@@ -333,8 +378,8 @@ class FisherMatrix(ABC):
             return self
         if self.signature is None:
             raise ValueError(
-                f"Got {1 + len(others)} matrices of structure {type(self).__name__} to stack, expected one: it stays "
-                "alone; define signature, stack and part to join several."
+                f"Got {1 + len(others)} matrices of structure {type(self).__name__} to stack, "
+                "expected one: it stays alone; define signature, stack and part to join several."
             )
         every = [matrix.tensors() for matrix in (self, *others)]
         joined = {}
@@ -356,7 +401,7 @@ class FisherMatrix(ABC):
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in self.tensors().items())
         return type(self).__name__, shapes
 
-    # -- tensors: bytes, device, checkpoints -----------------------------------------------------------------------
+    # -- tensors: bytes, device, checkpoints -------------------------------------------------------
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor held, by a dotted name."""
         found: dict[str, Tensor] = {}
@@ -368,7 +413,9 @@ class FisherMatrix(ABC):
         return self._visit(lambda name, _: tensors[name])
 
     def forgetful(self) -> Self:
-        """The same matrix without what it remembers: decompositions and norms, which `nbytes` does not count."""
+        """The same matrix without what it remembers: decompositions and norms, which `nbytes` does
+        not count.
+        """
         return self.with_tensors(self.tensors())
 
     def remembers(self, name: str) -> bool:
@@ -430,4 +477,6 @@ def same_memory(x: Tensor | None, y: Tensor | None) -> bool:
 
 def _strides(x: Tensor) -> list[tuple[int, int]]:
     """Length and stride of the axes that are longer than 1."""
-    return [(length, stride) for length, stride in zip(x.shape, x.stride(), strict=True) if length > 1]
+    return [
+        (length, stride) for length, stride in zip(x.shape, x.stride(), strict=True) if length > 1
+    ]

@@ -24,7 +24,8 @@ class BlockDiagonal(FisherMatrix):
     Args:
         blocks: `[B, b, b]`, B * b = d.
         weight_shape: shape `(d_out, d_in)` of W.
-        groups: None if the blocks run along rows of W; otherwise they run along columns, group by group.
+        groups: None if the blocks run along rows of W; otherwise they run along columns, group by
+            group.
     """
 
     blocks: Tensor
@@ -80,7 +81,9 @@ class BlockDiagonal(FisherMatrix):
     def _powered(self, p: float, damping: float | Tensor) -> BlockDiagonal:
         if p == -1 and (isinstance(damping, Tensor) or damping > 0):
             eye = torch.eye(self.blocks.shape[1], dtype=self.dtype, device=self.device)
-            return BlockDiagonal(spd_inverse(symmetrize(self.blocks) + damping * eye), self.weight_shape, self.groups)
+            return BlockDiagonal(
+                spd_inverse(symmetrize(self.blocks) + damping * eye), self.weight_shape, self.groups
+            )
         return self.rescued(p, damping)
 
     def rescued(self, p: float, damping: float | Tensor) -> BlockDiagonal:
@@ -92,7 +95,9 @@ class BlockDiagonal(FisherMatrix):
 
     @property
     def signature(self) -> Hashable:
-        """By shape where the blocks run along rows; those along columns stay alone: their rows do not follow."""
+        """By shape where the blocks run along rows; those along columns stay alone: their rows do
+        not follow.
+        """
         return self._shapes() if self.groups is None else None
 
     def stack(self, others: Sequence[BlockDiagonal]) -> BlockDiagonal:
@@ -176,7 +181,8 @@ class FactoredRows(FisherMatrix):
         need = 3 * self.w.shape[1] * self.a.shape[1] ** 2 * self.a.element_size()
         if need > available_bytes():
             raise ValueError(
-                f"The row blocks of a layer {self.shape} need {readable(need)} and {readable(available_bytes())} is "
+                f"The row blocks of a layer {self.shape} need {readable(need)} and "
+                f"{readable(available_bytes())} is "
                 'free; leave out the damped errors or use MiniBlock(linear="row_avg").'
             )
         blocks = torch.stack([self.a.T @ (self.a * w[:, None]) for w in self.w.T])

@@ -1,11 +1,14 @@
-"""|F - G (x) A|_F^2 without cancellation, by centring the features H_n = sum_r g g^T and X_n = a a^T.
+"""|F - G (x) A|_F^2 without cancellation, by centring the features H_n = sum_r g g^T and X_n = a
+a^T.
 
-With weights w_n summing to 1, H_n (x) X_n scaled so that F = c sum w_n H_n (x) X_n, and the means Hbar and Xbar,
+With weights w_n summing to 1, H_n (x) X_n scaled so that F = c sum w_n H_n (x) X_n, and the means
+Hbar and Xbar,
 
     F = c [ Hbar (x) Xbar + sum w_n (H_n - Hbar) (x) (X_n - Xbar) ].
 
-KFAC is c Hbar (x) Xbar for equal weights and TKFAC for w_n ~ |a_n|^2 |g_n|^2 with features of trace 1, so for them only
-the covariance is left; any other Kronecker product adds its own small difference from the nearer of the two.
+KFAC is c Hbar (x) Xbar for equal weights and TKFAC for w_n ~ |a_n|^2 |g_n|^2 with features of trace
+1, so for them only the covariance is left; any other Kronecker product adds its own small
+difference from the nearer of the two.
 
 The naive twin is the dense difference in tests/scale/test_matrix_free.py.
 """
@@ -38,14 +41,18 @@ class _Features:
         rows = scaled.flatten(0, 1)
         self.H = rows.T @ rows
         self.X = self.a.T @ (self.a * self.w[:, None])
-        # G (x) A, to be compared with c Hbar (x) Xbar, is c G' (x) A' with an A' that has the trace of Xbar
+        # G (x) A, to be compared with c Hbar (x) Xbar, is c G' (x) A' with an A' that has the trace
+        # of Xbar
         ratio = float(self.X.trace() / self.A.trace())
         self.A = self.A * ratio
         self.G = self.G / (ratio * self.c)
         # what is left of the means: dG (x) A + Hbar (x) dA
         self.dG = self.G - self.H
         self.dA = self.A - self.X
-        square = self.H.square().sum() * self.dA.square().sum() + self.dG.square().sum() * self.A.square().sum()
+        square = (
+            self.H.square().sum() * self.dA.square().sum()
+            + self.dG.square().sum() * self.A.square().sum()
+        )
         cross = (self.H * self.dG).sum() * (self.A * self.dA).sum()
         self.rest = float(square + 2 * cross)
 

@@ -74,7 +74,12 @@ class Dense(FisherMatrix):
         return Dense(self.matrix * c, self.weight_shape)
 
     def _powered(self, p: float, damping: float | Tensor) -> Dense:
-        if p == -1 and not self.remembers("_eigh") and not isinstance(damping, Tensor) and damping > 0:
+        if (
+            p == -1
+            and not self.remembers("_eigh")
+            and not isinstance(damping, Tensor)
+            and damping > 0
+        ):
             shifted = self.matrix.clone()
             shifted.diagonal().add_(damping)
             inverse = spd_inverse(shifted)  # a tenth of an eigendecomposition

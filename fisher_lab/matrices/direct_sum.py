@@ -1,4 +1,6 @@
-"""Independent blocks for the weight proper and the bias (TN and kernel mini-blocks of a convolution with bias)."""
+"""Independent blocks for the weight proper and the bias (TN and kernel mini-blocks of a convolution
+with bias).
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class DirectSum(FisherMatrix):
 
     def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """Sum of the parts' inner products with their own columns of F."""
-        return torch.stack([part.quadratic(stats.inputs(columns)) for part, columns in self._slices()]).sum()
+        return torch.stack(
+            [part.quadratic(stats.inputs(columns)) for part, columns in self._slices()]
+        ).sum()
 
     def scaled(self, c: float | Tensor) -> DirectSum:
         """c times every part."""

@@ -1,4 +1,6 @@
-"""A block that is diagonal in a Kronecker product of orthogonal bases (EKFAC, TEKFAC, damped inverses of KFAC)."""
+"""A block that is diagonal in a Kronecker product of orthogonal bases (EKFAC, TEKFAC, damped
+inverses of KFAC).
+"""
 
 from __future__ import annotations
 

@@ -22,9 +22,10 @@ class Kronecker(FisherMatrix):
     """U_1 (x) ... (x) U_k, block-diagonal over Q groups; for k = 2 it maps X to G X A.
 
     Args:
-        factors: PSD matrices `[Q, n_i, n_i]`, or diagonals `[Q, n_i]`; the first acts on the rows of W.
-        identities: which of the factors are the identity, as diagonals of ones. Where only one other is left, exact
-            damping is a shift of that one.
+        factors: PSD matrices `[Q, n_i, n_i]`, or diagonals `[Q, n_i]`; the first acts on the rows
+            of W.
+        identities: which of the factors are the identity, as diagonals of ones. Where only one
+            other is left, exact damping is a shift of that one.
     """
 
     factors: tuple[Tensor, ...]
@@ -47,7 +48,9 @@ class Kronecker(FisherMatrix):
     @cached_property
     def eigenpairs(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
         """Eigenvalues and eigenvectors of every factor; None for the basis of a diagonal."""
-        return tuple((factor, None) if factor.ndim == 2 else eigh(factor) for factor in self.factors)
+        return tuple(
+            (factor, None) if factor.ndim == 2 else eigh(factor) for factor in self.factors
+        )
 
     @property
     def decomposed(self) -> bool:
@@ -74,12 +77,17 @@ class Kronecker(FisherMatrix):
 
     def frobenius_norm(self) -> Tensor:
         """Root of the sum over groups of the product of squared norms."""
-        return self._per_group([factor.square().flatten(1).sum(-1) for factor in self.factors]).sum().sqrt()
+        return (
+            self._per_group([factor.square().flatten(1).sum(-1) for factor in self.factors])
+            .sum()
+            .sqrt()
+        )
 
     def spectral_norm(self) -> Tensor:
         """Largest product of largest eigenvalues."""
         tops = [
-            factor.amax(-1) if factor.ndim == 2 else torch.linalg.eigvalsh(factor)[:, -1] for factor in self.factors
+            factor.amax(-1) if factor.ndim == 2 else torch.linalg.eigvalsh(factor)[:, -1]
+            for factor in self.factors
         ]
         return self._per_group(tops).max()
 
@@ -106,11 +114,17 @@ class Kronecker(FisherMatrix):
         G, A = self.factors
         if stats.T == 1:
             g, a = _multiply(stats.g, G), _multiply(stats.a, A)
-            return torch.einsum("nq,nq->", (g * stats.g).sum((0, 2, 4)), (a * stats.a).sum((1, 3))) / stats.N
+            return (
+                torch.einsum("nq,nq->", (g * stats.g).sum((0, 2, 4)), (a * stats.a).sum((1, 3)))
+                / stats.N
+            )
         sums = as_sums(stats)
         if 2 * sums.d_in < sums.N * sums.T:  # else left(A) costs less than looking
-            for basis in sums.bases:  # that of its own eigenvectors, where the corrected approximation was built too
-                values = [_in_basis(factor, B) for factor, B in zip(self.factors, basis, strict=True)]
+            # that of its own eigenvectors, where the corrected approximation was built too
+            for basis in sums.bases:
+                values = [
+                    _in_basis(factor, B) for factor, B in zip(self.factors, basis, strict=True)
+                ]
                 if values[0] is not None and values[1] is not None:
                     return torch.einsum("qo,qi,qoi->", values[0], values[1], sums.squares(basis))
         left = sums.left(A)  # <F, G (x) A> = <1/N sum P A P^T, G>
@@ -120,7 +134,12 @@ class Kronecker(FisherMatrix):
 
     def _square_distance_to(self, stats: LayerStats, most_flops: float) -> float | None:
         """From centred features, for two factors and columns of rank one."""
-        if len(self.factors) != 2 or not stats.rank_one or stats.Q != 1 or 2 * centring_flops(stats) > most_flops:
+        if (
+            len(self.factors) != 2
+            or not stats.rank_one
+            or stats.Q != 1
+            or 2 * centring_flops(stats) > most_flops
+        ):
             return None
         G, A = (factor[0] if factor.ndim == 3 else factor[0].diag() for factor in self.factors)
         return max(0.0, kronecker_difference(stats, G, A))
@@ -180,10 +199,11 @@ class Kronecker(FisherMatrix):
         return Kronecker(tuple(powers))
 
     def _balance(self) -> Tensor:
-        """Numbers `[k, Q]` that scale the factors to equal mean eigenvalue in every group; their product is 1.
+        """Numbers `[k, Q]` that scale the factors to equal mean eigenvalue in every group; their
+        product is 1.
 
-        For k = 2 damping the factors then by sqrt(lambda) is KFAC's pi split, for any k it is TNT's damping with
-        eps^k = lambda. All zero where a factor vanishes.
+        For k = 2 damping the factors then by sqrt(lambda) is KFAC's pi split, for any k it is TNT's
+        damping with eps^k = lambda. All zero where a factor vanishes.
         """
         means = torch.stack([_diagonal(factor).mean(-1) for factor in self.factors])
         common = means.clamp(min=0).log().mean(0).exp()
@@ -199,7 +219,9 @@ def _inverse(factor: Tensor, scale: Tensor, shift: float | Tensor) -> Tensor:
 
 
 def _in_basis(factor: Tensor, basis: Tensor | None) -> Tensor | None:
-    """The diagonal `[Q, n]` of a factor in an orthogonal basis in which it is diagonal up to rounding, else None."""
+    """The diagonal `[Q, n]` of a factor in an orthogonal basis in which it is diagonal up to
+    rounding, else None.
+    """
     if factor.ndim == 2 or basis is None:
         return factor if factor.ndim == 2 and basis is None else None
     rotated = basis.transpose(-1, -2) @ factor @ basis

@@ -20,8 +20,8 @@ class LowRank(FisherMatrix):
     """U U^T / N for the columns U of a LayerStats, never formed.
 
     Args:
-        sums: inputs and output gradients of the layer, with what was computed of them already. LayerStats are taken,
-            too.
+        sums: inputs and output gradients of the layer, with what was computed of them already.
+            LayerStats are taken, too.
     """
 
     sums: Sums
@@ -95,12 +95,16 @@ class LowRank(FisherMatrix):
         return contractions.overlap(as_sums(stats).stats, self.stats)
 
     def weights_beside(self, other: FisherMatrix) -> Tensor | None:
-        """The weights `[N]` of the own columns in self - other, if other is made of the first of them (TENGraD)."""
+        """The weights `[N]` of the own columns in self - other, if other is made of the first of
+        them (TENGraD).
+        """
         if not isinstance(other, LowRank):
             return None
         n = other.stats.N
         first = None if self.stats.a is None else self.stats.a[:n]
-        if not (same_memory(other.stats.a, first) and same_memory(other.stats.g, self.stats.g[:, :n])):
+        if not (
+            same_memory(other.stats.a, first) and same_memory(other.stats.g, self.stats.g[:, :n])
+        ):
             return None
         weight = self.stats.g.new_full((self.stats.N,), 1 / self.stats.N)
         weight[:n] -= 1 / n
@@ -171,16 +175,20 @@ class LowRank(FisherMatrix):
         return contractions.dense(self.stats)
 
     def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
-        """Woodbury: (lambda I + U U^T/N)^p = lambda^p I + U V diag(((k + lambda)^p - lambda^p) / k) V^T U^T / N."""
+        """Woodbury: (lambda I + U U^T/N)^p = lambda^p I + U V diag(((k + lambda)^p - lambda^p) / k)
+        V^T U^T / N.
+        """
         zero = torch.zeros((), dtype=self.dtype, device=self.device)
         if self.dim <= self.columns:
-            # a tensor, because a trainer's refresh must not wait for Dense to look whether Cholesky succeeded
+            # a tensor, because a trainer's refresh must not wait for Dense to look whether Cholesky
+            # succeeded
             if isinstance(damping, float):
                 damping = zero + damping
             return Dense(self.dense(), self.shape)._powered(p, damping)
         values, vectors = self._gram_eigh
         shift = shifted_power(zero, p, damping)
-        # directions in the null space of K carry no column: their weight is irrelevant, so the division is guarded
+        # directions in the null space of K carry no column: their weight is irrelevant, so the
+        # division is guarded
         eps = torch.finfo(self.dtype).eps
         kept = values > values[-1] * self.dim * eps
         safe = torch.where(kept, values, torch.ones_like(values))

@@ -1,4 +1,6 @@
-"""A block whose columns are never all in memory: F = 1/N sum over pieces of the data, read anew for every operation."""
+"""A block whose columns are never all in memory: F = 1/N sum over pieces of the data, read anew for
+every operation.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from fisher_lab.statistics import LayerStats, Sums, as_sums, contractions
 class Streamed(FisherMatrix):
     """U U^T / N for columns U that come piece by piece.
 
-    A product (with one or many X) is one pass over the pieces, the Frobenius norm one pass for each piece. Powers are
-    those of the dense block, where that fits.
+    A product (with one or many X) is one pass over the pieces, the Frobenius norm one pass for each
+    piece. Powers are those of the dense block, where that fits.
 
     Args:
         pieces: begins a pass; gives the layer's LayerStats over some examples at a time.

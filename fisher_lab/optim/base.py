@@ -1,4 +1,6 @@
-"""What every optimizer of this package shares: layers and groups, the fallback, momentum, decay, the guarded step."""
+"""What every optimizer of this package shares: layers and groups, the fallback, momentum, decay,
+the guarded step.
+"""
 
 from __future__ import annotations
 
@@ -30,23 +32,27 @@ from fisher_lab.optim.options import Option, Options, Settings
 from fisher_lab.optim.saving import copied
 from fisher_lab.optim.vectors import Share
 
-VERSION = 2  # of what `state_dict` holds beside torch's state: 1 did not know the sizes of its observations
+# of what `state_dict` holds beside torch's state: 1 did not know the sizes of its observations
+VERSION = 2
 
 
 class LayerOptimizer(torch.optim.Optimizer):
     """A torch optimizer whose groups are layers; all parameters without adapter go to AdamW.
 
-    A step with a non-finite loss, gradient or update changes nothing (by `torch.where`, without a host read).
+    A step with a non-finite loss, gradient or update changes nothing (by `torch.where`, without a
+    host read).
 
     Args:
         model: the model.
         options: what holds for all layers.
         settings: defaults of every group.
         layers: names of layers to treat, None for all.
-        groups: `[{"layers": names, setting: value, ...}]`; all other layers are one group with the defaults.
+        groups: `[{"layers": names, setting: value, ...}]`; all other layers are one group with the
+            defaults.
     """
 
-    _step_supports_amp_scaling = True  # GradScaler hands over its scale and its found_inf instead of reading it
+    # GradScaler hands over its scale and its found_inf instead of reading it
+    _step_supports_amp_scaling = True
     _registry: ClassVar[dict[str, type[LayerOptimizer]]] = {}
 
     needs_closure: ClassVar[bool] = False  # whether `step` calls its closure more than once
@@ -77,7 +83,9 @@ class LayerOptimizer(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(model, nn.Module):
             found = type(model).__name__
-            raise TypeError(f"Got a {found} as model, expected a torch.nn.Module, not its parameters.")
+            raise TypeError(
+                f"Got a {found} as model, expected a torch.nn.Module, not its parameters."
+            )
         _check_one_process()
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model's original
         self.options = options
@@ -91,14 +99,17 @@ class LayerOptimizer(torch.optim.Optimizer):
         made = make_groups(self.layers, settings, groups, self.group_extras)
         super().__init__(made, settings.as_group())
         self.fallback = self._fallback()
-        # dynamo does not guard an optimizer's attributes: a compiled step would keep using those of its first call
-        # (the plain function, as a bound method would be a cycle that keeps the memory after the last reference)
+        # dynamo does not guard an optimizer's attributes: a compiled step would keep using those of
+        # its first call (the plain function, as a bound method would be a cycle that keeps the
+        # memory after the last reference)
         self._run = torch.compiler.disable(type(self)._step)
         self._complete = True
 
-    # -- layers and groups -----------------------------------------------------------------------------------------
+    # -- layers and groups -------------------------------------------------------------------------
     def _fallback(self) -> torch.optim.AdamW | None:
-        """AdamW for all parameters that no layer covers, its group the last of ours; None if there are none."""
+        """AdamW for all parameters that no layer covers, its group the last of ours; None if there
+        are none.
+        """
         covered: set[nn.Parameter] = set()
         for layer in self.layers.values():
             covered.update(layer.parameters.values())
@@ -118,10 +129,13 @@ class LayerOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Groups are given at construction, by layer."""
         if getattr(self, "_complete", False):
-            raise ValueError("Got a new parameter group, expected groups=[...] at construction; build a new optimizer.")
+            raise ValueError(
+                "Got a new parameter group, expected groups=[...] at construction; build a new "
+                "optimizer."
+            )
         super().add_param_group(param_group)
 
-    # -- precision, randomness, data -------------------------------------------------------------------------------
+    # -- precision, randomness, data ---------------------------------------------------------------
     def working_dtype(self, p: Tensor) -> torch.dtype:
         """Precision of everything that belongs to a parameter."""
         return statistics_dtype(p.dtype, self.options.dtype)
@@ -145,7 +159,9 @@ class LayerOptimizer(torch.optim.Optimizer):
         return torch.autocast(device.type, enabled=False)
 
     def _generator(self, device: torch.device) -> torch.Generator | None:
-        """The source of sampled labels, on the device of the outputs; none where nothing is drawn (meta)."""
+        """The source of sampled labels, on the device of the outputs; none where nothing is drawn
+        (meta).
+        """
         if device.type == "meta":
             return None
         if self.generator is None:
@@ -160,7 +176,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         p = self.param_groups[0]["params"][0]
         yield from Batches(data, p.dtype, p.device, budget_bytes())
 
-    # -- the step --------------------------------------------------------------------------------------------------
+    # -- the step ----------------------------------------------------------------------------------
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step from `p.grad`; a closure, if given, is called first, with gradients enabled.
 
@@ -252,7 +268,9 @@ class LayerOptimizer(torch.optim.Optimizer):
         return buffers
 
     def apply(self, shares: Sequence[Share], ok: Tensor, clip: float | Tensor) -> None:
-        """W <- W - lr clip p in all groups, and the fallback; nothing where not ok or a direction is not finite."""
+        """W <- W - lr clip p in all groups, and the fallback; nothing where not ok or a direction
+        is not finite.
+        """
         directions: list[Tensor] = []
         for share in shares:
             directions += share.directions
@@ -287,7 +305,7 @@ class LayerOptimizer(torch.optim.Optimizer):
             torch._foreach_mul_(share.params, where_ok(ok, left, 1.0, dtype))
         torch._foreach_add_(share.params, found, alpha=rate)
 
-    # -- what is told ----------------------------------------------------------------------------------------------
+    # -- what is told ------------------------------------------------------------------------------
     def tell(self, skipped: float, lost: float, notes: list[str]) -> None:
         """Warn of what went wrong since the last refresh."""
         before = self._told
@@ -315,7 +333,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         """What is done to a layer, in words."""
         raise NotImplementedError
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
     @abstractmethod
     def own_state(self) -> dict[str, Any]:
         """Everything beside torch's state, as plain containers."""
@@ -326,12 +344,14 @@ class LayerOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
-            f"A {type(self).__name__} belongs to its model and cannot be copied or pickled, expected its state; use "
-            "state_dict() and load_state_dict()."
+            f"A {type(self).__name__} belongs to its model and cannot be copied or pickled, "
+            "expected its state; use state_dict() and load_state_dict()."
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is needed to go on bit by bit; loads with `torch.load(weights_only=True)`."""
+        """Everything that is needed to go on bit by bit; loads with
+        `torch.load(weights_only=True)`.
+        """
         generator = self._generator_state
         if self.generator is not None:
             generator = self.generator.get_state()
@@ -346,7 +366,8 @@ class LayerOptimizer(torch.optim.Optimizer):
         return {**super().state_dict(), "fisher_lab": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, on the parameters' devices and in the precision they are worked on in.
+        """Restore what `state_dict` gave, on the parameters' devices and in the precision they are
+        worked on in.
 
         Raises:
             ValueError: a state of another optimizer, of other layers, or of a later version.
@@ -372,14 +393,15 @@ class LayerOptimizer(torch.optim.Optimizer):
         mine = [group.get("layers") for group in self.param_groups]
         if own is None or saved != mine:
             raise ValueError(
-                f"The state is not one of a {type(self).__name__} with these layers and groups, expected one; build "
-                "the optimizer with the same arguments as the one that was saved."
+                f"The state is not one of a {type(self).__name__} with these layers and groups, "
+                "expected one; build the optimizer with the same arguments as the one that was "
+                "saved."
             )
         version = own.get("version", 1)
         if version > VERSION:
             raise ValueError(
-                f"Got a state of version {version}, expected {VERSION} or an earlier one; install the fisher_lab that "
-                "wrote it, or a later one."
+                f"Got a state of version {version}, expected {VERSION} or an earlier one; install "
+                "the fisher_lab that wrote it, or a later one."
             )
 
     def _load_momentum(self, state_dict: dict[str, Any]) -> None:
@@ -395,12 +417,16 @@ class LayerOptimizer(torch.optim.Optimizer):
 
 
 def registry() -> dict[str, type[LayerOptimizer]]:
-    """Every optimizer known by name, in order of definition; each is built as `cls(model, likelihood, lr, ...)`."""
+    """Every optimizer known by name, in order of definition; each is built as
+    `cls(model, likelihood, lr, ...)`.
+    """
     return dict(LayerOptimizer._registry)
 
 
 def _level_of_caller() -> int:
-    """`stacklevel` of the first line outside of fisher_lab and torch (whose wrappers of `step` come and go)."""
+    """`stacklevel` of the first line outside of fisher_lab and torch (whose wrappers of `step` come
+    and go).
+    """
     frame = inspect.currentframe()
     level = 0
     while frame is not None:
@@ -413,7 +439,8 @@ def _level_of_caller() -> int:
 
 
 def _check_free(name: str, owner: str, module: str) -> None:
-    """Refuse to give a name of the library's to another optimizer; a user's own may be defined anew.
+    """Refuse to give a name of the library's to another optimizer; a user's own may be defined
+    anew.
 
     Args:
         name: of the class.
@@ -422,7 +449,8 @@ def _check_free(name: str, owner: str, module: str) -> None:
     """
     if owner.startswith("fisher_lab.") and owner != module:
         raise ValueError(
-            f"An optimizer named {name} is part of fisher_lab ({owner}), expected a new name; rename the class."
+            f"An optimizer named {name} is part of fisher_lab ({owner}), expected a new name; "
+            "rename the class."
         )
 
 
@@ -434,6 +462,6 @@ def _check_one_process() -> None:
     processes = torch.distributed.get_world_size()
     if processes > 1:
         raise ValueError(
-            f"Got {processes} processes, expected one: statistics are not exchanged between processes yet; train in "
-            "one process."
+            f"Got {processes} processes, expected one: statistics are not exchanged between "
+            "processes yet; train in one process."
         )

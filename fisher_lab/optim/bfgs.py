@@ -1,4 +1,5 @@
-"""Quasi-Newton updates of an approximate inverse H of a matrix, from a step s and what the matrix makes of it, y.
+"""Quasi-Newton updates of an approximate inverse H of a matrix, from a step s and what the matrix
+makes of it, y.
 
 Broyden, Fletcher, Goldfarb and Shanno's, with rho = 1 / s'y; afterwards H y = s:
 
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor
 
 
-def double_damping(H: Tensor, s: Tensor, y: Tensor, mu1: float, mu2: float) -> tuple[Tensor, Tensor]:
-    """s and y changed so that s'y >= mu1 y'Hy (Powell, on H) and then s'y >= mu2 s's (Levenberg-Marquardt).
+def double_damping(
+    H: Tensor, s: Tensor, y: Tensor, mu1: float, mu2: float
+) -> tuple[Tensor, Tensor]:
+    """s and y changed so that s'y >= mu1 y'Hy (Powell, on H) and then s'y >= mu2 s's
+    (Levenberg-Marquardt).
 
     Args:
         H: positive definite `[n, n]`.
@@ -35,7 +39,9 @@ def double_damping(H: Tensor, s: Tensor, y: Tensor, mu1: float, mu2: float) -> t
 
 
 def _theta(inner: Tensor, square: Tensor, mu: float) -> Tensor:
-    """1 where inner >= mu square, otherwise the weight that makes the mixture's inner product mu square."""
+    """1 where inner >= mu square, otherwise the weight that makes the mixture's inner product mu
+    square.
+    """
     one = torch.ones_like(square)
     short = inner < mu * square
     # 1 in the branch that is not taken: nothing is divided by zero

@@ -75,7 +75,9 @@ def told(skipped: float, lost: float, notes: Sequence[str]) -> list[str]:
     """
     sentences = list(notes)
     if skipped > 0:
-        sentences.append(f"{skipped:.0f} updates were skipped for non-finite losses, gradients or updates")
+        sentences.append(
+            f"{skipped:.0f} updates were skipped for non-finite losses, gradients or updates"
+        )
     if lost > 0:
         sentences.append(f"{lost:.0f} layer statistics were dropped as non-finite")
     return sentences

@@ -15,7 +15,8 @@ from fisher_lab.approximations import Approximation
 from fisher_lab.layers import Layer, select
 from fisher_lab.optim.options import Settings
 
-LARGEST_FACTOR = 4096**2  # numbers in a factor (of a large embedding) above which a layer is left to the fallback
+# numbers in a factor (of a large embedding) above which a layer is left to the fallback
+LARGEST_FACTOR = 4096**2
 
 
 def choose_layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, Layer]:
@@ -34,7 +35,10 @@ def choose_layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, La
         if not layer.gradient_form and not too_large:
             chosen[name] = layer
     if not chosen:
-        raise ValueError("No layer has an adapter with inputs of its own, expected at least one; use torch's AdamW.")
+        raise ValueError(
+            "No layer has an adapter with inputs of its own, expected at least one; use torch's "
+            "AdamW."
+        )
     return chosen
 
 
@@ -53,10 +57,14 @@ def make_groups(
         more: what a group may name beside its layers and settings; it is left to the caller.
 
     Raises:
-        ValueError, TypeError: unknown settings or layers, a layer in two groups, settings out of range.
+        ValueError, TypeError: unknown settings or layers, a layer in two groups, settings out of
+            range.
     """
     if isinstance(groups, dict | str):
-        raise TypeError(f"Got groups={groups!r}, expected a list of dicts: [{{'layers': [...], 'lr': ...}}, ...].")
+        raise TypeError(
+            f"Got groups={groups!r}, expected a list of dicts: [{{'layers': [...], 'lr': ...}}, "
+            "...]."
+        )
     rest = list(layers)
     made = []
     for group in groups or ():
@@ -65,8 +73,8 @@ def make_groups(
             if name not in rest:
                 known = ", ".join(map(repr, layers))
                 raise ValueError(
-                    f"Got layer {name!r} in a group, expected one of {known}, each in one group: weight and bias of a "
-                    "layer share their settings."
+                    f"Got layer {name!r} in a group, expected one of {known}, each in one group: "
+                    "weight and bias of a layer share their settings."
                 )
             rest.remove(name)
         changed = {key: group[key] for key in settings.names() if key in group}
@@ -81,14 +89,20 @@ def make_groups(
 def _names(group: Any, allowed: Sequence[str]) -> list[str]:
     """The layers of a group as a user wrote it."""
     if not isinstance(group, dict):
-        raise TypeError(f"Got {group!r} as a group, expected a dict: {{'layers': [...], 'lr': ...}}.")
+        raise TypeError(
+            f"Got {group!r} as a group, expected a dict: {{'layers': [...], 'lr': ...}}."
+        )
     unknown = set(group) - set(allowed) - {"layers"}
     if unknown or "layers" not in group:
         given = ", ".join(sorted(group))
-        raise ValueError(f"Got a group with {given}, expected 'layers' and any of {', '.join(allowed)}.")
+        raise ValueError(
+            f"Got a group with {given}, expected 'layers' and any of {', '.join(allowed)}."
+        )
     names = names_of("layers", group["layers"])
     if not names:
-        raise ValueError("Got a group with layers=[], expected at least one name; leave the group out.")
+        raise ValueError(
+            "Got a group with layers=[], expected at least one name; leave the group out."
+        )
     return names
 
 

@@ -1,7 +1,9 @@
-"""K-BFGS: Goldfarb, Ren & Bahamou (2020): a Kronecker-factored quasi-Newton method; only an inverse, H_g (x) H_a.
+"""K-BFGS: Goldfarb, Ren & Bahamou (2020): a Kronecker-factored quasi-Newton method; only an
+inverse, H_g (x) H_a.
 
-H_a ~ (A + sqrt(lambda) I)^-1 by BFGS with s = H_a abar, y = (A + sqrt(lambda) I) s; H_g ~ the inverse Hessian of the
-loss in the pre-activations by BFGS with the change of their batch means over the step, doubly damped.
+H_a ~ (A + sqrt(lambda) I)^-1 by BFGS with s = H_a abar, y = (A + sqrt(lambda) I) s; H_g ~ the
+inverse Hessian of the loss in the pre-activations by BFGS with the change of their batch means over
+the step, doubly damped.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ GUARD = 1e-4  # an update with s'y <= GUARD |s|^2 |g| is left out [official code
 
 
 class Means(NamedTuple):
-    """Of one layer over the examples of a pass: pre-activations h `[d_out]` and the loss's gradient in them, g."""
+    """Of one layer over the examples of a pass: pre-activations h `[d_out]` and the loss's gradient
+    in them, g.
+    """
 
     h: Tensor
     g: Tensor
@@ -59,8 +63,9 @@ class Pass:
         positions = math.prod(use.a.shape[1:3])
         if positions != 1:
             raise ValueError(
-                f"Layer {use.layer.name!r} is used at {positions} positions, expected one: K-BFGS for shared "
-                "weights is not defined here; leave it to the fallback with layers=[...]."
+                f"Layer {use.layer.name!r} is used at {positions} positions, expected one: K-BFGS "
+                "for shared weights is not defined here; leave it to the fallback with "
+                "layers=[...]."
             )
         self.a.append(use.a[:, 0, 0].to(self.dtype))
         h = output.detach().flatten(1).to(self.dtype)
@@ -96,7 +101,8 @@ class Pass:
 
 @dataclass
 class Factors:
-    """What K-BFGS keeps of a layer, which is what a checkpoint holds of it; steps change it in place.
+    """What K-BFGS keeps of a layer, which is what a checkpoint holds of it; steps change it in
+    place.
 
     Attributes:
         A: moving average of the inputs' second moment `[d_in, d_in]`.
@@ -155,7 +161,8 @@ class Factors:
         y = decay * self.y + rest * (after.g - before.g)
         self.s = torch.where(ok, s, self.s)
         self.y = torch.where(ok, y, self.y)
-        # the inverse of A + sqrt(lambda) I: a step along the mean input, whose product with it is known
+        # the inverse of A + sqrt(lambda) I: a step along the mean input, whose product with it is
+        # known
         s = self.H_a @ a.mean(0)
         y = self.A @ s + root * s
         bfgs_(self.H_a, s, y, ok)
@@ -182,19 +189,22 @@ class KBFGSSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not number(self.damping) > 0:
-            raise ValueError(f"Got damping={self.damping!r}, expected a positive number: A may be singular.")
+            raise ValueError(
+                f"Got damping={self.damping!r}, expected a positive number: A may be singular."
+            )
 
 
 class KBFGS(LayerOptimizer):
-    """K-BFGS with full matrices, for Linear layers at one position; everything else goes to the fallback.
+    """K-BFGS with full matrices, for Linear layers at one position; everything else goes to the
+    fallback.
 
-    Needs a second forward and backward pass at the new weights, so `step` takes a closure and calls it twice, as
-    torch's LBFGS does; the second call leaves its gradients in `p.grad`. With dropout both calls should draw alike.
-    The likelihood is not used: there are no sampled labels.
+    Needs a second forward and backward pass at the new weights, so `step` takes a closure and calls
+    it twice, as torch's LBFGS does; the second call leaves its gradients in `p.grad`. With dropout
+    both calls should draw alike. The likelihood is not used: there are no sampled labels.
 
-    Momentum 0.9 before preconditioning, moving averages 0.9 of A, s and y, mu_1 = 0.2 [official code]. Published for
-    the MNIST autoencoder: lr 0.3, lambda 0.3 (the default damping), weight decay 1e-5, and a pass over the data first:
-    `warm_start(data)` [official code].
+    Momentum 0.9 before preconditioning, moving averages 0.9 of A, s and y, mu_1 = 0.2 [official
+    code]. Published for the MNIST autoencoder: lr 0.3, lambda 0.3 (the default damping), weight
+    decay 1e-5, and a pass over the data first: `warm_start(data)` [official code].
 
     Args:
         model: the model.
@@ -285,10 +295,13 @@ class KBFGS(LayerOptimizer):
         (group,) = [group for group in self.method_groups if name in group["layers"]]
         return float(group["damping"] ** 0.5)
 
-    # -- the step --------------------------------------------------------------------------------------------------
+    # -- the step ----------------------------------------------------------------------------------
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:
-            raise ValueError("KBFGS got no closure, expected one: it needs a second pass; write opt.step(closure).")
+            raise ValueError(
+                "KBFGS got no closure, expected one: it needs a second pass; write "
+                "opt.step(closure)."
+            )
         # the gradients that arrive are those of the scaled loss in both passes
         scale = getattr(self, "grad_scale", None)
         with torch.enable_grad(), self._watching() as before:
@@ -333,9 +346,11 @@ class KBFGS(LayerOptimizer):
                     share.set_direction(index, D)
         self.apply(shares, ok, 1.0)
 
-    # -- what is used ----------------------------------------------------------------------------------------------
+    # -- what is used ------------------------------------------------------------------------------
     def inverses(self) -> dict[str, Kronecker]:
-        """H_g (x) H_a of every layer: what multiplies its gradient (copies: steps change the factors in place)."""
+        """H_g (x) H_a of every layer: what multiplies its gradient (copies: steps change the
+        factors in place).
+        """
         return {name: factors.inverse() for name, factors in self.factors.items()}
 
     def method_of(self, name: str) -> str:  # noqa: ARG002
@@ -363,5 +378,7 @@ def _trainable_linear(model: nn.Module) -> list[str]:
         if type(module) is nn.Linear and trainable:
             found.append(name)
     if not found:
-        raise ValueError("The model has no trainable nn.Linear, expected one for KBFGS; use another optimizer.")
+        raise ValueError(
+            "The model has no trainable nn.Linear, expected one for KBFGS; use another optimizer."
+        )
     return found

@@ -119,7 +119,8 @@ class LayerState:
 class LayerCurvature(LayerState):
     """The state of one layer, with the approximation that it is the state of.
 
-    All windows of one optimizer step (gradient accumulation) are one observation: their examples count alike.
+    All windows of one optimizer step (gradient accumulation) are one observation: their examples
+    count alike.
 
     Args:
         layer: the adapter.
@@ -166,7 +167,9 @@ class LayerCurvature(LayerState):
         return assembled(self.approximation, self.now.moments, self.matrix)
 
     def accept(self, matrix: FisherMatrix, inverse: FisherMatrix) -> None:
-        """Let the steps use a new inverse; the moments follow the matrix that was assembled from them."""
+        """Let the steps use a new inverse; the moments follow the matrix that was assembled from
+        them.
+        """
         self.matrix = matrix
         self.inverse = inverse
         if self.now.moments is not None:
@@ -192,7 +195,8 @@ class LayerCurvature(LayerState):
         if label != self.approximation.label:
             raise ValueError(
                 f"The state of layer {self.layer.name!r} is one of {label}, expected one of "
-                f"{self.approximation.label}; build the optimizer with the same arguments as the one that was saved."
+                f"{self.approximation.label}; build the optimizer with the same arguments as the "
+                "one that was saved."
             )
         found = {name: decode(value, device, dtype) for name, value in given.items()}
         for name in ("moments", "before", "latest"):

@@ -1,13 +1,14 @@
-"""The papers' optimizers: NaturalGradient with their approximation and defaults; one class is one entry of the table.
+"""The papers' optimizers: NaturalGradient with their approximation and defaults; one class is one
+entry of the table.
 
-Each takes NaturalGradient's arguments. Marks: [paper], [official code] read there; [ours] chosen here. Damping is
-always lambda on the scale of F. Published values for statistics of the batch-mean gradient, whose outer product
-estimates F/m for a batch of m examples, convert by TN(F/m, eps) = TN(F, eps m^(1/k)) / m: lambda = m eps^k and
-lr = m lr_published. Labels are sampled from the model by default ("mc"); where a paper uses the data's labels,
-`observing(y)` gives those.
+Each takes NaturalGradient's arguments. Marks: [paper], [official code] read there; [ours] chosen
+here. Damping is always lambda on the scale of F. Published values for statistics of the batch-mean
+gradient, whose outer product estimates F/m for a batch of m examples, convert by TN(F/m, eps) =
+TN(F, eps m^(1/k)) / m: lambda = m eps^k and lr = m lr_published. Labels are sampled from the model
+by default ("mc"); where a paper uses the data's labels, `observing(y)` gives those.
 
-A new optimizer is one class here, or in a file of a user's: a docstring, its defaults and `build`. `registry()`, the
-command line, `training.make_optimizer` and the tests then know it.
+A new optimizer is one class here, or in a file of a user's: a docstring, its defaults and `build`.
+`registry()`, the command line, `training.make_optimizer` and the tests then know it.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ AnyLikelihood = Likelihood | nn.Module
 class Method(NaturalGradient, register=False):
     """A named optimizer: NaturalGradient with an approximation and defaults of its own.
 
-    A subclass says its defaults in its head, `class TNT(Method, decay=0.9)`, and gives `build`, which makes the
-    approximation; the arguments of `build` become arguments of the optimizer. Defining it registers it by its name.
+    A subclass says its defaults in its head, `class TNT(Method, decay=0.9)`, and gives `build`,
+    which makes the approximation; the arguments of `build` become arguments of the optimizer.
+    Defining it registers it by its name.
 
     Args:
         model: as NaturalGradient's.
@@ -51,19 +53,22 @@ class Method(NaturalGradient, register=False):
     """
 
     build: ClassVar[Callable[..., Approximation | ByLayer]]
-    own_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # `defaults` is torch's name for a group's
+    # `defaults` is torch's name for a group's
+    own_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __init_subclass__(cls, register: bool = True, **defaults: Any) -> None:
         if not hasattr(cls, "build"):
             raise TypeError(
-                f"The optimizer {cls.__name__} has no `build`, expected a static method that makes its approximation; "
-                "write one."
+                f"The optimizer {cls.__name__} has no `build`, expected a static method that "
+                "makes its approximation; write one."
             )
         super().__init_subclass__(register)
         cls.own_defaults = MappingProxyType({**cls.own_defaults, **defaults})
         cls.__signature__ = _signature(cls)  # type: ignore[attr-defined]
 
-    def __init__(self, model: nn.Module, likelihood: AnyLikelihood, lr: Any, **options: Any) -> None:
+    def __init__(
+        self, model: nn.Module, likelihood: AnyLikelihood, lr: Any, **options: Any
+    ) -> None:
         chosen = {}
         for name in inspect.signature(self.build).parameters:
             if name in options:
@@ -90,11 +95,12 @@ def _signature(cls: type[Method]) -> inspect.Signature:
 class TNT(Method, damping_style="factored", statistics="mean", decay=0.9):
     """Tensor Normal Training, Ren & Goldfarb (2021): the inverse of TN, applied to the momentum.
 
-    Statistics of the batch-mean gradient with sampled labels, decay 0.9, momentum 0.9 before preconditioning, the same
-    eps added to every mode, coupled weight decay, periods 10/100 for convolutional nets and 1/20 for autoencoders
-    [official code]. Published: MNIST autoencoder lr 1e-4, eps 0.1, batch 1000: here lr=0.1, damping=10. CIFAR-10
-    lr 1e-4, eps 0.01, batch 128: here lr=0.0128 and damping=0.0128 for two modes, 1.28e-4 for three. The authors start
-    with a pass over the data: `warm_start(data)`. Default damping 1 [ours, between the two].
+    Statistics of the batch-mean gradient with sampled labels, decay 0.9, momentum 0.9 before
+    preconditioning, the same eps added to every mode, coupled weight decay, periods 10/100 for
+    convolutional nets and 1/20 for autoencoders [official code]. Published: MNIST autoencoder lr
+    1e-4, eps 0.1, batch 1000: here lr=0.1, damping=10. CIFAR-10 lr 1e-4, eps 0.01, batch 128: here
+    lr=0.0128 and damping=0.0128 for two modes, 1.28e-4 for three. The authors start with a pass
+    over the data: `warm_start(data)`. Default damping 1 [ours, between the two].
     """
 
     @staticmethod
@@ -104,13 +110,15 @@ class TNT(Method, damping_style="factored", statistics="mean", decay=0.9):
 
 
 class KFAC(Method, damping_style="factored"):
-    """K-FAC, Martens & Grosse (2015), in today's simple form: fixed damping, momentum before preconditioning.
+    """K-FAC, Martens & Grosse (2015), in today's simple form: fixed damping, momentum before
+    preconditioning.
 
-    Per-example statistics with sampled labels [paper], decay min(1 - 1/k, 0.95) [paper], damping split by pi between
-    the factors [paper], momentum 0.9 before preconditioning and periods 10/100 [official code of TNT's baseline; others
-    have momentum after it, which keeps steps of an earlier, smaller F going]. Published for the MNIST autoencoder:
-    lr 3e-3, lambda 0.3 in TNT's code, lr 1, lambda 3 in K-BFGS's code [official code]; lambda needs no conversion.
-    Default damping 1 [ours]. Not here: adapted damping and the quadratic-model step size.
+    Per-example statistics with sampled labels [paper], decay min(1 - 1/k, 0.95) [paper], damping
+    split by pi between the factors [paper], momentum 0.9 before preconditioning and periods 10/100
+    [official code of TNT's baseline; others have momentum after it, which keeps steps of an
+    earlier, smaller F going]. Published for the MNIST autoencoder: lr 3e-3, lambda 0.3 in TNT's
+    code, lr 1, lambda 3 in K-BFGS's code [official code]; lambda needs no conversion. Default
+    damping 1 [ours]. Not here: adapted damping and the quadratic-model step size.
     """
 
     @staticmethod
@@ -122,9 +130,10 @@ class KFAC(Method, damping_style="factored"):
 class EKFAC(Method, momentum_order="after"):
     """EKFAC, George et al. (2018): KFAC's eigenbasis with re-estimated eigenvalues, exact damping.
 
-    Momentum after preconditioning; basis every 50 to 100 steps; empirical labels [official code: `observing(y)`].
-    Here eigenvalues are averaged like the factors, carried over exactly when the basis changes, and used from the next
-    refresh on. Periods 10/100, decay 0.95 and damping 1 [ours].
+    Momentum after preconditioning; basis every 50 to 100 steps; empirical labels [official code:
+    `observing(y)`]. Here eigenvalues are averaged like the factors, carried over exactly when the
+    basis changes, and used from the next refresh on. Periods 10/100, decay 0.95 and damping 1
+    [ours].
     """
 
     @staticmethod
@@ -136,8 +145,9 @@ class EKFAC(Method, momentum_order="after"):
 class TKFAC(Method, damping_style="factored", momentum_order="after"):
     """TKFAC, Gao et al. (2020): trace-restricted KFAC, its factors damped alike.
 
-    Momentum after preconditioning. The paper adds sqrt(lambda) to factors of equal trace; here to factors of equal mean
-    eigenvalue, the one rule of this library. Periods 10/100, decay 0.95, damping 1 [ours].
+    Momentum after preconditioning. The paper adds sqrt(lambda) to factors of equal trace; here to
+    factors of equal mean eigenvalue, the one rule of this library. Periods 10/100, decay 0.95,
+    damping 1 [ours].
     """
 
     @staticmethod
@@ -149,8 +159,8 @@ class TKFAC(Method, damping_style="factored", momentum_order="after"):
 class TEKFAC(Method, momentum_order="after"):
     """TEKFAC, Gao et al. (2020): TKFAC's eigenbasis with re-estimated eigenvalues, exact damping.
 
-    Momentum after preconditioning. Periods 10/100, decay 0.95, damping 1 [ours]; the paper's damping of
-    convolutions by their trace is not here.
+    Momentum after preconditioning. Periods 10/100, decay 0.95, damping 1 [ours]; the paper's
+    damping of convolutions by their trace is not here.
     """
 
     @staticmethod
@@ -160,20 +170,23 @@ class TEKFAC(Method, momentum_order="after"):
 
 
 class MBF(Method, statistics="mean", decay=0.9):
-    """Mini-block Fisher, Bahamou, Goldfarb & Ren (2022): small dense blocks, applied to the momentum.
+    """Mini-block Fisher, Bahamou, Goldfarb & Ren (2022): small dense blocks, applied to the
+    momentum.
 
-    Statistics of the batch mean, decay 0.9, momentum 0.9 before preconditioning, coupled weight decay, periods 10/100
-    for convolutional nets and 2/25 for autoencoders [official code]; its training statistics use the data's labels:
-    `observing(y)`. One block per kernel of a convolution; one per row of a Linear layer where these fit, otherwise one
-    average block for all rows [official code: all-to-one average]; `print(opt)` shows which. Published lambda converts
-    to m lambda. Default damping 1 [ours].
+    Statistics of the batch mean, decay 0.9, momentum 0.9 before preconditioning, coupled weight
+    decay, periods 10/100 for convolutional nets and 2/25 for autoencoders [official code]; its
+    training statistics use the data's labels: `observing(y)`. One block per kernel of a
+    convolution; one per row of a Linear layer where these fit, otherwise one average block for all
+    rows [official code: all-to-one average]; `print(opt)` shows which. Published lambda converts to
+    m lambda. Default damping 1 [ours].
 
     Args:
         model: as NaturalGradient's.
         likelihood: as NaturalGradient's.
         lr: as NaturalGradient's.
-        max_block_bytes: most bytes for the row blocks of one layer, which every step reads: 64 MiB take as long as a
-            product of 700 x 700 matrices; those of the MNIST autoencoder's two small layers take 0.3% of its step.
+        max_block_bytes: most bytes for the row blocks of one layer, which every step reads: 64 MiB
+            take as long as a product of 700 x 700 matrices; those of the MNIST autoencoder's two
+            small layers take 0.3% of its step.
         **options: further arguments of NaturalGradient.
     """
 
@@ -204,11 +217,12 @@ class RowBlocksThatFit(ByLayer):
 
 
 class TENGraD(Method, momentum_order="after", damping=0.2, decay=0.0, observe_every=100):
-    """TENGraD, Soori et al. (2022): the exact block of one batch, inverted by Woodbury's identity and reused.
+    """TENGraD, Soori et al. (2022): the exact block of one batch, inverted by Woodbury's identity
+    and reused.
 
-    One sampled label per example, no averaging over batches, reuse for 100 steps, momentum 0.9 after preconditioning
-    [official code]. Published for VGG16 on CIFAR-10: batch 128, lr 0.1, lambda 0.2, weight decay 3e-3 [official code].
-    Default damping 0.2.
+    One sampled label per example, no averaging over batches, reuse for 100 steps, momentum 0.9
+    after preconditioning [official code]. Published for VGG16 on CIFAR-10: batch 128, lr 0.1,
+    lambda 0.2, weight decay 3e-3 [official code]. Default damping 0.2.
     """
 
     @staticmethod
@@ -218,12 +232,14 @@ class TENGraD(Method, momentum_order="after", damping=0.2, decay=0.0, observe_ev
 
 
 class Shampoo(Method, statistics="gradient", decay=0.9, damping=0.3, damping_style="factored"):
-    """Shampoo, Gupta, Koren & Singer (2018): inverse roots of the mode covariances of the training gradient itself.
+    """Shampoo, Gupta, Koren & Singer (2018): inverse roots of the mode covariances of the training
+    gradient itself.
 
-    Reads `p.grad` and needs no second backward pass; `observing()` only counts the examples, so that statistics are on
-    the scale of F. Decay 0.9 instead of a sum, eps added, momentum 0.9 before preconditioning [official code of TNT's
-    baseline]. lr = sqrt(m) lr_published; lambda = m eps agrees where the covariances vanish (MNIST autoencoder lr 3e-4,
-    eps 3e-4, batch 1000: here lr=9.5e-3, damping=0.3, the default). The published eps is added before the root.
+    Reads `p.grad` and needs no second backward pass; `observing()` only counts the examples, so
+    that statistics are on the scale of F. Decay 0.9 instead of a sum, eps added, momentum 0.9
+    before preconditioning [official code of TNT's baseline]. lr = sqrt(m) lr_published; lambda = m
+    eps agrees where the covariances vanish (MNIST autoencoder lr 3e-4, eps 3e-4, batch 1000: here
+    lr=9.5e-3, damping=0.3, the default). The published eps is added before the root.
     """
 
     @staticmethod

@@ -1,6 +1,7 @@
 """NaturalGradient: a torch.optim.Optimizer for any Approximation.
 
-Step k: g = gradient (+ weight decay);  m = momentum of g;  p = (F + lambda)^-1 m;  W <- W - lr nu p (nu: KL-clip).
+Step k: g = gradient (+ weight decay);  m = momentum of g;  p = (F + lambda)^-1 m;  W <- W - lr nu p
+(nu: KL-clip).
 """
 
 from __future__ import annotations
@@ -49,14 +50,17 @@ from fisher_lab.optim.vectors import Bucket, Share, precondition
 from fisher_lab.optim.window import Window
 from fisher_lab.results import Comparison
 
-TELL_EVERY = 20  # steps after which what went wrong is read where no refresh does it: a host read in every 20th step
+# steps after which what went wrong is read where no refresh does it: a host read in every 20th step
+TELL_EVERY = 20
 
 
 class NaturalGradient(LayerOptimizer, register=False):
-    """Preconditions every layer's gradient with the damped inverse of an approximation of its Fisher block.
+    """Preconditions every layer's gradient with the damped inverse of an approximation of its
+    Fisher block.
 
-    Use it as any torch optimizer, with the forward pass inside `with opt.observing():`. Parameters that no layer
-    adapter covers are trained by `torch.optim.AdamW` at `fallback_lr`; `print(opt)` shows which.
+    Use it as any torch optimizer, with the forward pass inside `with opt.observing():`. Parameters
+    that no layer adapter covers are trained by `torch.optim.AdamW` at `fallback_lr`; `print(opt)`
+    shows which.
 
     Args:
         model: the model that is trained; the forward passes observed are its own.
@@ -64,28 +68,35 @@ class NaturalGradient(LayerOptimizer, register=False):
         approximation: for instance `fl.KFAC()`; or a `ByLayer`, which chooses one for each layer.
         lr: learning rate.
         damping: lambda, on the scale of F; with a larger learning rate it must be larger too.
-        damping_style: "exact" (F + lambda I) or "factored" (Kronecker products: lambda^(1/k) on each of k balanced
-            factors; Cholesky instead of an eigendecomposition).
+        damping_style: "exact" (F + lambda I) or "factored" (Kronecker products: lambda^(1/k) on
+            each of k balanced factors; Cholesky instead of an eigendecomposition).
         momentum: 0 for none.
-        momentum_order: momentum "before" preconditioning (the preconditioner acts on the momentum) or "after".
+        momentum_order: momentum "before" preconditioning (the preconditioner acts on the momentum)
+            or "after".
         weight_decay: added to the gradient, or W <- (1 - lr weight_decay) W if `decoupled`.
         decoupled: see `weight_decay`.
-        kl_clip: largest lr^2 p^T F p of a step, taken as lr^2 <p, m> where p = (F + lambda)^-1 m, and with the
-            approximation's own F otherwise (Shampoo's root); None for no limit.
-        decay: rho of the moving averages; the k-th observation weighs 1 - min(1 - 1/k, rho) where all have as many
-            examples, and otherwise in proportion to them (`fisher_lab.estimation.average`).
+        kl_clip: largest lr^2 p^T F p of a step, taken as lr^2 <p, m> where p = (F + lambda)^-1 m,
+            and with the approximation's own F otherwise (Shampoo's root); None for no limit.
+        decay: rho of the moving averages; the k-th observation weighs 1 - min(1 - 1/k, rho) where
+            all have as many examples, and otherwise in proportion to them
+            (`fisher_lab.estimation.average`).
         observe_every: steps between observations.
-        refresh_every: steps between refreshes of the inverses; until that step one follows every observation.
-        fisher: labels of the statistics: "mc" (sampled from the model), "true" (expectation) or "empirical".
-        statistics: "per_example", or "mean": the outer product of the batch-mean gradient, times the batch size.
+        refresh_every: steps between refreshes of the inverses; until that step one follows every
+            observation.
+        fisher: labels of the statistics: "mc" (sampled from the model), "true" (expectation) or
+            "empirical".
+        statistics: "per_example", or "mean": the outer product of the batch-mean gradient, times
+            the batch size.
         dtype: of moments and inverses; None for the parameters' own, at least float32.
         layers: names of the layers to precondition; None for all that have an adapter.
-        groups: settings of some layers, as `[{"layers": [...], "lr": ..., "damping": ..., "approximation": ...}]`.
+        groups: settings of some layers, as
+            `[{"layers": [...], "lr": ..., "damping": ..., "approximation": ...}]`.
         fallback_lr: learning rate of AdamW for all other parameters.
         seed: of sampled labels.
 
     Raises:
-        ValueError, TypeError: settings out of range, unknown layers, statistics that the approximation cannot use.
+        ValueError, TypeError: settings out of range, unknown layers, statistics that the
+            approximation cannot use.
 
     See Also:
         fisher_lab.optim: the methods of the papers with their defaults.
@@ -181,15 +192,18 @@ class NaturalGradient(LayerOptimizer, register=False):
         """Step of the last observation; None before the first."""
         return self.window.observed_at
 
-    # -- observing -------------------------------------------------------------------------------------------------
+    # -- observing ---------------------------------------------------------------------------------
     def observing(self, y: Tensor | None = None) -> AbstractContextManager[Any]:
-        """Watch the forward passes inside the `with` on steps that are due; on all others this does nothing.
+        """Watch the forward passes inside the `with` on steps that are due; on all others this does
+        nothing.
 
-        On leaving, one extra backward pass with sampled labels goes through the graph, which stays for the loss.
-        Windows of one step (gradient accumulation) and forward passes in one window add examples.
+        On leaving, one extra backward pass with sampled labels goes through the graph, which stays
+        for the loss. Windows of one step (gradient accumulation) and forward passes in one window
+        add examples.
 
-        Without labels nothing is known of `ignore_index`: "mc" and "true" statistics are then of all positions, also of
-        those that the loss ignores. With labels they are left out, but the statistics are empirical.
+        Without labels nothing is known of `ignore_index`: "mc" and "true" statistics are then of
+        all positions, also of those that the loss ignores. With labels they are left out, but the
+        statistics are empirical.
 
         Args:
             y: labels of the data, for empirical statistics of this window.
@@ -225,12 +239,13 @@ class NaturalGradient(LayerOptimizer, register=False):
 
         Args:
             forwards: what was recorded of them.
-            y: labels of all their examples, which make the statistics empirical; None for the optimizer's own kind.
+            y: labels of all their examples, which make the statistics empirical; None for the
+                optimizer's own kind.
         """
         if self.likelihood.summed and (self.window.is_open or len(forwards) > 1):
             raise ValueError(
-                "Several forward passes in one step got a loss with reduction='sum', expected 'mean': the scale of "
-                "their Fisher is not defined; average the loss."
+                "Several forward passes in one step got a loss with reduction='sum', expected "
+                "'mean': the scale of their Fisher is not defined; average the loss."
             )
         kind: FisherKind = self.options.fisher if y is None else "empirical"
         started = 0
@@ -243,7 +258,14 @@ class NaturalGradient(LayerOptimizer, register=False):
                 generator = self._generator(forward.z.device)
                 dtype = self.options.dtype
                 found = statistics(
-                    forward, self.layers, self.likelihood, kind, labels, generator, dtype, self._placements
+                    forward,
+                    self.layers,
+                    self.likelihood,
+                    kind,
+                    labels,
+                    generator,
+                    dtype,
+                    self._placements,
                 )
                 with torch.no_grad():
                     self._join(found)
@@ -261,17 +283,21 @@ class NaturalGradient(LayerOptimizer, register=False):
             self.window.lose(new.ok)
 
     def warm_start(self, data: Any) -> None:
-        """Take the statistics of one pass over the data (one per sweep of the approximation) as the first moments.
+        """Take the statistics of one pass over the data (one per sweep of the approximation) as the
+        first moments.
 
         Args:
-            data: (x, y), a DataLoader or an iterable of batches; labels are used for empirical statistics only.
+            data: (x, y), a DataLoader or an iterable of batches; labels are used for empirical
+                statistics only.
 
         Raises:
-            ValueError: for statistics of the training gradient, and for a summed loss in several batches.
+            ValueError: for statistics of the training gradient, and for a summed loss in several
+                batches.
         """
         if self.options.statistics == "gradient":
             raise ValueError(
-                f"{type(self).__name__} reads the gradients of its own steps, expected no warm start; leave it out."
+                f"{type(self).__name__} reads the gradients of its own steps, expected no warm "
+                "start; leave it out."
             )
         sweeps = max(c.approximation.sweeps for c in self.curvature.values())
         for _ in range(sweeps):
@@ -298,7 +324,7 @@ class NaturalGradient(LayerOptimizer, register=False):
             c.settle(self.options.decay)
         self.window.close()
 
-    # -- the step --------------------------------------------------------------------------------------------------
+    # -- the step ----------------------------------------------------------------------------------
     def update(self, loss: Any) -> None:
         """One step from the gradients in `p.grad`."""
         shares = self.gather()
@@ -343,8 +369,8 @@ class NaturalGradient(LayerOptimizer, register=False):
             for layer, place in zip(share.layers, share.places, strict=True):
                 if place and self.curvature[layer.name].moments is None:
                     raise ValueError(
-                        f"Layer {layer.name!r} has a gradient but was never observed, expected it in an observed "
-                        "forward pass; leave it to the fallback with layers=[...]."
+                        f"Layer {layer.name!r} has a gradient but was never observed, expected it "
+                        "in an observed forward pass; leave it to the fallback with layers=[...]."
                     )
 
     def _clip(self, shares: Sequence[Share]) -> Tensor | float:
@@ -380,7 +406,9 @@ class NaturalGradient(LayerOptimizer, register=False):
         return total
 
     def _absorb_gradients(self, shares: Sequence[Share], ok: Tensor) -> None:
-        """The batch-mean gradient of this very step, times the number of examples it is the mean of."""
+        """The batch-mean gradient of this very step, times the number of examples it is the mean
+        of.
+        """
         examples = self.window.examples
         for share in shares:
             for index, layer in enumerate(share.layers):
@@ -392,9 +420,11 @@ class NaturalGradient(LayerOptimizer, register=False):
                 new = c.contribution(Observed(stats, ok, examples))
                 c.absorb(new, self.options.decay)
 
-    # -- refreshes -------------------------------------------------------------------------------------------------
+    # -- refreshes ---------------------------------------------------------------------------------
     def _refresh(self) -> None:
-        """Matrices and inverses from the moments; then counters are read and troubles told, in one host read."""
+        """Matrices and inverses from the moments; then counters are read and troubles told, in one
+        host read.
+        """
         observed = []
         settings = []
         for group in self.method_groups:
@@ -427,14 +457,16 @@ class NaturalGradient(LayerOptimizer, register=False):
         return counters
 
     def _tell_counters(self) -> None:
-        """Read the counters between refreshes that are far apart: dead training must not go on without a word."""
+        """Read the counters between refreshes that are far apart: dead training must not go on
+        without a word.
+        """
         self._read_at = self.steps
         counters = self._counters()
         if not counters.is_meta:
             skipped, lost = counters.tolist()
             self.tell(skipped, lost, [])
 
-    # -- checkpoints --------------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
     def own_state(self) -> dict[str, Any]:
         """Periods, pending windows, and every layer's moments, matrix and inverse."""
         return {
@@ -465,19 +497,25 @@ class NaturalGradient(LayerOptimizer, register=False):
         troubles["non-finite layer statistics dropped"] = as_int(self.window.lost)
         return troubles
 
-    # -- what is used ----------------------------------------------------------------------------------------------
+    # -- what is used ------------------------------------------------------------------------------
     def matrices(self) -> dict[str, FisherMatrix]:
-        """The matrices of the last refresh, by layer: averaged and stale, exactly what the steps use (undamped)."""
+        """The matrices of the last refresh, by layer: averaged and stale, exactly what the steps
+        use (undamped).
+        """
         found = {}
         for name, c in self.curvature.items():
             if c.matrix is not None:
                 found[name] = c.matrix
         if not found:
-            raise ValueError("Nothing was observed yet, expected at least one step; train or call warm_start first.")
+            raise ValueError(
+                "Nothing was observed yet, expected at least one step; train or call warm_start "
+                "first."
+            )
         return found
 
     def compare(self, data: Any, **options: Any) -> Comparison:
-        """Errors of `matrices()` against the exact Fisher at the present weights, of a copy in evaluation mode.
+        """Errors of `matrices()` against the exact Fisher at the present weights, of a copy in
+        evaluation mode.
 
         Args:
             data: as in `fl.compare`.
@@ -496,7 +534,9 @@ class NaturalGradient(LayerOptimizer, register=False):
 
 
 def _check_factors(statistics: Statistics, curvature: Mapping[str, LayerCurvature]) -> None:
-    """Refuse batch-mean statistics for an approximation that needs inputs and output gradients apart."""
+    """Refuse batch-mean statistics for an approximation that needs inputs and output gradients
+    apart.
+    """
     if statistics == "per_example":
         return
     for c in curvature.values():

@@ -1,7 +1,9 @@
-"""What an optimizer sees of a forward pass: layer inputs, and output gradients from one extra backward pass.
+"""What an optimizer sees of a forward pass: layer inputs, and output gradients from one extra
+backward pass.
 
-The hooks live only inside the `with`. The extra backward goes through the graph that the user's own loss uses, asks
-only for the gradients at the layers' outputs, and so touches no `p.grad` and fires no gradient hook of a parameter.
+The hooks live only inside the `with`. The extra backward goes through the graph that the user's own
+loss uses, asks only for the gradients at the layers' outputs, and so touches no `p.grad` and fires
+no gradient hook of a parameter.
 """
 
 from __future__ import annotations
@@ -68,14 +70,18 @@ def watching(model: nn.Module, layers: dict[str, Layer]) -> Iterator[list[Watche
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Have compiled models run eagerly, as their hooks would be compiled away; nothing is compiled without dynamo."""
+    """Have compiled models run eagerly, as their hooks would be compiled away; nothing is compiled
+    without dynamo.
+    """
     if "torch._dynamo" in sys.modules:
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
 
 
 class Uncompiled(AbstractContextManager[Any]):
-    """A context manager whose own code dynamo leaves alone, when it is used inside a compiled function."""
+    """A context manager whose own code dynamo leaves alone, when it is used inside a compiled
+    function.
+    """
 
     def __init__(self, inner: AbstractContextManager[Any]) -> None:
         self._enter = torch.compiler.disable(inner.__enter__)
@@ -92,15 +98,15 @@ def check_forwards(forwards: list[Watched], likelihood: Likelihood) -> None:
     """Refuse a window in which nothing usable happened."""
     if not forwards:
         raise ValueError(
-            "observing() recorded no forward pass of the model, expected one inside the `with`; call the very model "
-            "that the optimizer was given (not one of its parts, not a copy)."
+            "observing() recorded no forward pass of the model, expected one inside the `with`; "
+            "call the very model that the optimizer was given (not one of its parts, not a copy)."
         )
     for z, _ in forwards:
         likelihood.check_output(z)
         if not z.requires_grad:
             raise ValueError(
-                "observing() saw an output without a graph, expected gradients to be recorded; leave out "
-                "torch.no_grad() and torch.inference_mode() around the forward pass."
+                "observing() saw an output without a graph, expected gradients to be recorded; "
+                "leave out torch.no_grad() and torch.inference_mode() around the forward pass."
             )
 
 
@@ -109,9 +115,13 @@ def check_labels(y: Any, examples: int) -> None:
     if y is None:
         return
     if not isinstance(y, Tensor):
-        raise TypeError(f"observing() got labels of type {type(y).__name__}, expected a tensor; convert them.")
+        raise TypeError(
+            f"observing() got labels of type {type(y).__name__}, expected a tensor; convert them."
+        )
     if len(y) != examples:
-        raise ValueError(f"observing() got {len(y)} labels for {examples} examples, expected as many.")
+        raise ValueError(
+            f"observing() got {len(y)} labels for {examples} examples, expected as many."
+        )
 
 
 def statistics(
@@ -153,7 +163,9 @@ def statistics_dtype(own: torch.dtype, chosen: torch.dtype | None) -> torch.dtyp
     return chosen or torch.promote_types(own, torch.float32)
 
 
-def _observed(layer: Layer, stats: LayerStats, finite: Tensor, summed: bool, dtype: torch.dtype | None) -> Observed:
+def _observed(
+    layer: Layer, stats: LayerStats, finite: Tensor, summed: bool, dtype: torch.dtype | None
+) -> Observed:
     """Statistics in working precision, zero where they are not finite."""
     dtype = statistics_dtype(next(iter(layer.parameters.values())).dtype, dtype)
     assert stats.a is not None
@@ -167,7 +179,9 @@ def _observed(layer: Layer, stats: LayerStats, finite: Tensor, summed: bool, dty
 
 
 def of_batch_mean(stats: LayerStats) -> LayerStats:
-    """The batch-mean gradient as one example, times sqrt(N): for sampled labels its outer product has mean F."""
+    """The batch-mean gradient as one example, times sqrt(N): for sampled labels its outer product
+    has mean F.
+    """
     if stats.a is None:
         total = stats.g.sum((0, 1))
     else:

@@ -1,4 +1,6 @@
-"""What an optimizer is told, checked once: options of the whole optimizer, and settings of a group of layers."""
+"""What an optimizer is told, checked once: options of the whole optimizer, and settings of a group
+of layers.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, torch.float64, torch.float32):
-            raise ValueError(f"Got dtype={self.dtype!r}, expected torch.float64, torch.float32 or None.")
+            raise ValueError(
+                f"Got dtype={self.dtype!r}, expected torch.float64, torch.float32 or None."
+            )
         check_not_negative("fallback_lr", self.fallback_lr)
         if not 0 <= number(self.decay) < 1:
             raise ValueError(f"Got decay={self.decay!r}, expected a number from 0 to below 1.")
@@ -56,8 +60,8 @@ class NaturalOptions(Options):
         observe_every: steps between observations.
         refresh_every: steps between refreshes of the inverses.
         fisher: labels of the statistics.
-        statistics: of each example's gradient, of the batch-mean gradient at sampled labels, or of the training
-            gradient itself.
+        statistics: of each example's gradient, of the batch-mean gradient at sampled labels, or of
+            the training gradient itself.
 
     Raises:
         ValueError: an option out of range, or two that contradict each other.
@@ -74,19 +78,26 @@ class NaturalOptions(Options):
         check_period("observe_every", self.observe_every)
         check_period("refresh_every", self.refresh_every)
         if self.kl_clip is not None and not number(self.kl_clip) > 0:
-            raise ValueError(f"Got kl_clip={self.kl_clip!r}, expected a positive number, or None for no limit.")
+            raise ValueError(
+                f"Got kl_clip={self.kl_clip!r}, expected a positive number, or None for no limit."
+            )
         check_fisher(self.fisher)
         if self.statistics not in get_args(Statistics):
-            raise ValueError(f'Got statistics={self.statistics!r}, expected "per_example", "mean" or "gradient".')
+            raise ValueError(
+                f'Got statistics={self.statistics!r}, expected "per_example", "mean" or "gradient".'
+            )
         if self.statistics == "mean" and self.fisher == "true":
             raise ValueError(
-                'Got statistics="mean" with fisher="true", expected "mc" or "empirical": the mean over examples of an '
+                'Got statistics="mean" with fisher="true", expected "mc" or "empirical": the mean '
+                "over examples of an "
                 "expectation over labels is no gradient."
             )
 
 
 class Option:
-    """An attribute of an optimizer that stands in its frozen `options`; setting it checks all of them anew."""
+    """An attribute of an optimizer that stands in its frozen `options`; setting it checks all of
+    them anew.
+    """
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -103,7 +114,8 @@ class Option:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a group of layers may have of its own; `as_group` gives the dict that torch and its schedulers work on.
+    """What a group of layers may have of its own; `as_group` gives the dict that torch and its
+    schedulers work on.
 
     Attributes:
         lr: learning rate.
@@ -129,7 +141,9 @@ class Settings:
         check_not_negative("damping", self.damping)
         check_not_negative("weight_decay", self.weight_decay)
         if not 0 <= number(self.momentum) < 1:
-            raise ValueError(f"Got momentum={self.momentum!r}, expected a number from 0 to below 1.")
+            raise ValueError(
+                f"Got momentum={self.momentum!r}, expected a number from 0 to below 1."
+            )
         check_one_of("momentum_order", self.momentum_order, get_args(MomentumOrder))
 
     @classmethod
@@ -147,7 +161,8 @@ class NaturalSettings(Settings):
     """Settings of a group of NaturalGradient.
 
     Attributes:
-        damping_style: "exact" (F + lambda I) or "factored" (lambda^(1/k) on each of k balanced Kronecker factors).
+        damping_style: "exact" (F + lambda I) or "factored" (lambda^(1/k) on each of k balanced
+            Kronecker factors).
 
     Raises:
         ValueError: a setting out of range.

@@ -1,6 +1,8 @@
-"""From moments to the damped inverses that the steps apply: assembled, factorised in batches, rescued where that fails.
+"""From moments to the damped inverses that the steps apply: assembled, factorised in batches,
+rescued where that fails.
 
-A refresh waits for the device once, when it reads all flags at once (and where eigendecompositions wait by themselves).
+A refresh waits for the device once, when it reads all flags at once (and where eigendecompositions
+wait by themselves).
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from fisher_lab.optim.finite import all_finite
 from fisher_lab.optim.layer_state import LayerCurvature
 from fisher_lab.optim.vectors import Bucket
 
-JITTER = 1e-8  # first jitter after a failed factorisation, relative to the mean eigenvalue; then ten times as much
+# first jitter after a failed factorisation, relative to the mean eigenvalue; then ten times as much
+JITTER = 1e-8
 
 Settings = Mapping[str, Any]  # a parameter group
 
 
-def prepare(approximation: Approximation, matrix: FisherMatrix, settings: Settings, jitter: float) -> FisherMatrix:
+def prepare(
+    approximation: Approximation, matrix: FisherMatrix, settings: Settings, jitter: float
+) -> FisherMatrix:
     """(matrix + damping)^exponent as the trainer applies it."""
     damping: float | Tensor = settings["damping"]
     if jitter:
@@ -69,7 +74,8 @@ class Verdict(NamedTuple):
 def refresh(
     curvatures: Sequence[LayerCurvature], settings: Sequence[Settings], extra: Tensor
 ) -> tuple[list[str], list[float]]:
-    """New matrices and inverses; the last good ones stay where that fails. One host read, and eigh's own waits.
+    """New matrices and inverses; the last good ones stay where that fails. One host read, and
+    eigh's own waits.
 
     Layers of equal structure and settings are factorised in one batched call.
 
@@ -156,7 +162,8 @@ def buckets(
     matrices: Sequence[FisherMatrix],
     settings: Sequence[Settings],
 ) -> list[list[int]]:
-    """Indices of layers whose matrices can be worked on as one: equal structure, group and approximation, no jitter.
+    """Indices of layers whose matrices can be worked on as one: equal structure, group and
+    approximation, no jitter.
 
     Args:
         curvatures: the layers.
@@ -202,7 +209,9 @@ def _stacked(matrices: Sequence[FisherMatrix]) -> FisherMatrix:
 
 
 def _rescue(candidate: Candidate) -> FisherMatrix | None:
-    """A failed inverse again: with more jitter, then in float64, then by eigendecomposition; None if nothing helps."""
+    """A failed inverse again: with more jitter, then in float64, then by eigendecomposition; None
+    if nothing helps.
+    """
     c, settings, matrix = candidate.curvature, candidate.settings, candidate.matrix
     c.jitter = max(10 * c.jitter, JITTER)
     double = matrix.to(matrix.device, torch.float64)
@@ -215,7 +224,8 @@ def _rescue(candidate: Candidate) -> FisherMatrix | None:
         try:
             inverse = attempt()
         except (torch.linalg.LinAlgError, ValueError):
-            # eigh did not converge, or a structure has only the dense default and that does not fit into the memory
+            # eigh did not converge, or a structure has only the dense default and that does not fit
+            # into the memory
             continue
         inverse = inverse.to(matrix.device, matrix.dtype)
         if bool(is_finite(inverse)):

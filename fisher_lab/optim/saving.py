@@ -1,7 +1,9 @@
-"""Curvature as plain containers of tensors and back, so that checkpoints load with `weights_only=True`.
+"""Curvature as plain containers of tensors and back, so that checkpoints load with
+`weights_only=True`.
 
-A structure is told by the words it is stored under, {"matrix": its class, ...}, {"moments": ...}, {"stats": {...}}. No
-name of a tensor is mistaken for one: under these words stand strings and dictionaries, never tensors.
+A structure is told by the words it is stored under, {"matrix": its class, ...}, {"moments": ...},
+{"stats": {...}}. No name of a tensor is mistaken for one: under these words stand strings and
+dictionaries, never tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from fisher_lab.statistics import LayerStats, Sums
 
 
 def encode(value: Any) -> Any:
-    """Tensors, numbers, tuples, statistics, moments and FisherMatrices as dictionaries of plain things."""
+    """Tensors, numbers, tuples, statistics, moments and FisherMatrices as dictionaries of plain
+    things.
+    """
     if isinstance(value, FisherMatrix):
         return {"matrix": type(value).__name__, "fields": _encoded_fields(value)}
     if isinstance(value, Moments):
@@ -82,8 +86,8 @@ def _built(family: type, name: str, fields: dict[str, Any], inner: Callable[[Any
     known = {cls.__name__: cls for cls in _subclasses(family)}
     if name not in known:
         raise ValueError(
-            f"The checkpoint holds a {name}, expected one of {', '.join(sorted(known))}; import the "
-            "module that defines it first."
+            f"The checkpoint holds a {name}, expected one of {', '.join(sorted(known))}; import "
+            "the module that defines it first."
         )
     return known[name](**{key: inner(item) for key, item in fields.items()})
 

@@ -1,8 +1,11 @@
-"""The way of a gradient through a step: one list of vectors for each group, from `p.grad` to the update.
+"""The way of a gradient through a step: one list of vectors for each group, from `p.grad` to the
+update.
 
-    gradients --weight decay, momentum--> vectors --packed, times the inverse, unpacked--> directions --> parameters
+    gradients --weight decay, momentum--> vectors --packed, times the inverse, unpacked-->
+    directions --> parameters
 
-Where a layer's part of the lists stands is known by its place, so that nothing is looked up by parameter.
+Where a layer's part of the lists stands is known by its place, so that nothing is looked up by
+parameter.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ class Share:
     Attributes:
         group: the group's settings.
         layers: its layers, in order.
-        places: for every layer, where in the lists its parameters stand, by their names in the layer; empty for a
-            layer without a gradient in this step.
+        places: for every layer, where in the lists its parameters stand, by their names in the
+            layer; empty for a layer without a gradient in this step.
         params: the parameters with a gradient, layer by layer.
         vectors: one for each: its gradient, then what weight decay and momentum make of it.
         directions: one for each: what is subtracted from it, times the learning rate.
@@ -83,7 +86,8 @@ class Share:
         return share
 
     def packed(self, vectors: list[Tensor], index: int) -> Tensor:
-        """A layer's part of a list as one W `[Q * d_out, d_in]`; parameters without a gradient count as zero.
+        """A layer's part of a list as one W `[Q * d_out, d_in]`; parameters without a gradient
+        count as zero.
 
         Args:
             vectors: the vectors or the directions.
@@ -116,7 +120,9 @@ class Share:
 
 
 def precondition(share: Share, buckets: Sequence[Bucket]) -> None:
-    """The directions of a group: the prepared inverses times its vectors, equal layers in one product."""
+    """The directions of a group: the prepared inverses times its vectors, equal layers in one
+    product.
+    """
     share.directions = list(share.vectors)  # each of them is replaced
     treated: set[int] = set()
     for bucket in buckets:

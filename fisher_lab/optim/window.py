@@ -1,8 +1,10 @@
 """The state machine of observing: which step was observed last, and whether the present one is.
 
-    closed --open--> open --open, the next micro-batch--> open --close, at the end of a step--> closed
+    closed --open--> open --open, the next micro-batch--> open --close, at the end of a step-->
+    closed
 
-One observation is everything that is watched between two steps. `attach`ed hooks or a `with` block may drive it alike.
+One observation is everything that is watched between two steps. `attach`ed hooks or a `with` block
+may drive it alike.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ PATIENCE = 10  # observations that may be left out before a step is refused
 
 @dataclass
 class Window:
-    """What an optimizer knows about its observations as a whole; the layers' own part is their LayerState.
+    """What an optimizer knows about its observations as a whole; the layers' own part is their
+    LayerState.
 
     Attributes:
         observed_at: step of the last observation; None before the first.
-        is_open: whether the present step has been observed; what else is seen before it belongs to the same
-            observation.
+        is_open: whether the present step has been observed; what else is seen before it belongs to
+            the same observation.
         fresh: whether something was observed since the last refresh of the inverses.
         examples: of the present observation, where the training gradient itself is the statistic.
         lost: layer statistics dropped as non-finite, a 0-d tensor; None for none.
@@ -90,8 +93,8 @@ class Window:
         """
         if self.entered:
             raise ValueError(
-                "step() was called inside `with opt.observing():`, expected after it; the block ends behind the "
-                "forward pass, before loss.backward()."
+                "step() was called inside `with opt.observing():`, expected after it; the block "
+                "ends behind the forward pass, before loss.backward()."
             )
         if self.observed_at is None:
             raise ValueError(
@@ -101,8 +104,8 @@ class Window:
         age = step - self.observed_at
         if age > (PATIENCE + 1) * every:
             raise ValueError(
-                f"The last observation was {age} steps ago, expected one every {every}; put the forward pass inside "
-                "`with opt.observing():`."
+                f"The last observation was {age} steps ago, expected one every {every}; put the "
+                "forward pass inside `with opt.observing():`."
             )
 
     def state(self) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Figures of results: every function takes results, returns a matplotlib Figure and measures nothing."""
+"""Figures of results: every function takes results, returns a matplotlib Figure and measures
+nothing.
+"""
 
 from fisher_lab.plots.bars import errors as errors
 from fisher_lab.plots.bars import heatmap as heatmap

@@ -26,12 +26,16 @@ from fisher_lab.plots.style import EXACT, new_figure, styled, styles
 
 @styled
 def errors(
-    comparison: Any, error: str = "frobenius", *, damping: float | None = None, layers: Sequence[str] | None = None
+    comparison: Any,
+    error: str = "frobenius",
+    *,
+    damping: float | None = None,
+    layers: Sequence[str] | None = None,
 ) -> Figure:
     """Bars: one group per layer, one bar per approximation.
 
-    The axis is logarithmic where the values span more than a factor of 30; a dashed line says what is exact. Rows
-    with a `stderr` get a whisker of one standard error.
+    The axis is logarithmic where the values span more than a factor of 30; a dashed line says what
+    is exact. Rows with a `stderr` get a whisker of one standard error.
 
     Args:
         comparison: a Comparison.
@@ -59,7 +63,9 @@ def errors(
     width = 0.84 / len(labels)
     bottom = scale.base if scale.base is not None else scale.low
     for index, (label, style) in enumerate(styles(labels).items()):
-        found = [(place, rows[name, label]) for place, name in enumerate(shown) if (name, label) in rows]
+        found = [
+            (place, rows[name, label]) for place, name in enumerate(shown) if (name, label) in rows
+        ]
         x = [place + (index - (len(labels) - 1) / 2) * width for place, _ in found]
         tops = [scale.place(row.value) for _, row in found]
         axes.bar(
@@ -67,7 +73,11 @@ def errors(
             edgecolor="0.15", linewidth=0.4, label=plain(label),
         )  # fmt: skip
         _whiskers(axes, x, tops, [whisker(row, scale) for _, row in found])
-        exact = [(a, b) for a, b, (_, row) in zip(x, tops, found, strict=True) if row.value == scale.exact]
+        exact = [
+            (a, b)
+            for a, b, (_, row) in zip(x, tops, found, strict=True)
+            if row.value == scale.exact
+        ]
         axes.plot(*zip(*exact, strict=True), "o", color="black", markersize=2.5) if exact else None
     _name_layers(axes, comparison, shown)
     axes.set_xlim(-0.5, len(shown) - 0.5)
@@ -86,9 +96,19 @@ def _name_layers(axes: Any, comparison: Any, layers: list[str]) -> None:
         axes.set_xticks(range(len(layers)), names, rotation=30, ha="right", rotation_mode="anchor")
 
 
-def _whiskers(axes: Any, x: list[float], y: list[float], lengths: list[tuple[float, float]]) -> None:
+def _whiskers(
+    axes: Any, x: list[float], y: list[float], lengths: list[tuple[float, float]]
+) -> None:
     if any(up for _, up in lengths):
-        axes.errorbar(x, y, list(zip(*lengths, strict=True)), fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5)
+        axes.errorbar(
+            x,
+            y,
+            list(zip(*lengths, strict=True)),
+            fmt="none",
+            ecolor="black",
+            elinewidth=0.9,
+            capsize=1.5,
+        )
 
 
 @styled
@@ -108,13 +128,20 @@ def heatmap(comparison: Any, error: str = "frobenius", *, damping: float | None 
     """
     rows = pick(comparison, error, damping)
     layers, labels = layers_of(rows.values()), list(dict.fromkeys(label for _, label in rows))
-    table = [[rows[name, label].value if (name, label) in rows else math.nan for label in labels] for name in layers]
+    table = [
+        [rows[name, label].value if (name, label) in rows else math.nan for label in labels]
+        for name in layers
+    ]
     finite = [value for line in table for value in line if math.isfinite(value)]
     scale = Scale.of(error, finite)
     positive = [value for value in finite if value > 0]
-    norm = LogNorm(min(positive), max(positive)) if scale.log else Normalize(min(finite), max(finite))
+    norm = (
+        LogNorm(min(positive), max(positive)) if scale.log else Normalize(min(finite), max(finite))
+    )
     title = about(comparison)
-    figure = new_figure(max(2.4 + 0.68 * len(labels), 1.0 + 0.09 * len(title)), 1.5 + 0.36 * len(layers))
+    figure = new_figure(
+        max(2.4 + 0.68 * len(labels), 1.0 + 0.09 * len(title)), 1.5 + 0.36 * len(layers)
+    )
     axes = figure.add_subplot()
     axes.grid(visible=False)
     image = axes.imshow(table, norm=norm, aspect="auto")
@@ -122,11 +149,29 @@ def heatmap(comparison: Any, error: str = "frobenius", *, damping: float | None 
         axes.set_facecolor(image.cmap(0.0))
     for i, line in enumerate(table):
         for j, value in enumerate(line):
-            level = 0.0 if scale.log and value <= 0 else float(norm(value)) if math.isfinite(value) else 0.0
+            level = (
+                0.0
+                if scale.log and value <= 0
+                else float(norm(value))
+                if math.isfinite(value)
+                else 0.0
+            )
             text = _cell(value, scale.exact)
-            axes.text(j, i, text, ha="center", va="center", fontsize=8, color="black" if level > 0.55 else "white")
+            axes.text(
+                j,
+                i,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if level > 0.55 else "white",
+            )
     axes.set_xticks(
-        range(len(labels)), [plain(label) for label in labels], rotation=35, ha="right", rotation_mode="anchor"
+        range(len(labels)),
+        [plain(label) for label in labels],
+        rotation=35,
+        ha="right",
+        rotation_mode="anchor",
     )
     axes.set_yticks(range(len(layers)), [layer_title(comparison, name, "  ") for name in layers])
     axes.spines[:].set_visible(False)
@@ -159,22 +204,38 @@ def traces(comparison: Any) -> Figure:
     found: dict[tuple[str, str], tuple[float, float]] = {}
     for entry in comparison.quantities:
         if "trace_approx" in entry and entry["layer"] != ALL:
-            found.setdefault((entry["layer"], entry["approximation"]), (entry["trace_exact"], entry["trace_approx"]))
+            found.setdefault(
+                (entry["layer"], entry["approximation"]),
+                (entry["trace_exact"], entry["trace_approx"]),
+            )
     if not found:
-        raise ValueError("The comparison holds no traces, expected the result of compare with an undamped error.")
+        raise ValueError(
+            "The comparison holds no traces, expected the result of compare with an undamped error."
+        )
     layers = list(dict.fromkeys(layer for layer, _ in found))
     labels = list(dict.fromkeys(label for _, label in found))
     figure = new_figure(max(6.0, 1.9 + 1.1 * len(layers)), 3.6)
     axes = figure.add_subplot()
     axes.grid(visible=False, axis="x")
     axes.set_yscale("log" if all(min(pair) > 0 for pair in found.values()) else "linear")
-    exact = [next(pair[0] for (name, _), pair in found.items() if name == layer) for layer in layers]
+    exact = [
+        next(pair[0] for (name, _), pair in found.items() if name == layer) for layer in layers
+    ]
     places = range(len(layers))
     axes.hlines(
-        exact, [p - 0.44 for p in places], [p + 0.44 for p in places], color=EXACT.color, linewidth=1.5, label="exact"
+        exact,
+        [p - 0.44 for p in places],
+        [p + 0.44 for p in places],
+        color=EXACT.color,
+        linewidth=1.5,
+        label="exact",
     )
     for index, (label, style) in enumerate(styles(labels).items()):
-        x = [p + 0.8 * ((index + 0.5) / len(labels) - 0.5) for p in places if (layers[p], label) in found]
+        x = [
+            p + 0.8 * ((index + 0.5) / len(labels) - 0.5)
+            for p in places
+            if (layers[p], label) in found
+        ]
         y = [found[layer, label][1] for layer in layers if (layer, label) in found]
         axes.plot(
             x, y, style.marker, color=style.color, markeredgecolor="0.15", markeredgewidth=0.5, label=plain(label)

@@ -15,9 +15,14 @@ UNITS = {"bytes": "bytes held", "seconds": "seconds to build"}
 
 @styled
 def cost(
-    comparison: Any, error: str = "frobenius", *, layer: str | None = None, damping: float | None = None
+    comparison: Any,
+    error: str = "frobenius",
+    *,
+    layer: str | None = None,
+    damping: float | None = None,
 ) -> Figure:
-    """An error against bytes held and seconds to build; the line is the Pareto front, for errors with a best value.
+    """An error against bytes held and seconds to build; the line is the Pareto front, for errors
+    with a best value.
 
     Args:
         comparison: a Comparison.
@@ -26,7 +31,8 @@ def cost(
         damping: for damped measures, which one.
 
     Returns:
-        A matplotlib Figure. Matrices that were handed in ready have no seconds and are left out of that panel.
+        A matplotlib Figure. Matrices that were handed in ready have no seconds and are left out of
+        that panel.
 
     Raises:
         ValueError: for an error or layer that was not measured.
@@ -53,8 +59,17 @@ def cost(
                 [price], [height], [[down], [up]] if up else None, fmt=style.marker, color=style.color,
                 markeredgecolor="0.15", markeredgewidth=0.5, markersize=8, ecolor="black", label=plain(label),
             )  # fmt: skip
-        best = [points[label] for label in front({label: (p, badness) for label, (p, _, badness) in points.items()})]
-        axes.plot([x for x, _, _ in best], [y for _, y, _ in best], color="0.35", linewidth=1.2, zorder=1.2)
+        best = [
+            points[label]
+            for label in front({label: (p, badness) for label, (p, _, badness) in points.items()})
+        ]
+        axes.plot(
+            [x for x, _, _ in best],
+            [y for _, y, _ in best],
+            color="0.35",
+            linewidth=1.2,
+            zorder=1.2,
+        )
         axes.set_xscale("log")
         axes.set_xlabel(UNITS[unit])
         scale.apply(axes)
@@ -70,7 +85,9 @@ def cost(
 
 
 def front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Labels of the points (price, error) that no other beats in one without losing in the other, cheapest first."""
+    """Labels of the points (price, error) that no other beats in one without losing in the other,
+    cheapest first.
+    """
     best, kept = math.inf, []
     for label, (_, value) in sorted(points.items(), key=lambda item: item[1]):
         if value < best:

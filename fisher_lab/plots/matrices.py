@@ -19,8 +19,11 @@ Array = np.ndarray[Any, Any]
 
 
 @styled
-def blocks(exact: Any, approximations: Mapping[str, Any], inverse_damping: float | None = None) -> Figure:
-    """The exact block beside approximations as pictures of log10 |entry|, one scale for a row of pictures.
+def blocks(
+    exact: Any, approximations: Mapping[str, Any], inverse_damping: float | None = None
+) -> Figure:
+    """The exact block beside approximations as pictures of log10 |entry|, one scale for a row of
+    pictures.
 
     Thin lines separate the mini-blocks: entries that belong to one row of W (one output).
 
@@ -39,14 +42,19 @@ def blocks(exact: Any, approximations: Mapping[str, Any], inverse_damping: float
     for label, matrix in matrices.items():
         if tuple(matrix.shape) != tuple(exact.shape):
             raise ValueError(
-                f"{label} has shape {tuple(matrix.shape)}, expected {tuple(exact.shape)}: pass one layer's matrices."
+                f"{label} has shape {tuple(matrix.shape)}, expected {tuple(exact.shape)}: pass "
+                "one layer's matrices."
             )
     rows = [("log10 |F|", {label: matrix.dense() for label, matrix in matrices.items()})]
     if inverse_damping is not None:
         if not inverse_damping > 0:
-            raise ValueError(f"Got inverse_damping={inverse_damping}, expected a positive number such as 0.01.")
+            raise ValueError(
+                f"Got inverse_damping={inverse_damping}, expected a positive number such as 0.01."
+            )
         damping = inverse_damping * float(exact.trace()) / exact.dim
-        inverses = {label: matrix.powered(-1.0, damping).dense() for label, matrix in matrices.items()}
+        inverses = {
+            label: matrix.powered(-1.0, damping).dense() for label, matrix in matrices.items()
+        }
         rows.append((f"log10 |(F + {inverse_damping:g} tr F/d)$^{{-1}}$|", inverses))
     figure = new_figure(1.0 + 2.3 * len(matrices), 2.55 * len(rows))
     grid = figure.subplots(len(rows), len(matrices), squeeze=False)
@@ -92,13 +100,19 @@ def spectrum(exact: Any, approximations: Mapping[str, Any]) -> Figure:
         approximations: `{label: FisherMatrix}`.
 
     Returns:
-        A matplotlib Figure; eigenvalues that are rounding errors (below 1e-12 of the largest) are left out.
+        A matplotlib Figure; eigenvalues that are rounding errors (below 1e-12 of the largest) are
+        left out.
     """
-    found = {"exact": exact.eigenvalues(), **{label: m.eigenvalues() for label, m in approximations.items()}}
+    found = {
+        "exact": exact.eigenvalues(),
+        **{label: m.eigenvalues() for label, m in approximations.items()},
+    }
     arrays = {label: np.sort(values.cpu().numpy())[::-1] for label, values in found.items()}
     top = arrays["exact"][0]
     if not top > 0:
-        raise ValueError("The exact block is zero, expected a positive eigenvalue: nothing is relative to it.")
+        raise ValueError(
+            "The exact block is zero, expected a positive eigenvalue: nothing is relative to it."
+        )
     figure = new_figure(6.0, 3.8)
     axes = figure.add_subplot()
     for label, style in {"exact": EXACT, **styles(approximations)}.items():

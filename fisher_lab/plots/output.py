@@ -67,7 +67,8 @@ def drawings(comparison: Any) -> list[Drawing]:
     damped = list(dict.fromkeys(row.error for row in comparison.rows if row.damping is not None))
     found: list[Drawing] = []
     for error in plain:
-        # Measures of the size alone say the same; the first, the trace, as a difference more clearly.
+        # Measures of the size alone say the same; the first, the trace, as a difference more
+        # clearly.
         if error in judging("size", plain)[1:]:
             continue
         found.append(Drawing("errors", error, errors(comparison, error)))
@@ -158,7 +159,9 @@ def svg(figure: Figure, prefix: str = "") -> str:
     """
     # It goes into attributes as it is.
     if prefix and not re.fullmatch(IDENTIFIER, prefix):
-        raise ValueError(f"Got prefix={prefix!r}, expected ASCII letters, digits, - and _ behind a letter.")
+        raise ValueError(
+            f"Got prefix={prefix!r}, expected ASCII letters, digits, - and _ behind a letter."
+        )
     page = _printed(figure, "svg").decode()
     element = page[page.index("<svg") :]
     element = re.sub(r'\bid="', f'id="{prefix}', element)

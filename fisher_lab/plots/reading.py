@@ -19,7 +19,9 @@ SPREAD = 30  # a ratio of largest to smallest error above which a log axis reads
 
 
 def plain(text: str) -> str:
-    """A text of the results as it is to be drawn: in one line, and its dollar signs are no formulas."""
+    """A text of the results as it is to be drawn: in one line, and its dollar signs are no
+    formulas.
+    """
     line = re.sub(r"[\t\n]", " ", printable(text))
     if line.startswith("_"):
         line = f" {line}"  # matplotlib leaves labels that begin with this out of its legends
@@ -43,15 +45,25 @@ def pick(comparison: Any, error: str, damping: float | None = None) -> dict[tupl
         ValueError: if it was not measured, or a damping has to be chosen first.
     """
     if not hasattr(comparison, "rows"):
-        raise TypeError(f"Got {comparison!r}, expected a Comparison; read a file with fl.load_comparison.")
+        raise TypeError(
+            f"Got {comparison!r}, expected a Comparison; read a file with fl.load_comparison."
+        )
     rows = [row for row in comparison.rows if row.error == error]
     if not rows:
         measured = ", ".join(dict.fromkeys(row.error for row in comparison.rows)) or "nothing"
-        raise ValueError(f"The comparison holds no error {error!r}, expected one of those measured: {measured}.")
+        raise ValueError(
+            f"The comparison holds no error {error!r}, expected one of those measured: {measured}."
+        )
     found = {(row.layer, row.approximation): row for row in rows if row.damping == damping}
     if not found:
-        known = ", ".join(f"{d:g}" for d in dict.fromkeys(row.damping for row in rows) if d is not None) or "no damping"
-        raise ValueError(f"The comparison holds no {error} for damping={damping}, expected damping= one of {known}.")
+        known = (
+            ", ".join(f"{d:g}" for d in dict.fromkeys(row.damping for row in rows) if d is not None)
+            or "no damping"
+        )
+        raise ValueError(
+            f"The comparison holds no {error} for damping={damping}, expected damping= one of "
+            f"{known}."
+        )
     return found
 
 
@@ -76,7 +88,9 @@ def layer_title(comparison: Any, layer: str, separator: str = "\n") -> str:
 def about(comparison: Any) -> str:
     """One line that says what was measured."""
     settings = comparison.settings
-    name = str((settings.get("problem") or {}).get("name") or settings.get("model") or "").rpartition("/")[2]
+    name = str(
+        (settings.get("problem") or {}).get("name") or settings.get("model") or ""
+    ).rpartition("/")[2]
     if len(name) > 40:  # a wider title leaves no room for the axes
         name = f"…{name[-39:]}"
     parts = [name]
@@ -131,7 +145,8 @@ class Scale:
         positive = [v for v in finite if v > 0]
         exact = exact_value(error)
         if exact is None:
-            suits = bool(positive) and min(finite) > 0  # where nothing says what a zero means, it is drawn as one
+            # where nothing says what a zero means, it is drawn as one
+            suits = bool(positive) and min(finite) > 0
         else:
             suits = exact == 0 and bool(positive) and min(finite) >= 0
         log = suits and max(positive) / min(positive) > SPREAD
@@ -160,10 +175,20 @@ class Scale:
         if self.log:
             axes.set_yscale("log")
             axes.set_ylim(self.low, self.high)
-        for value, word in ((self.base, "exact"), (self.top if self.infinite else None, "infinite")):
+        for value, word in (
+            (self.base, "exact"),
+            (self.top if self.infinite else None, "infinite"),
+        ):
             if value is None:
                 continue
-            axes.axhline(value, color="black", linewidth=1.0, linestyle=(0, (5, 3)), zorder=1.5, label=f"_{word}")
+            axes.axhline(
+                value,
+                color="black",
+                linewidth=1.0,
+                linestyle=(0, (5, 3)),
+                zorder=1.5,
+                label=f"_{word}",
+            )
             axes.annotate(
                 word, (1.0, value), (3, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=8
             )  # fmt: skip

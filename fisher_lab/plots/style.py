@@ -1,7 +1,7 @@
 """One style for every figure: a method has the same colour, marker and hatch everywhere.
 
-Colours are told apart by colour-blind people (Okabe & Ito's palette, three of Tol's added); in grey the marker and the
-hatch do the work.
+Colours are told apart by colour-blind people (Okabe & Ito's palette, three of Tol's added); in grey
+the marker and the hatch do the work.
 """
 
 from __future__ import annotations
@@ -79,16 +79,24 @@ LINES = ("--", "-.", ":")  # of methods with options, such as MiniBlock(linear=c
 def styles(labels: Iterable[str]) -> dict[str, Style]:
     """The style of every label: by its method's name, whichever others are in the figure.
 
-    A name that is not known takes one of the spare styles by its own letters; options in brackets change the line and
-    make the colour lighter.
+    A name that is not known takes one of the spare styles by its own letters; options in brackets
+    change the line and make the colour lighter.
     Only where two labels would look alike does the later one move on to the next style.
     """
     found: dict[str, Style] = {}
     for label in labels:
         name, _, options = label.partition("(")
         start = zlib.crc32(label.encode("utf-8", "surrogatepass"))
-        bases = [STYLES[name]] if name in STYLES else [SPARE[(start + i) % len(SPARE)] for i in range(len(SPARE))]
-        lines = [LINES[(start + i) % len(LINES)] for i in range(len(LINES))] if options else ["-", *LINES]
+        bases = (
+            [STYLES[name]]
+            if name in STYLES
+            else [SPARE[(start + i) % len(SPARE)] for i in range(len(SPARE))]
+        )
+        lines = (
+            [LINES[(start + i) % len(LINES)] for i in range(len(LINES))]
+            if options
+            else ["-", *LINES]
+        )
         choices = [_variant(base, line) for line in lines for base in bases]
         found[label] = next((s for s in choices if s not in found.values()), choices[0])
     return found

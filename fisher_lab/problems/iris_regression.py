@@ -17,7 +17,8 @@ def iris_regression(
     batch: int = 30,
     seed: int = 0,
 ) -> Problem:
-    """Tanh network 2-16-16-2 that predicts petal length and width of iris flowers; Gaussian likelihood.
+    """Tanh network 2-16-16-2 that predicts petal length and width of iris flowers; Gaussian
+    likelihood.
 
     Args:
         widths: of the hidden layers.

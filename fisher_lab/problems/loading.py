@@ -24,18 +24,21 @@ def load(spec: str, optional: dict[str, Any] | None = None, /, **settings: Any) 
     """Build the problem that `spec` names.
 
     Args:
-        spec: the name of a registered problem, `package.module:function` or `path/file.py:function`. A user's function
-            returns a `Problem` or a tuple (model, likelihood, data).
+        spec: the name of a registered problem, `package.module:function` or
+            `path/file.py:function`. A user's function returns a `Problem` or a tuple (model,
+            likelihood, data).
         optional: settings to pass only where the function has them.
-        **settings: the function's arguments. Strings (from a command line) are converted to the type of the argument's
-            default; tuples are written with commas: "20,20".
+        **settings: the function's arguments. Strings (from a command line) are converted to the
+            type of the argument's default; tuples are written with commas: "20,20".
 
     Returns:
         The problem, with the settings it was made with.
 
     Raises:
-        ValueError: for an unknown name, file, module, function or setting, or a value that cannot be converted.
-        TypeError: for a setting of the wrong type, a missing one, or a function that returns something else.
+        ValueError: for an unknown name, file, module, function or setting, or a value that cannot
+            be converted.
+        TypeError: for a setting of the wrong type, a missing one, or a function that returns
+            something else.
 
     See Also:
         `names` and `describe` list what is registered; `problem` registers a function.
@@ -56,7 +59,8 @@ def load(spec: str, optional: dict[str, Any] | None = None, /, **settings: Any) 
         raise ValueError(f"cannot read the problem {spec!r}: expected {FORMS}")
     is_file = target.endswith(".py") or "/" in target or os.sep in target
     path = Path(target).expanduser()
-    # The user's own directory stays importable while the function runs, as it would be under `python file.py`.
+    # The user's own directory stays importable while the function runs, as it would be under
+    # `python file.py`.
     with _importable(path.resolve().parent if is_file else Path.cwd()):
         module = _module_of_file(path) if is_file else _module_by_name(target)
         function = _function_of(module, name, target)
@@ -69,7 +73,9 @@ def _accepted(function: Callable[..., Any], optional: dict[str, Any] | None) -> 
     return {key: value for key, value in (optional or {}).items() if key in known}
 
 
-def typed_settings(function: Callable[..., Any], name: str, settings: dict[str, Any]) -> dict[str, Any]:
+def typed_settings(
+    function: Callable[..., Any], name: str, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Check the settings of one function against its signature and convert their values.
 
     Args:
@@ -83,18 +89,34 @@ def typed_settings(function: Callable[..., Any], name: str, settings: dict[str, 
     """
     parameters = inspect.signature(function).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    known = {
+        key: p
+        for key, p in parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
     for key in settings:
         if key not in known and not free:
             has = f"its settings are {', '.join(known)}" if known else "it has no settings"
-            raise ValueError(f"problem {name!r} has no setting {key!r}{_did_you_mean(key, known)}: {has}")
+            raise ValueError(
+                f"problem {name!r} has no setting {key!r}{_did_you_mean(key, known)}: {has}"
+            )
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in settings:
-            raise TypeError(f"problem {name!r} needs the setting {key!r}, which has no default: give it a value")
-    return {key: _typed(function, known.get(key), name, key, value) for key, value in settings.items()}
+            raise TypeError(
+                f"problem {name!r} needs the setting {key!r}, which has no default: give it a value"
+            )
+    return {
+        key: _typed(function, known.get(key), name, key, value) for key, value in settings.items()
+    }
 
 
-def _typed(function: Callable[..., Any], parameter: inspect.Parameter | None, name: str, key: str, value: Any) -> Any:
+def _typed(
+    function: Callable[..., Any],
+    parameter: inspect.Parameter | None,
+    name: str,
+    key: str,
+    value: Any,
+) -> Any:
     """One value with the type of its default, or of its annotation where there is no default."""
     default = parameter.default if parameter is not None else inspect.Parameter.empty
     kind: Any = type(default)
@@ -104,7 +126,9 @@ def _typed(function: Callable[..., Any], parameter: inspect.Parameter | None, na
     try:
         return convert(value, kind, entry)
     except ValueError as error:
-        raise ValueError(f"problem {name!r} cannot take {key}={value!r}: expected {error}{_like(default)}") from None
+        raise ValueError(
+            f"problem {name!r} cannot take {key}={value!r}: expected {error}{_like(default)}"
+        ) from None
     except TypeError as error:
         raise TypeError(
             f"problem {name!r} cannot take {key}={value!r} of type {type(value).__name__}: "
@@ -113,14 +137,20 @@ def _typed(function: Callable[..., Any], parameter: inspect.Parameter | None, na
 
 
 def _like(default: Any) -> str:
-    return "" if default is None or default is inspect.Parameter.empty else f", such as the default {default!r}"
+    return (
+        ""
+        if default is None or default is inspect.Parameter.empty
+        else f", such as the default {default!r}"
+    )
 
 
 def convert(value: Any, kind: Any, entry: type = int) -> Any:
-    """A value as bool, int, float, str or tuple of `entry`; for other kinds a string is read as a Python literal.
+    """A value as bool, int, float, str or tuple of `entry`; for other kinds a string is read as a
+    Python literal.
 
     Raises:
-        ValueError: for a string that does not spell such a value; the message is only what was expected.
+        ValueError: for a string that does not spell such a value; the message is only what was
+            expected.
         TypeError: for an object of another type; likewise.
     """
     if kind is bool:
@@ -211,7 +241,8 @@ def _module_of_file(path: Path) -> ModuleType:
         )
     if path.suffix != ".py":
         raise ValueError(
-            f"cannot load a problem from {str(path)!r}: expected a Python file, as in 'path/file.py:function'"
+            f"cannot load a problem from {str(path)!r}: expected a Python file, as in "
+            "'path/file.py:function'"
         )
     name = f"_fisher_lab_problem_{path.stem}"
     specification = importlib.util.spec_from_file_location(name, path.resolve())
@@ -246,7 +277,8 @@ def _module_by_name(target: str) -> ModuleType:
         if all(part.isidentifier() for part in target.split(".")):
             raise
         raise ValueError(
-            f"cannot read the module name {target!r}: expected 'package.module:function' or 'path/file.py:function'"
+            f"cannot read the module name {target!r}: expected 'package.module:function' or "
+            "'path/file.py:function'"
         ) from error
 
 
@@ -254,12 +286,17 @@ def _function_of(module: ModuleType, name: str, target: str) -> Callable[..., An
     function = getattr(module, name, None)
     if callable(function):
         return function
-    own = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+    own = [
+        key
+        for key, value in vars(module).items()
+        if inspect.isfunction(value) and not key.startswith("_")
+    ]
     what = (
         f"{target!r} has no function {name!r}"
         if function is None
         else f"{name!r} in {target!r} is of type {type(function).__name__}, not a function"
     )
     raise ValueError(
-        f"{what}{_did_you_mean(name, own)}: name a function that returns a Problem or a tuple (model, likelihood, data)"
+        f"{what}{_did_you_mean(name, own)}: name a function that returns a Problem or a tuple "
+        "(model, likelihood, data)"
     )

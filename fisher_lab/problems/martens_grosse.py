@@ -1,4 +1,6 @@
-"""The network of the K-FAC paper's figures 2 and 3 (Martens and Grosse 2015): 16x16 digits, five tanh layers of 20."""
+"""The network of the K-FAC paper's figures 2 and 3 (Martens and Grosse 2015): 16x16 digits, five
+tanh layers of 20.
+"""
 
 from torch import nn
 
@@ -30,7 +32,9 @@ def martens_grosse(
     check_widths("widths", widths)
     digits = data.mnist(side=16)
     flat = data.Dataset(
-        (digits.train[0].flatten(1), digits.train[1]), (digits.test[0].flatten(1), digits.test[1]), digits.sha256
+        (digits.train[0].flatten(1), digits.train[1]),
+        (digits.test[0].flatten(1), digits.test[1]),
+        digits.sha256,
     )
     return trained_problem(
         lambda: mlp((256, *widths, 10), nn.Tanh),

@@ -1,7 +1,8 @@
-"""One-dimensional signals in the manner of MNIST-1D (Greydanus 2020), from a generator of our own; Conv1d with stride.
+"""One-dimensional signals in the manner of MNIST-1D (Greydanus 2020), from a generator of our own;
+Conv1d with stride.
 
-As there, each class is a short curve that is stretched, shifted, tilted and covered with noise. The curves and the
-noise are ours: losses cannot be compared with those published for MNIST-1D.
+As there, each class is a short curve that is stretched, shifted, tilted and covered with noise. The
+curves and the noise are ours: losses cannot be compared with those published for MNIST-1D.
 """
 
 import math
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab.likelihoods import Categorical
-from fisher_lab.problems.data import SPLIT_SEED, Dataset, fingerprint, local_generator, standard_torch
+from fisher_lab.problems.data import (
+    SPLIT_SEED,
+    Dataset,
+    fingerprint,
+    local_generator,
+    standard_torch,
+)
 from fisher_lab.problems.registry import Problem, problem
 from fisher_lab.problems.training import check_widths, trained_problem
 
@@ -26,7 +33,8 @@ def mnist1d_conv1d(
     batch: int = 100,
     seed: int = 0,
 ) -> Problem:
-    """Three Conv1d (8, 12 and 12 channels, stride 2, ReLU) and a Linear on generated signals in the manner of MNIST-1D.
+    """Three Conv1d (8, 12 and 12 channels, stride 2, ReLU) and a Linear on generated signals in the
+    manner of MNIST-1D.
 
     Args:
         channels: of the convolutions, at most four of them.
@@ -41,7 +49,9 @@ def mnist1d_conv1d(
     """
     check_widths("channels", channels)
     if len(channels) > 4:
-        raise ValueError(f"got channels={channels}, expected at most 4: a signal of 40 can be halved four times")
+        raise ValueError(
+            f"got channels={channels}, expected at most 4: a signal of 40 can be halved four times"
+        )
     return trained_problem(
         lambda: network(channels),
         Categorical(),
@@ -60,7 +70,9 @@ def network(channels: tuple[int, ...]) -> nn.Sequential:
     before, length = 1, LENGTH
     for index, after in enumerate(channels):
         layers += [
-            nn.Conv1d(before, after, 5 if index == 0 else 3, stride=2, padding=2 if index == 0 else 1),
+            nn.Conv1d(
+                before, after, 5 if index == 0 else 3, stride=2, padding=2 if index == 0 else 1
+            ),
             nn.ReLU(),
         ]
         before, length = after, (length + 1) // 2
@@ -69,7 +81,9 @@ def network(channels: tuple[int, ...]) -> nn.Sequential:
 
 @standard_torch()
 def signals() -> Dataset:
-    """Training and test signals, x `[N, 1, 40]` with mean 0 and variance 1 each, y `[N]` class indices."""
+    """Training and test signals, x `[N, 1, 40]` with mean 0 and variance 1 each, y `[N]` class
+    indices.
+    """
     generator = local_generator(SPLIT_SEED)
     curves = class_curves(generator)
     N = TRAIN + TEST
@@ -79,13 +93,17 @@ def signals() -> Dataset:
 
 
 def class_curves(generator: torch.Generator) -> Tensor:
-    """One smooth curve per class as Fourier sine coefficients `[10, 5]`, lower frequencies stronger."""
+    """One smooth curve per class as Fourier sine coefficients `[10, 5]`, lower frequencies
+    stronger.
+    """
     coefficients = torch.randn(CLASSES, 5, generator=generator) / torch.arange(1, 6).sqrt()
     return coefficients / coefficients.norm(dim=1, keepdim=True)
 
 
 def distorted(coefficients: Tensor, generator: torch.Generator) -> Tensor:
-    """Signals `[N, 1, 40]` that show the curves `[N, 5]` at random places and widths, tilted, with noise."""
+    """Signals `[N, 1, 40]` that show the curves `[N, 5]` at random places and widths, tilted, with
+    noise.
+    """
     N = len(coefficients)
 
     def uniform(low: float, high: float) -> Tensor:

@@ -27,11 +27,13 @@ def mnist_autoencoder(
     batch: int = 100,
     seed: int = 0,
 ) -> Problem:
-    """ReLU autoencoder 64-32-16-6-16-32-64 of MNIST digits at 8x8, Bernoulli pixels; full=True: 784-1000-500-250-30-...
+    """ReLU autoencoder 64-32-16-6-16-32-64 of MNIST digits at 8x8, Bernoulli pixels; full=True:
+    784-1000-500-250-30-...
 
-    Hidden layers are ReLU, the code layer is linear, the outputs are logits. The likelihood `Bernoulli()` sums over the
-    pixels of an image and its loss is the mean over images, as in the papers; torch's `BCEWithLogitsLoss()` would
-    divide by the number of pixels too. The full one has 784 outputs, so that it asks for the Monte-Carlo Fisher.
+    Hidden layers are ReLU, the code layer is linear, the outputs are logits. The likelihood
+    `Bernoulli()` sums over the pixels of an image and its loss is the mean over images, as in the
+    papers; torch's `BCEWithLogitsLoss()` would divide by the number of pixels too. The full one has
+    784 outputs, so that it asks for the Monte-Carlo Fisher.
 
     Args:
         widths: from the first hidden layer to the code; the decoder mirrors them.
@@ -49,8 +51,8 @@ def mnist_autoencoder(
     if full:
         if (tuple(widths), side) not in ((WIDTHS, SIDE), (FULL_WIDTHS, FULL_SIDE)):
             raise ValueError(
-                f"got full=True together with widths={widths} and side={side}, expected one or the other: "
-                "leave full out, or the others"
+                f"got full=True together with widths={widths} and side={side}, expected one or "
+                "the other: leave full out, or the others"
             )
         widths, side = FULL_WIDTHS, FULL_SIDE
     check_widths("widths", widths)
@@ -73,7 +75,9 @@ def mnist_autoencoder(
 
 
 def autoencoder(widths: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers from the first width to the last and back; ReLU after all but the code and the output."""
+    """Linear layers from the first width to the last and back; ReLU after all but the code and the
+    output.
+    """
     sizes = (*widths, *widths[-2::-1])
     code = len(widths) - 2
     layers: list[nn.Module] = []

@@ -17,7 +17,8 @@ def mnist_cnn(
     batch: int = 50,
     seed: int = 0,
 ) -> Problem:
-    """Two 3x3 convolutions (6 and 12 channels, each with ReLU and 2x2 pooling) and a Linear on MNIST digits at 14x14.
+    """Two 3x3 convolutions (6 and 12 channels, each with ReLU and 2x2 pooling) and a Linear on
+    MNIST digits at 14x14.
 
     Args:
         channels: of the convolutions, at most three of them.
@@ -32,7 +33,9 @@ def mnist_cnn(
     """
     check_widths("channels", channels)
     if len(channels) > 3:
-        raise ValueError(f"got channels={channels}, expected at most 3: 14x14 pixels can be halved three times")
+        raise ValueError(
+            f"got channels={channels}, expected at most 3: 14x14 pixels can be halved three times"
+        )
     return trained_problem(
         lambda: network(channels),
         Categorical(),

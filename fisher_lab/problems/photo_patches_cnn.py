@@ -1,7 +1,8 @@
-"""From which photograph is this patch? Colour patches of the photos that come with scikit-image and scikit-learn.
+"""From which photograph is this patch? Colour patches of the photos that come with scikit-image and
+scikit-learn.
 
-Each patch has its mean colour removed, so that the colour alone does not tell. Training patches lie wholly in the left
-75 % of a photo and test patches wholly in the right 25 %: no pixel is in both.
+Each patch has its mean colour removed, so that the colour alone does not tell. Training patches lie
+wholly in the left 75 % of a photo and test patches wholly in the right 25 %: no pixel is in both.
 """
 
 import warnings
@@ -26,7 +27,15 @@ from fisher_lab.problems.registry import Problem, problem
 from fisher_lab.problems.training import check_widths, trained_problem
 
 SIDE, TRAIN_EACH, TEST_EACH, LEAST_CONTRAST = 32, 200, 40, 0.02
-SCIKIT_IMAGE = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
+SCIKIT_IMAGE = (
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "retina",
+    "rocket",
+)
 
 
 @problem
@@ -39,11 +48,13 @@ def photo_patches_cnn(
     batch: int = 50,
     seed: int = 0,
 ) -> Problem:
-    """Plain, depthwise and pointwise convolutions with GroupNorm on 32x32 colour patches: which of 9 photos is it from?
+    """Plain, depthwise and pointwise convolutions with GroupNorm on 32x32 colour patches: which of
+    9 photos is it from?
 
     Args:
         photos: "all" nine of scikit-image and scikit-learn, or "scikit-learn" for its two.
-        channels: of the first convolution and of the pointwise one; even numbers, for GroupNorm has two groups.
+        channels: of the first convolution and of the pointwise one; even numbers, for GroupNorm has
+            two groups.
         examples: number of measuring examples, at most 200 per photo.
         steps: of training; 0 leaves the network at its start.
         lr: learning rate.
@@ -55,7 +66,9 @@ def photo_patches_cnn(
     """
     check_widths("channels", channels)
     if len(channels) != 2 or any(c % 2 for c in channels):
-        raise ValueError(f"got channels={channels}, expected two even numbers: write such as (8, 16)")
+        raise ValueError(
+            f"got channels={channels}, expected two even numbers: write such as (8, 16)"
+        )
     names, images = read_photos(photos)
     return trained_problem(
         lambda: network(channels[0], channels[1], len(images)),
@@ -89,7 +102,9 @@ def network(first: int, second: int, classes: int) -> nn.Sequential:
 def read_photos(photos: str) -> tuple[list[str], list[np.ndarray]]:
     """The names and pixels `[height, width, 3]` uint8 of the photos."""
     if photos not in ("all", "scikit-learn"):
-        raise ValueError(f"got photos={photos!r}, expected 'all' or 'scikit-learn': choose one of these")
+        raise ValueError(
+            f"got photos={photos!r}, expected 'all' or 'scikit-learn': choose one of these"
+        )
     sample = require("sklearn.datasets", "scikit-learn").load_sample_images()
     names = [Path(name).stem for name in sample.filenames]
     images = list(sample.images)
@@ -104,7 +119,9 @@ def read_photos(photos: str) -> tuple[list[str], list[np.ndarray]]:
 
 @standard_torch()
 def patches(images: list[np.ndarray]) -> Dataset:
-    """Training and test patches of photos `[height, width, 3]`: x `[N, 3, 32, 32]`, y `[N]` the index of the photo."""
+    """Training and test patches of photos `[height, width, 3]`: x `[N, 3, 32, 32]`, y `[N]` the
+    index of the photo.
+    """
     generator = local_generator(SPLIT_SEED)
     parts: list[tuple[Tensor, Tensor]] = []
     for left, each in ((True, TRAIN_EACH), (False, TEST_EACH)):
@@ -122,9 +139,12 @@ def patches(images: list[np.ndarray]) -> Dataset:
 
 
 def patches_of(image: np.ndarray) -> Tensor:
-    """Half overlapping patches `[n, 3, 32, 32]` of a photo `[height, width, 3]`, without flat ones and mean colours."""
+    """Half overlapping patches `[n, 3, 32, 32]` of a photo `[height, width, 3]`, without flat ones
+    and mean colours.
+    """
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(torch.float32) / 255
-    found = pixels.unfold(1, SIDE, SIDE // 2).unfold(2, SIDE, SIDE // 2)  # [3, rows, columns, 32, 32]
+    # a patch at every half of its side: [3, rows, columns, 32, 32]
+    found = pixels.unfold(1, SIDE, SIDE // 2).unfold(2, SIDE, SIDE // 2)
     found = found.permute(1, 2, 0, 3, 4).reshape(-1, 3, SIDE, SIDE)
     found = found[found.flatten(1).std(1) > LEAST_CONTRAST]
     return found - found.mean((2, 3), keepdim=True)

@@ -1,7 +1,7 @@
 """What a problem is, and the register of those that ship with the library.
 
-A problem is a function with default settings that returns a `Problem`; the decorator `problem` registers it under its
-name. Adding one takes one file in this package.
+A problem is a function with default settings that returns a `Problem`; the decorator `problem`
+registers it under its name. Adding one takes one file in this package.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 
 from torch import Tensor, nn
 
+from fisher_lab._ground.text import first_paragraph
 from fisher_lab._passes.labels import FisherKind
 
 FISHERS = get_args(FisherKind)
@@ -26,15 +27,17 @@ class Problem:
         name: what the problem is called in tables and files.
         model: the network; problems of this library come in evaluation mode and float32.
         likelihood: a likelihood of `fisher_lab.likelihoods` or a torch loss module.
-        data: the measuring examples, x `[N, *input]` and y `[N, *label]`; a user's own problem may give anything that
-            `compare` takes.
+        data: the measuring examples, x `[N, *input]` and y `[N, *label]`; a user's own problem may
+            give anything that `compare` takes.
         settings: everything needed to make the problem again, as plain JSON values.
-        fisher: "true", "mc" or "empirical": the kind of Fisher matrix that is affordable for this problem.
+        fisher: "true", "mc" or "empirical": the kind of Fisher matrix that is affordable for this
+            problem.
         train_data: all training examples, x and y, or None.
         test_data: examples that were not trained on, x and y, or None.
 
     Raises:
-        TypeError: if `model` is no module, or a class was given as the likelihood instead of an instance.
+        TypeError: if `model` is no module, or a class was given as the likelihood instead of an
+            instance.
         ValueError: if `fisher` is not one of the three kinds.
 
     See Also:
@@ -59,7 +62,8 @@ class Problem:
         if inspect.isclass(self.likelihood):
             name = self.likelihood.__name__
             raise TypeError(
-                f"problem {self.name!r} has the class {name} as its likelihood, expected an instance: write {name}()"
+                f"problem {self.name!r} has the class {name} as its likelihood, expected an "
+                f"instance: write {name}()"
             )
         if self.fisher not in FISHERS:
             raise ValueError(
@@ -82,11 +86,12 @@ def problem(function: Callable[..., Any]) -> Callable[..., Problem]:
     """Register a function that builds a problem under the function's name (decorator).
 
     Args:
-        function: keyword settings with defaults -> a `Problem`, or a tuple (model, likelihood, data). The first line of
-            its docstring is its summary.
+        function: keyword settings with defaults -> a `Problem`, or a tuple (model, likelihood,
+            data). The first line of its docstring is its summary.
 
     Returns:
-        The function, which now always returns a `Problem` whose settings hold the values it was called with.
+        The function, which now always returns a `Problem` whose settings hold the values it was
+        called with.
 
     Raises:
         ValueError: if another function is registered under this name.
@@ -97,9 +102,12 @@ def problem(function: Callable[..., Any]) -> Callable[..., Problem]:
     name = function.__name__
     signature = inspect.signature(function)
     taken = _REGISTERED.get(name)
-    if taken is not None and inspect.getsourcefile(inspect.unwrap(taken)) != inspect.getsourcefile(function):
+    if taken is not None and inspect.getsourcefile(inspect.unwrap(taken)) != inspect.getsourcefile(
+        function
+    ):
         raise ValueError(
-            f"a problem named {name!r} is registered already, by {taken.__module__}: give the new function another name"
+            f"a problem named {name!r} is registered already, by {taken.__module__}: give the new "
+            "function another name"
         )
 
     @functools.wraps(function)
@@ -118,19 +126,18 @@ def names() -> list[str]:
 
 
 def describe() -> dict[str, Description]:
-    """For every registered problem the first line of its docstring and its settings with their defaults."""
-    return {name: Description(summary(_REGISTERED[name]), defaults(_REGISTERED[name])) for name in names()}
+    """For every registered problem the first line of its docstring and its settings with their
+    defaults.
+    """
+    return {
+        name: Description(first_paragraph(_REGISTERED[name]), defaults(_REGISTERED[name]))
+        for name in names()
+    }
 
 
 def registered(name: str) -> Callable[..., Problem] | None:
     """The function registered under `name`, or None."""
     return _REGISTERED.get(name)
-
-
-def summary(function: Callable[..., Any]) -> str:
-    """The first line of a function's docstring, or the empty string."""
-    lines = (inspect.getdoc(function) or "").strip().splitlines()
-    return lines[0] if lines else ""
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
@@ -145,7 +152,8 @@ def as_problem(result: Any, name: str, settings: dict[str, Any]) -> Problem:
     Args:
         result: a `Problem`, or a tuple (model, likelihood, data).
         name: used where the result has no name of its own.
-        settings: the values the function was called with; those recorded by the function itself win.
+        settings: the values the function was called with; those recorded by the function itself
+            win.
 
     Raises:
         TypeError: if the result is neither.
@@ -165,7 +173,9 @@ def as_problem(result: Any, name: str, settings: dict[str, Any]) -> Problem:
         )
     name = result.name or name
     recorded = {"name": name, **settings, **result.settings}
-    return replace(result, name=name, settings={key: plain(value) for key, value in recorded.items()})
+    return replace(
+        result, name=name, settings={key: plain(value) for key, value in recorded.items()}
+    )
 
 
 def plain(value: Any) -> Any:

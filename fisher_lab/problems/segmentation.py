@@ -4,7 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab.likelihoods import Bernoulli
-from fisher_lab.problems.data import SPLIT_SEED, Dataset, fingerprint, local_generator, standard_torch
+from fisher_lab.problems.data import (
+    SPLIT_SEED,
+    Dataset,
+    fingerprint,
+    local_generator,
+    standard_torch,
+)
 from fisher_lab.problems.registry import Problem, problem
 from fisher_lab.problems.training import check_widths, trained_problem
 
@@ -20,10 +26,11 @@ def segmentation(
     batch: int = 50,
     seed: int = 0,
 ) -> Problem:
-    """U-Net with one skip connection: which pixels of a generated 16x16 image belong to a disc? fisher="mc".
+    """U-Net with one skip connection: which pixels of a generated 16x16 image belong to a disc?
+    fisher="mc".
 
-    There is one binary output per pixel, 256 directions for every example: the problem asks for the Monte-Carlo Fisher.
-    The likelihood `Bernoulli()` sums over the pixels of an image.
+    There is one binary output per pixel, 256 directions for every example: the problem asks for the
+    Monte-Carlo Fisher. The likelihood `Bernoulli()` sums over the pixels of an image.
 
     Args:
         channels: at full and at half resolution.
@@ -75,7 +82,9 @@ class UNet(nn.Module):
 
 @standard_torch()
 def discs_and_boxes() -> Dataset:
-    """Images x `[N, 1, 16, 16]` of one disc and one box under noise, and y `[N, 1, 16, 16]` the pixels of the disc."""
+    """Images x `[N, 1, 16, 16]` of one disc and one box under noise, and y `[N, 1, 16, 16]` the
+    pixels of the disc.
+    """
     generator = local_generator(SPLIT_SEED)
     N = TRAIN + TEST
 
@@ -88,7 +97,11 @@ def discs_and_boxes() -> Dataset:
     tall, broad = uniform(1.5, 4.0), uniform(1.5, 4.0)
     box = ((row - uniform(3, 12)).abs() < tall) & ((column - uniform(3, 12)).abs() < broad)
     box = box & ~disc  # the disc is in front
-    x = uniform(0.6, 1.4) * disc + uniform(0.6, 1.4) * box + NOISE * torch.randn(N, SIDE, SIDE, generator=generator)
+    x = (
+        uniform(0.6, 1.4) * disc
+        + uniform(0.6, 1.4) * box
+        + NOISE * torch.randn(N, SIDE, SIDE, generator=generator)
+    )
     x, y = x.unsqueeze(1), disc.unsqueeze(1).to(torch.float32)
     sha256 = fingerprint(x, y)
     return Dataset((x[:TRAIN], y[:TRAIN]), (x[TRAIN:], y[TRAIN:]), sha256)

@@ -1,7 +1,7 @@
 """The seeded start and the short training that all problems share.
 
-The same settings give the same parameters bit for bit on one machine, however many threads it may use; torch's global
-random state is neither read nor changed.
+The same settings give the same parameters bit for bit on one machine, however many threads it may
+use; torch's global random state is neither read nor changed.
 """
 
 import math
@@ -48,8 +48,9 @@ def trained_problem(
         **settings: more to record, where it differs from what the problem function was called with.
 
     Returns:
-        The problem; its settings are `final_training_loss`, over all training examples, `data_sha256` and `settings`;
-        the decorator `problem` adds what the problem function was called with.
+        The problem; its settings are `final_training_loss`, over all training examples,
+        `data_sha256` and `settings`; the decorator `problem` adds what the problem function was
+        called with.
 
     Raises:
         ValueError: if a setting is out of range, or the training diverged.
@@ -67,7 +68,9 @@ def trained_problem(
         loss = train(model, likelihood, data.train, steps=steps, lr=lr, batch=batch, seed=seed)
     x, y = data.train
     recorded = {**settings, "data_sha256": data.sha256, "final_training_loss": loss}
-    return Problem("", model, likelihood, (x[:examples], y[:examples]), recorded, fisher, data.train, data.test)
+    return Problem(
+        "", model, likelihood, (x[:examples], y[:examples]), recorded, fisher, data.train, data.test
+    )
 
 
 def train(
@@ -88,7 +91,8 @@ def train(
         data: x `[N, *input]` and y `[N, *label]`.
         steps: number of minibatches.
         lr: learning rate.
-        batch: examples in a minibatch; every epoch is a new random order, its incomplete last minibatch left out.
+        batch: examples in a minibatch; every epoch is a new random order, its incomplete last
+            minibatch left out.
         seed: of that order.
 
     Returns:
@@ -111,12 +115,15 @@ def train(
     loss = mean_loss(model, likelihood, data)
     if not math.isfinite(loss):
         raise ValueError(
-            f"the training loss is {loss} after {steps} steps with lr={lr}, expected a number: use a smaller lr"
+            f"the training loss is {loss} after {steps} steps with lr={lr}, expected a number: "
+            "use a smaller lr"
         )
     return loss
 
 
-def mean_loss(model: nn.Module, likelihood: Likelihood, data: tuple[Tensor, Tensor], chunk: int = 500) -> float:
+def mean_loss(
+    model: nn.Module, likelihood: Likelihood, data: tuple[Tensor, Tensor], chunk: int = 500
+) -> float:
     """Mean loss over x `[N, *input]` and y `[N, *label]`, `chunk` examples at a time."""
     x, y = data
     total = 0.0
@@ -156,9 +163,15 @@ def one_thread() -> Iterator[None]:
 
 def check_count(name: str, value: int, low: int, high: int | None, cure: str) -> None:
     """Refuse a setting that is not a whole number from `low` to `high`."""
-    expected = f"a whole number from {low} to {high}" if high is not None else f"a whole number, {low} or more"
+    expected = (
+        f"a whole number from {low} to {high}"
+        if high is not None
+        else f"a whole number, {low} or more"
+    )
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"got {name}={value!r} of type {type(value).__name__}, expected {expected}: {cure}")
+        raise TypeError(
+            f"got {name}={value!r} of type {type(value).__name__}, expected {expected}: {cure}"
+        )
     if value < low or (high is not None and value > high):
         raise ValueError(f"got {name}={value}, expected {expected}: {cure}")
 
@@ -166,7 +179,10 @@ def check_count(name: str, value: int, low: int, high: int | None, cure: str) ->
 def check_rate(name: str, value: float) -> None:
     """Refuse a setting that is not a positive finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"got {name}={value!r} of type {type(value).__name__}, expected a positive number: try 0.001")
+        raise TypeError(
+            f"got {name}={value!r} of type {type(value).__name__}, expected a positive number: "
+            "try 0.001"
+        )
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"got {name}={value}, expected a positive finite number: try 0.001")
 
@@ -174,7 +190,10 @@ def check_rate(name: str, value: float) -> None:
 def check_widths(name: str, widths: Sequence[int]) -> None:
     """Refuse layer widths that are not whole numbers from 1 on."""
     if not isinstance(widths, tuple | list) or not widths:
-        raise TypeError(f"got {name}={widths!r}, expected a tuple of at least one width: write one such as (20, 20)")
+        raise TypeError(
+            f"got {name}={widths!r}, expected a tuple of at least one width: write one such as "
+            "(20, 20)"
+        )
     for width in widths:
         check_count(f"{name} with the entry", width, 1, None, "a layer needs at least one unit")
 

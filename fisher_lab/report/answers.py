@@ -1,4 +1,6 @@
-"""The answer in a sentence per layer: which approximation is best, by which measure, and at what price."""
+"""The answer in a sentence per layer: which approximation is best, by which measure, and at what
+price.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def best(rows: list[Row]) -> tuple[list[str], float]:
 
 
 def distance(row: Row) -> float:
-    """How far the value is from that of the exact block; 0 within the rounding noise, infinite where nobody knows."""
+    """How far the value is from that of the exact block; 0 within the rounding noise, infinite
+    where nobody knows.
+    """
     exact = exact_value(row.error)
     if exact is None or math.isnan(row.value):
         return math.inf
@@ -87,7 +91,9 @@ def _direction(rows: list[Row]) -> str | None:
 
 def _middle(rows: list[Row], error: str) -> float | None:
     """The middle one of the dampings measured."""
-    dampings = sorted({row.damping for row in rows if row.error == error and row.damping is not None})
+    dampings = sorted(
+        {row.damping for row in rows if row.error == error and row.damping is not None}
+    )
     return dampings[len(dampings) // 2] if dampings else None
 
 
@@ -113,7 +119,9 @@ def _cheapest(comparison: Comparison, layer: str, rows: list[Row]) -> str | None
         if None not in bytes_of_parts:
             held[row.approximation] = sum(size for size in bytes_of_parts if size is not None)
     limit = min(map(distance, rows)) * WITHIN
-    near = [row.approximation for row in rows if distance(row) <= limit and row.approximation in held]
+    near = [
+        row.approximation for row in rows if distance(row) <= limit and row.approximation in held
+    ]
     if not near:
         return None
     label = min(near, key=lambda name: held[name])

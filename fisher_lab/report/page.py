@@ -36,7 +36,9 @@ POLICY = (
 Given = Comparison | str | Path
 
 
-def write_report(comparisons: Given | Sequence[Given] | Mapping[str, Given], path: str | Path) -> Path:
+def write_report(
+    comparisons: Given | Sequence[Given] | Mapping[str, Given], path: str | Path
+) -> Path:
     """Write one HTML file that opens anywhere: no network, nothing beside it.
 
     Args:
@@ -73,15 +75,21 @@ def write_report(comparisons: Given | Sequence[Given] | Mapping[str, Given], pat
     return path
 
 
-# -- the template --------------------------------------------------------------------------------------------------
+# -- the template ----------------------------------------------------------------------------------
 def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        autoescape=True, finalize=_finalized, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        autoescape=True,
+        finalize=_finalized,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     environment.filters["svg"] = _drawing
-    return environment.from_string(files("fisher_lab.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
+    return environment.from_string(
+        files("fisher_lab.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    )
 
 
 def _finalized(value: Any) -> Any:
@@ -113,7 +121,7 @@ def _policy(script: str) -> str:
     return "; ".join(POLICY).format(hash=base64.b64encode(digest).decode("ascii"))
 
 
-# -- what is reported ----------------------------------------------------------------------------------------------
+# -- what is reported ------------------------------------------------------------------------------
 def _titled(given: Any) -> dict[str, Comparison]:
     """Comparisons by title, read from files where they are paths."""
     if isinstance(given, Comparison | str | Path):
@@ -127,11 +135,14 @@ def _titled(given: Any) -> dict[str, Comparison]:
             comparison = _load(item)
             found[_free(_title(comparison), found)] = comparison
     if not found:
-        raise ValueError("Got no comparison, expected comparisons with at least one row; run compare first.")
+        raise ValueError(
+            "Got no comparison, expected comparisons with at least one row; run compare first."
+        )
     for title, comparison in found.items():
         if not comparison.rows:
             raise ValueError(
-                f"Got {title!r} without rows, expected comparisons with at least one row; run compare first."
+                f"Got {title!r} without rows, expected comparisons with at least one row; run "
+                "compare first."
             )
     return found
 
@@ -140,7 +151,9 @@ def _load(item: Any) -> Comparison:
     if isinstance(item, Comparison):
         return item
     if not isinstance(item, str | Path):
-        raise TypeError(f"Got {type(item).__name__}, expected a Comparison or the path of a saved one.")
+        raise TypeError(
+            f"Got {type(item).__name__}, expected a Comparison or the path of a saved one."
+        )
     return load_comparison(item)
 
 

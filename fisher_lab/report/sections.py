@@ -70,7 +70,7 @@ def _layer(comparison: Comparison, name: str) -> str:
     return shown
 
 
-# -- figures -------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 def _figures(comparison: Comparison, identifier: str) -> list[dict[str, Any]]:
     found = sorted(drawings(comparison), key=_place)
     figures = []
@@ -100,7 +100,7 @@ def along_training(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
     return figures
 
 
-# -- sentences -----------------------------------------------------------------------------------------------------
+# -- sentences -------------------------------------------------------------------------------------
 def _facts(comparison: Comparison) -> list[str]:
     """What was measured, in sentences."""
     settings = comparison.settings
@@ -113,15 +113,15 @@ def _facts(comparison: Comparison) -> list[str]:
         examples = f"{examples} of the problem {problem}"
     fisher = FISHERS.get(str(settings.get("fisher")), "the Fisher")
     facts = [
-        f"For every layer of a {model}, the block of {fisher} was computed exactly on {examples} and compared with "
-        f"{len(comparison.approximations)} approximations. The likelihood is "
+        f"For every layer of a {model}, the block of {fisher} was computed exactly on {examples} "
+        f"and compared with {len(comparison.approximations)} approximations. The likelihood is "
         f"{settings.get('likelihood', 'not recorded')}; the bias is the last column of the weight."
     ]
     checked = [row.checked for row in comparison.rows if row.checked is not None]
     if checked:
         facts.append(
-            "The exact blocks agree with an independent computation by torch.func along one random direction per "
-            f"layer to {max(checked):.1e} (relative)."
+            "The exact blocks agree with an independent computation by torch.func along one "
+            f"random direction per layer to {max(checked):.1e} (relative)."
         )
     left_out = settings.get("left_out") or {}
     for name, reason in left_out.items():
@@ -143,7 +143,7 @@ def notes(comparisons: Iterable[Comparison]) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-# -- tables --------------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 def _table(comparison: Comparison) -> tuple[list[str], list[dict[str, Any]]]:
     """Columns, and a line per layer and approximation with the number and text of every cell."""
     columns = list(dict.fromkeys((row.error, row.damping) for row in comparison.rows))

@@ -2,9 +2,9 @@
 
 A spreadsheet computes a cell that begins with =, +, -, @, a tab or the end of a line, and what it
 computes may read files or call programs ("CSV injection", OWASP). An apostrophe in front makes text
-of it. Which character separates cells depends on the reader's country, so that one is put wherever a
-cell might begin; where apostrophes stand there already, they become one more, so that reading takes
-away exactly what writing has put.
+of it. Which character separates cells depends on the reader's country, so that one is put wherever
+a cell might begin; where apostrophes stand there already, they become one more, so that reading
+takes away exactly what writing has put.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Comparisons as files: JSON, or CSV with everything but the rows in its first line.
 
-Version 2 (this one) writes numbers that JSON has no words for as `{"$number": "nan"}`, and the SHA-256 of its contents,
-so that a file that was changed by accident is told from what was measured. Version 1 wrote such numbers as text that
-begins with "float:", and no digest; its files are read.
+Version 2 (this one) writes numbers that JSON has no words for as `{"$number": "nan"}`, and the
+SHA-256 of its contents, so that a file that was changed by accident is told from what was measured.
+Version 1 wrote such numbers as text that begins with "float:", and no digest; its files are read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TABLE = "$table"  # the key of a table that has one of these two keys itself
 Contents = dict[str, Any]  # the arguments of a Comparison
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 def to_json(contents: Contents) -> str:
     """A comparison as JSON."""
     body = encoded(_body(contents) | {"rows": [asdict(row) for row in contents["rows"]]})
@@ -74,7 +74,9 @@ def _cell(value: str | float | None) -> str | float:
 
 
 def encoded(value: Any) -> Any:
-    """Plain JSON: infinities and NaNs under a key of their own, tables with such a key inside another."""
+    """Plain JSON: infinities and NaNs under a key of their own, tables with such a key inside
+    another.
+    """
     if isinstance(value, Mapping):
         table = {str(key): encoded(entry) for key, entry in value.items()}
         if NUMBER in table or TABLE in table:
@@ -99,7 +101,7 @@ def digest(body: Mapping[str, Any], rows: str = "") -> str:
     return hashlib.sha256(f"{text}\n{rows}".encode()).hexdigest()
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 def parsed(content: bytes, path: Path, check: bool = True) -> Contents:
     """The contents of a file.
 
@@ -120,13 +122,15 @@ def parsed(content: bytes, path: Path, check: bool = True) -> Contents:
         version = _version(body)
         if check and version > 1 and body.get("digest") != digest(body, rows):
             raise ValueError(
-                "its contents are not those that were written; load_comparison(path, check=False) reads edited files"
+                "its contents are not those that were written; load_comparison(path, check=False) "
+                "reads edited files"
             )
         table = _table(decoded(body, version))
         if path.suffix == ".csv":
             table["rows"] = _csv_rows(rows, bool(table.get("escaped")))
         return _contents(table)
-    # numbers without end, tables in tables in tables, and quotation marks that never close are no ValueErrors
+    # numbers without end, tables in tables in tables, and quotation marks that never close are no
+    # ValueErrors
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path} is truncated or foreign ({error}), {CURE}.") from error
 
@@ -186,7 +190,7 @@ def _decoded_text(value: str) -> str | float:
     return value
 
 
-# -- what a file holds, checked: whoever wrote it ------------------------------------------------------------------
+# -- what a file holds, checked: whoever wrote it --------------------------------------------------
 def _contents(body: dict[str, Any]) -> Contents:
     """The arguments of a Comparison; every reader below raises what `parsed` tells as one sentence."""
     return {

@@ -31,10 +31,12 @@ class Comparison:
     Attributes:
         rows: the errors.
         costs: seconds and bytes per layer and approximation.
-        settings: everything that determines the result (versions, seed, N, Fisher kind, dtype, problem, layers), by
-            attribute or as a mapping.
-        quantities: the numbers the errors are made of (traces, squared norms, inner products), per layer.
-        covariances: with standard errors, per layer and error the covariance matrix of the approximations' values.
+        settings: everything that determines the result (versions, seed, N, Fisher kind, dtype,
+            problem, layers), by attribute or as a mapping.
+        quantities: the numbers the errors are made of (traces, squared norms, inner products), per
+            layer.
+        covariances: with standard errors, per layer and error the covariance matrix of the
+            approximations' values.
     """
 
     rows: tuple[Row, ...]
@@ -44,7 +46,8 @@ class Comparison:
     covariances: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.settings, Settings):  # a plain table, as older code and users write it
+        # a plain table, as older code and users write it
+        if not isinstance(self.settings, Settings):
             object.__setattr__(self, "settings", Settings(self.settings))
 
     @property
@@ -62,19 +65,29 @@ class Comparison:
         """Names of the measures."""
         return list(dict.fromkeys(row.error for row in self.rows))
 
-    def value(self, layer: str, approximation: str, error: str, damping: float | None = None) -> float:
+    def value(
+        self, layer: str, approximation: str, error: str, damping: float | None = None
+    ) -> float:
         """One value.
 
         Raises:
             KeyError: if it was not measured.
         """
         for row in self.rows:
-            if (row.layer, row.approximation, row.error, row.damping) == (layer, approximation, error, damping):
+            if (row.layer, row.approximation, row.error, row.damping) == (
+                layer,
+                approximation,
+                error,
+                damping,
+            ):
                 return row.value
-        raise KeyError(f"No {error} of {approximation} on layer {layer!r} (damping {damping}) was measured.")
+        raise KeyError(
+            f"No {error} of {approximation} on layer {layer!r} (damping {damping}) was measured."
+        )
 
     def difference(self, layer: str, a: str, b: str, error: str) -> Difference:
-        """How much larger an error of `a` is than that of `b`, and the standard error of that difference.
+        """How much larger an error of `a` is than that of `b`, and the standard error of that
+        difference.
 
         The examples are the same for both, so that much of their chance cancels.
 
@@ -110,9 +123,10 @@ class Comparison:
             records.append(record)
         return pandas.DataFrame.from_records(records)
 
-    # -- files -----------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:
-        """Write `.json` (or `.csv`) atomically: the file is the old one or the new one, never half of it.
+        """Write `.json` (or `.csv`) atomically: the file is the old one or the new one, never half
+        of it.
 
         Raises:
             ValueError: for another ending, or a folder that cannot be written.
@@ -131,7 +145,7 @@ class Comparison:
             "covariances": self.covariances,
         }
 
-    # -- for people ------------------------------------------------------------------------------------------------
+    # -- for people --------------------------------------------------------------------------------
     def __str__(self) -> str:
         return self.table()
 
@@ -152,7 +166,8 @@ def load_comparison(path: str | Path, check: bool = True) -> Comparison:
 
     Args:
         path: of the file.
-        check: whether its contents must be those that were written; False for a file that was edited by hand.
+        check: whether its contents must be those that were written; False for a file that was
+            edited by hand.
 
     Raises:
         ValueError: if the file is missing, damaged, or not a comparison.

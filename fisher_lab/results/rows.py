@@ -21,7 +21,8 @@ class Row:
         value: the error.
         noise: its noise floor; a value below it is reported as 0.
         damping: relative to tr F / d, for damped measures.
-        checked: relative deviation of the captured exact block from torch.func along one random direction.
+        checked: relative deviation of the captured exact block from torch.func along one random
+            direction.
         fisher: which Fisher was measured: "true", "mc" or "empirical".
         stderr: standard error over the examples, where it was asked for and could be had.
     """
@@ -48,12 +49,16 @@ class Cost:
 
 
 class Record(dict[str, Any]):
-    """A table as it stands in a file, whose documented entries can be read as attributes; None where one is missing."""
+    """A table as it stands in a file, whose documented entries can be read as attributes; None
+    where one is missing.
+    """
 
     def __getattr__(self, name: str) -> Any:
         if name in type(self).__annotations__:
             return self.get(name)
-        raise AttributeError(f"{type(self).__name__} has no entry {name!r}, expected one of those it documents.")
+        raise AttributeError(
+            f"{type(self).__name__} has no entry {name!r}, expected one of those it documents."
+        )
 
 
 class LayerAbout(Record):
@@ -195,6 +200,6 @@ def plain(value: Any, what: str) -> Any:
         except (RuntimeError, ValueError):
             pass
     raise TypeError(
-        f"Got {what} of type {type(value).__name__}, expected text, numbers, lists or tables of these, which a file "
-        "can hold; convert it."
+        f"Got {what} of type {type(value).__name__}, expected text, numbers, lists or tables of "
+        "these, which a file can hold; convert it."
     )

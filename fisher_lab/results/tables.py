@@ -49,7 +49,9 @@ def render(comparison: Comparison, errors: Sequence[str] | None = None, width: i
     for layer in dict.fromkeys(row.layer for row in comparison.rows):
         title = printable(layer_title(comparison, layer))
         for approximation in comparison.approximations:
-            found = [values.get((layer, approximation, error, damping)) for error, damping in columns]
+            found = [
+                values.get((layer, approximation, error, damping)) for error, damping in columns
+            ]
             if all(value is None for value in found):
                 continue
             shown = [as_text(value) for value in found]
@@ -77,7 +79,9 @@ def as_text(value: float | None) -> str:
     return f"{value:.1e}"
 
 
-def _columns(comparison: Comparison, errors: Sequence[str] | None) -> list[tuple[str, float | None]]:
+def _columns(
+    comparison: Comparison, errors: Sequence[str] | None
+) -> list[tuple[str, float | None]]:
     """Errors and dampings that are shown."""
     wanted = comparison.errors if errors is None else names_of("errors", errors)
     for name in wanted:

@@ -1,4 +1,6 @@
-"""Statistics of a layer: its inputs and output gradients, formulas of them, and the sums that several readers share."""
+"""Statistics of a layer: its inputs and output gradients, formulas of them, and the sums that
+several readers share.
+"""
 
 from fisher_lab.statistics.layer_stats import LayerStats as LayerStats
 from fisher_lab.statistics.layer_stats import joined as joined

@@ -1,26 +1,29 @@
 """LayerStats: the inputs and output gradients of one layer, in one form for every kind of layer.
 
-All formulas are about one weight matrix W `[Q * d_out, d_in]`. For direction r and example n its gradient is
+All formulas are about one weight matrix W `[Q * d_out, d_in]`. For direction r and example n its
+gradient is
 
     P_rn = sum_t g_rnt a_nt^T          and the exact block is          F = 1/N sum_{r,n} vec(P_rn) vec(P_rn)^T,
 
-with row-major vec, so that a Kronecker product reads G (x) A. The gradients g are those of one example's loss: every
-1/N stands in the sums (`statistics.contractions`), never in g.
+with row-major vec, so that a Kronecker product reads G (x) A. The gradients g are those of one
+example's loss: every 1/N stands in the sums (`statistics.contractions`), never in g.
 
-Worked examples, for N examples and R directions; `a` is `[N, T, Q, d_in]` and `g` is `[R, N, T, Q, d_out]`:
+Worked examples, for N examples and R directions; `a` is `[N, T, Q, d_in]` and `g` is
+`[R, N, T, Q, d_out]`:
 
-* **Linear(4, 3)** on x `[N, 4]`: one position, one group. a `[N, 1, 1, 5]` (the last column are ones, for the bias),
-  g `[R, N, 1, 1, 3]`, W `[3, 5]`. Every P has rank one.
-* **Linear(4, 3)** on x `[N, L, 4]` (a token at a time): the weight is used at T = L positions. a `[N, L, 1, 5]`,
-  g `[R, N, L, 1, 3]`, W `[3, 5]`.
-* **Conv2d(4, 6, 3)** on x `[N, 4, 8, 8]`: a position is one of the 6 x 6 places of the kernel, its input the patch
-  there. a `[N, 36, 1, 4 * 9 + 1]`, g `[R, N, 36, 1, 6]`, W `[6, 37]`, kernel `(4, 3, 3)`.
-* **Conv2d(4, 6, 3, groups=2)**: each half of the outputs sees half of the inputs. a `[N, 36, 2, 2 * 9 + 1]`,
-  g `[R, N, 36, 2, 3]`, W `[6, 19]`, kernel `(2, 3, 3)`.
-* **A tied weight** (one Linear(4, 3) called twice in a forward pass): its uses are more positions. a `[N, 2, 1, 5]`,
-  g `[R, N, 2, 1, 3]`.
-* **Gradient form** (norm layers, bare parameters): a = 1 `[N, 1, 1, 1]`, g = the gradient of the p parameters
-  `[R, N, 1, 1, p]`, W `[p, 1]`.
+* **Linear(4, 3)** on x `[N, 4]`: one position, one group. a `[N, 1, 1, 5]` (the last column are
+  ones, for the bias), g `[R, N, 1, 1, 3]`, W `[3, 5]`. Every P has rank one.
+* **Linear(4, 3)** on x `[N, L, 4]` (a token at a time): the weight is used at T = L positions. a
+  `[N, L, 1, 5]`, g `[R, N, L, 1, 3]`, W `[3, 5]`.
+* **Conv2d(4, 6, 3)** on x `[N, 4, 8, 8]`: a position is one of the 6 x 6 places of the kernel, its
+  input the patch there. a `[N, 36, 1, 4 * 9 + 1]`, g `[R, N, 36, 1, 6]`, W `[6, 37]`, kernel
+  `(4, 3, 3)`.
+* **Conv2d(4, 6, 3, groups=2)**: each half of the outputs sees half of the inputs. a
+  `[N, 36, 2, 2 * 9 + 1]`, g `[R, N, 36, 2, 3]`, W `[6, 19]`, kernel `(2, 3, 3)`.
+* **A tied weight** (one Linear(4, 3) called twice in a forward pass): its uses are more positions.
+  a `[N, 2, 1, 5]`, g `[R, N, 2, 1, 3]`.
+* **Gradient form** (norm layers, bare parameters): a = 1 `[N, 1, 1, 1]`, g = the gradient of the p
+  parameters `[R, N, 1, 1, p]`, W `[p, 1]`.
 """
 
 from __future__ import annotations
@@ -37,13 +40,15 @@ from fisher_lab.statistics import pieces
 
 
 class LayerStats:
-    """Inputs `a` and unnormalised output gradients `g` of one layer over a batch; a value, nothing in it changes.
+    """Inputs `a` and unnormalised output gradients `g` of one layer over a batch; a value, nothing
+    in it changes.
 
     Args:
-        a: layer inputs `[N, T, Q, d_in]`; the bias, if any, is a last column of ones. None: see `of_gradients`.
+        a: layer inputs `[N, T, Q, d_in]`; the bias, if any, is a last column of ones. None: see
+            `of_gradients`.
         g: output gradients `[R, N, T, Q, d_out]`, R directions per example.
-        kernel: sizes of the input modes of the weight proper: `(in_features,)` for Linear, `(C_in / groups, kh, kw)`
-            for a convolution. Default: one mode.
+        kernel: sizes of the input modes of the weight proper: `(in_features,)` for Linear,
+            `(C_in / groups, kh, kw)` for a convolution. Default: one mode.
         bias: whether the last column of `a` belongs to the bias.
 
     Raises:
@@ -86,7 +91,8 @@ class LayerStats:
                 f"LayerStats got kernel={self.kernel} and bias={self.bias} for d_in={d_in}; "
                 "the product of the kernel sizes plus the bias column must be d_in."
             )
-        self._formed: Tensor | None = None  # P [N, R, Q, d_out, d_in]; only `with_gradients` sets it
+        # P [N, R, Q, d_out, d_in]; only `with_gradients` sets it
+        self._formed: Tensor | None = None
 
     @classmethod
     def of_gradients(
@@ -95,7 +101,9 @@ class LayerStats:
         kernel: Sequence[int] | None = None,
         bias: bool = False,
     ) -> LayerStats:
-        """Stats whose per-example gradients P `[R, N, Q, d_out, d_in]` are given, not their factors."""
+        """Stats whose per-example gradients P `[R, N, Q, d_out, d_in]` are given, not their
+        factors.
+        """
         return cls(None, P, kernel, bias)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -145,8 +153,8 @@ class LayerStats:
         """
         if self.a is None:
             raise ValueError(
-                "Got statistics of explicit gradients, expected layer inputs and output gradients apart; use "
-                "per-example statistics."
+                "Got statistics of explicit gradients, expected layer inputs and output gradients "
+                "apart; use per-example statistics."
             )
         return self.a, self.g
 
@@ -180,7 +188,9 @@ class LayerStats:
         return some
 
     def with_positions(self, T: int) -> LayerStats:
-        """The same gradients with T positions, those that are missing zero: sequences of different length fit."""
+        """The same gradients with T positions, those that are missing zero: sequences of different
+        length fit.
+        """
         if self.a is None or self.T >= T:
             return self
         missing = (0, 0, 0, 0, 0, T - self.T)  # behind the last of the third axis from the right
@@ -212,7 +222,9 @@ class LayerStats:
         return self.a is None or self._formed is not None
 
     def with_gradients(self) -> LayerStats:
-        """The same statistics with P formed once and for all, for sums that would form it again and again."""
+        """The same statistics with P formed once and for all, for sums that would form it again and
+        again.
+        """
         if self.formed:
             return self
         shape = (self.N, self.R, self.Q, self.d_out, self.d_in)
@@ -248,7 +260,9 @@ class LayerStats:
             yield self.examples(part).gradients()
 
     def pieces(self, chunk_bytes: float | None = None, start: int = 0) -> Iterator[slice]:
-        """The examples from `start` on, in pieces whose gradients take at most `chunk_bytes` (or one example)."""
+        """The examples from `start` on, in pieces whose gradients take at most `chunk_bytes` (or
+        one example).
+        """
         return pieces.slices(self.N, self.gradient_bytes, chunk_bytes, start)
 
 
@@ -285,8 +299,10 @@ def _check_shapes(a: Tensor | None, g: Tensor) -> None:
     if not fits:
         shape = None if a is None else tuple(a.shape)
         raise ValueError(
-            f"LayerStats got a {shape} and g {tuple(g.shape)}, expected [N, T, Q, d_in] and [R, N, T, Q, d_out]; "
-            "see fisher_lab.layers for how a layer unrolls its input."
+            f"LayerStats got a {shape} and g {tuple(g.shape)}, expected [N, T, Q, d_in] and [R, "
+            "N, T, Q, d_out]; see fisher_lab.layers for how a layer unrolls its input."
         )
     if g.shape[1] == 0:
-        raise ValueError("LayerStats got 0 examples, expected at least 1; check that the data is not empty.")
+        raise ValueError(
+            "LayerStats got 0 examples, expected at least 1; check that the data is not empty."
+        )

@@ -1,6 +1,7 @@
 """Large sums in pieces: how much memory one piece takes, and which examples it holds.
 
-The three sizes are read where they are used, so that a test (or a user with little memory) changes one number here.
+The three sizes are read where they are used, so that a test (or a user with little memory) changes
+one number here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 CHUNK_BYTES = 64 * 2**20  # factors of products are formed in pieces of this size
-STREAM_BYTES = 8 * 2**20  # passing tensors in pieces of this one: memory that the allocator has at hand
+# passing tensors in pieces of this one: memory that the allocator has at hand
+STREAM_BYTES = 8 * 2**20
 KEPT_BYTES = 256 * 2**20  # sums worth keeping may take this much
 
 

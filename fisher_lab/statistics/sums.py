@@ -1,9 +1,9 @@
 """Sums: the statistics of one layer together with the sums over them that several readers share.
 
-TKFAC, TN and LNGD all read `right()`; the exact block and every comparison with it read `squared_gram()`. A sum is
-computed for the first of them and kept. What is handed out is the reader's own, to be worked on in place as well, and
-what it cost stands on the bill of everybody who read it, so that the seconds of a method do not depend on who else was
-asked, or in which order.
+TKFAC, TN and LNGD all read `right()`; the exact block and every comparison with it read
+`squared_gram()`. A sum is computed for the first of them and kept. What is handed out is the
+reader's own, to be worked on in place as well, and what it cost stands on the bill of everybody who
+read it, so that the seconds of a method do not depend on who else was asked, or in which order.
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ class _Running:
 class Sums:
     """A layer's statistics and the sums over them: all that an approximation sees.
 
-    It answers for the statistics themselves, too: `sums.a`, `sums.g`, `sums.N`, ... are those of `sums.stats`.
+    It answers for the statistics themselves, too: `sums.a`, `sums.g`, `sums.N`, ... are those of
+    `sums.stats`.
 
     Args:
         stats: the statistics.
-        shared: whether several readers may ask for the same sum. Without it nothing is kept and nothing copied, which
-            is right where there is one reader: in an optimizer's window.
+        shared: whether several readers may ask for the same sum. Without it nothing is kept and
+            nothing copied, which is right where there is one reader: in an optimizer's window.
 
     See Also:
         fisher_lab.statistics.contractions: the same sums as functions, computed anew at every call.
@@ -146,7 +147,9 @@ class Sums:
         return {" ".join(map(str, name)): kept.bill.own for name, kept in self._kept.items()}
 
     def _sum(self, name: Name, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """A sum by its name, computed for the first who asks; every reader gets tensors of their own."""
+        """A sum by its name, computed for the first who asks; every reader gets tensors of their
+        own.
+        """
         if not self.shared:
             return compute()
         if name not in self._kept:
@@ -166,19 +169,25 @@ class Sums:
 
     # -- shared sums -------------------------------------------------------------------------------
     def left(self, A: Tensor | None = None) -> Tensor:
-        """1/N sum P A P^T `[Q, d_out, d_out]`; U1 without A `[Q, d_in, d_in]` (or a diagonal `[Q, d_in]`)."""
+        """1/N sum P A P^T `[Q, d_out, d_out]`; U1 without A `[Q, d_in, d_in]` (or a diagonal
+        `[Q, d_in]`).
+        """
         if A is not None:  # a factor of somebody's own
             return contractions.left(self.stats, A)
         return self._one(("left",), lambda: contractions.left(self.stats))
 
     def right(self, G: Tensor | None = None) -> Tensor:
-        """1/N sum P^T G P `[Q, d_in, d_in]`; U2 without G `[Q, d_out, d_out]` (or a diagonal `[Q, d_out]`)."""
+        """1/N sum P^T G P `[Q, d_in, d_in]`; U2 without G `[Q, d_out, d_out]` (or a diagonal
+        `[Q, d_out]`).
+        """
         if G is not None:
             return contractions.right(self.stats, G)
         return self._one(("right",), lambda: contractions.right(self.stats))
 
     def factors(self, spatial: str = "expand") -> tuple[Tensor, Tensor]:
-        """A `[Q, d_in, d_in]` and G `[Q, d_out, d_out]` of KFAC; see `contractions.input_and_gradient_moments`."""
+        """A `[Q, d_in, d_in]` and G `[Q, d_out, d_out]` of KFAC; see
+        `contractions.input_and_gradient_moments`.
+        """
         A, G = self._sum(
             ("factors", spatial),
             lambda: contractions.input_and_gradient_moments(self.stats, spatial),
@@ -186,7 +195,9 @@ class Sums:
         return A, G
 
     def uncorrelated(self) -> tuple[Tensor, Tensor]:
-        """U1 and U2 with positions taken as uncorrelated; see `contractions.uncorrelated_positions`."""
+        """U1 and U2 with positions taken as uncorrelated; see
+        `contractions.uncorrelated_positions`.
+        """
         U1, U2 = self._sum(
             ("uncorrelated",),
             lambda: contractions.uncorrelated_positions(self.stats),
@@ -213,7 +224,9 @@ class Sums:
         return self._one(self._name_of(basis), lambda: contractions.squares(self.stats, basis))
 
     def gram(self) -> Tensor:
-        """Inner products <P_rn, P_sm> `[R * N, R * N]` of the columns; kept where `contractions.gram_pays`."""
+        """Inner products <P_rn, P_sm> `[R * N, R * N]` of the columns; kept where
+        `contractions.gram_pays`.
+        """
         if not contractions.gram_pays(self.stats):
             return contractions.gram(self.stats)
         return self._one(("gram",), lambda: contractions.gram(self.stats))
@@ -254,7 +267,9 @@ class Sums:
         return contractions.dense(self.stats)
 
     def row_blocks(self, width: int) -> Tensor:
-        """Diagonal blocks of F over pieces of `width` entries of a row of W: `[d / width, width, width]`."""
+        """Diagonal blocks of F over pieces of `width` entries of a row of W:
+        `[d / width, width, width]`.
+        """
         return contractions.row_blocks(self.stats, width)
 
     def column_blocks(self) -> Tensor:

@@ -1,4 +1,6 @@
-"""Training with any optimizer: the loop with metrics, checkpoints and exact resume; named problems; a tuning grid."""
+"""Training with any optimizer: the loop with metrics, checkpoints and exact resume; named problems;
+a tuning grid.
+"""
 
 from fisher_lab.training.commands import grid as grid
 from fisher_lab.training.commands import make_optimizer as make_optimizer

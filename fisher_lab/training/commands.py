@@ -23,7 +23,9 @@ TUNED_EPOCHS = 10
 
 
 def optimizer_names() -> list[str]:
-    """Everything that `make_optimizer` knows: the library's optimizers, those that a user defined, and torch's."""
+    """Everything that `make_optimizer` knows: the library's optimizers, those that a user defined,
+    and torch's.
+    """
     return [*optim.registry(), *BASELINES]
 
 
@@ -43,7 +45,8 @@ def make_optimizer(
         model: what is trained.
         likelihood: the loss.
         lr: learning rate.
-        damping: lambda of a method of `fisher_lab.optim`; None for its default. The baselines have none.
+        damping: lambda of a method of `fisher_lab.optim`; None for its default. The baselines have
+            none.
         seed: of the optimizer's own random numbers.
         **options: further arguments of the optimizer.
 
@@ -52,7 +55,9 @@ def make_optimizer(
     """
     if name in BASELINES:
         if damping is not None:
-            raise ValueError(f"Got damping={damping} for {name}, expected none: it has no damping; leave it out.")
+            raise ValueError(
+                f"Got damping={damping} for {name}, expected none: it has no damping; leave it out."
+            )
         if name == "SGD":
             return torch.optim.SGD(model.parameters(), lr=lr, **{"momentum": 0.9, **options})
         return torch.optim.Adam(model.parameters(), lr=lr, **options)
@@ -112,7 +117,8 @@ def train_command(
         seed: of the order of the examples and of sampled labels.
         output: metrics file (.jsonl); the checkpoint lies beside it with the ending .pt.
         resume: go on from that checkpoint.
-        measure_every: epochs between measurements of the matrices in use on the problem's measuring data; 0 for none.
+        measure_every: epochs between measurements of the matrices in use on the problem's measuring
+            data; 0 for none.
         settings: of the problem.
         options: further arguments of the optimizer.
         progress: see `fit`.
@@ -124,9 +130,16 @@ def train_command(
     data = loaded.train_data or loaded.data
     path = None if output is None else Path(output)
     if path is not None and path.suffix != ".jsonl":
-        raise ValueError(f"Got output {str(path)!r}, expected a file that ends in .jsonl: metrics are JSON lines.")
-    opt = make_optimizer(optimizer, loaded.model, loaded.likelihood, lr, damping, seed, **(options or {}))
-    measuring = [record_errors(loaded.data, measure_every, fisher=loaded.fisher)] if measure_every else []
+        raise ValueError(
+            f"Got output {str(path)!r}, expected a file that ends in .jsonl: metrics are JSON "
+            "lines."
+        )
+    opt = make_optimizer(
+        optimizer, loaded.model, loaded.likelihood, lr, damping, seed, **(options or {})
+    )
+    measuring = (
+        [record_errors(loaded.data, measure_every, fisher=loaded.fisher)] if measure_every else []
+    )
     return fit(
         loaded.model, opt, loaded.likelihood, data, epochs, batch=min(batch, len(data[0])), seed=seed,
         test_data=loaded.test_data, metrics=path, checkpoint=None if path is None else path.with_suffix(".pt"),
@@ -150,8 +163,8 @@ def tune_command(
 ) -> list[Record]:
     """Train with every learning rate and damping of a grid; what `fisher-lab tune` does.
 
-    Every optimizer gets the same number of trials: one without damping gets as many learning rates instead, spread
-    evenly (in the logarithm) over the same range.
+    Every optimizer gets the same number of trials: one without damping gets as many learning rates
+    instead, spread evenly (in the logarithm) over the same range.
 
     Args:
         problem: a name or a Problem; every trial starts from its weights.
@@ -167,30 +180,43 @@ def tune_command(
         progress: see `fit`.
 
     Returns:
-        The trials `{optimizer, lr, damping, loss, seconds, ...}`, the best first; a diverged one has no loss.
+        The trials `{optimizer, lr, damping, loss, seconds, ...}`, the best first; a diverged one
+        has no loss.
     """
     loaded = start(problem, **(settings or {}))
     path = None if output is None else Path(output)
-    about = {"problem": loaded.settings, "epochs": epochs, "batch": batch, "seed": seed, "options": repr(options or {})}
+    about = {
+        "problem": loaded.settings,
+        "epochs": epochs,
+        "batch": batch,
+        "seed": seed,
+        "options": repr(options or {}),
+    }
     trials = _finished(path, about)
     for lr, damping in grid(optimizer, lrs, dampings):
         key = {"optimizer": optimizer, "lr": lr, "damping": damping}
         if any(key.items() <= trial.items() for trial in trials):
             continue
         model = copy.deepcopy(loaded.model)
-        opt = make_optimizer(optimizer, model, loaded.likelihood, lr, damping, seed, **(options or {}))
+        opt = make_optimizer(
+            optimizer, model, loaded.likelihood, lr, damping, seed, **(options or {})
+        )
         data = loaded.train_data or loaded.data
         records = fit(model, opt, loaded.likelihood, data, epochs, batch=min(batch, len(data[0])), seed=seed,
                       progress=progress)  # fmt: skip
         last = records[-1]
-        trials.append({**key, "loss": last["loss"], "seconds": last["seconds"], "epochs": last["epoch"]})
+        trials.append(
+            {**key, "loss": last["loss"], "seconds": last["seconds"], "epochs": last["epoch"]}
+        )
         if path is not None:
             write_atomically(path, json.dumps({"about": about, "trials": trials}, indent=1) + "\n")
     mine = [trial for trial in trials if trial["optimizer"] == optimizer]
     return sorted(mine, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
 
 
-def grid(optimizer: str, lrs: Sequence[float], dampings: Sequence[float]) -> list[tuple[float, float | None]]:
+def grid(
+    optimizer: str, lrs: Sequence[float], dampings: Sequence[float]
+) -> list[tuple[float, float | None]]:
     """The trials of an optimizer, len(lrs) * len(dampings) of them."""
     if optimizer not in BASELINES:
         return [(lr, damping) for lr in lrs for damping in dampings]
@@ -198,7 +224,9 @@ def grid(optimizer: str, lrs: Sequence[float], dampings: Sequence[float]) -> lis
     if count == 1 or min(lrs) == max(lrs):
         return [(lrs[0], None)] * count
     low, high = math.log(min(lrs)), math.log(max(lrs))
-    return [(float(f"{math.exp(low + (high - low) * i / (count - 1)):.4g}"), None) for i in range(count)]
+    return [
+        (float(f"{math.exp(low + (high - low) * i / (count - 1)):.4g}"), None) for i in range(count)
+    ]
 
 
 def _finished(path: Path | None, about: Record) -> list[Record]:
@@ -212,5 +240,8 @@ def _finished(path: Path | None, about: Record) -> list[Record]:
             f"{path} holds no trials ({error}), expected a file that tune wrote; choose another."
         ) from error
     if earlier != json.loads(json.dumps(about)):
-        raise ValueError(f"{path} holds trials of another problem or budget, expected the same; choose another file.")
+        raise ValueError(
+            f"{path} holds trials of another problem or budget, expected the same; choose another "
+            "file."
+        )
     return trials

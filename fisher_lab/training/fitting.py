@@ -47,8 +47,9 @@ def fit(
         model: the model; it is trained in training mode and put back into its own.
         optimizer: any torch optimizer; those of `fisher_lab.optim` observe what they need.
         likelihood: the loss.
-        data: (x, y), shuffled every epoch by `seed` (an incomplete last batch is left out); or batches such as a
-            DataLoader, which must give the same batches again for an exact resume.
+        data: (x, y), shuffled every epoch by `seed` (an incomplete last batch is left out); or
+            batches such as a DataLoader, which must give the same batches again for an exact
+            resume.
         epochs: passes over the data.
         batch: examples in a step, for (x, y).
         seed: of the order of the examples.
@@ -57,20 +58,25 @@ def fit(
         metrics: file of JSON lines, one per epoch.
         checkpoint: file that is replaced every `checkpoint_every` steps and at the end.
         checkpoint_every: steps; None for every epoch.
-        resume: go on from `checkpoint` if it exists; the run is then the same, bit by bit, as without the stop.
-        callbacks: called after every epoch with the optimizer and the epoch; what they return joins the record.
+        resume: go on from `checkpoint` if it exists; the run is then the same, bit by bit, as
+            without the stop.
+        callbacks: called after every epoch with the optimizer and the epoch; what they return joins
+            the record.
         progress: show a bar with loss, speed and time left; None: when stderr is a terminal.
 
     Returns:
-        One record per epoch: `epoch, step, loss` (mean over the epoch's steps)`, seconds` (of steps only)`, lr`, and
-        `test_loss` where it is measured. An epoch that ends with a loss that is not finite is the last; its record
-        says `diverged`.
+        One record per epoch: `epoch, step, loss` (mean over the epoch's steps)`, seconds` (of steps
+        only)`, lr`, and `test_loss` where it is measured. An epoch that ends with a loss that is
+        not finite is the last; its record says `diverged`.
     """
     run = _Run(model, optimizer, as_likelihood(likelihood), data, batch, seed, schedule)
     run.metrics = None if metrics is None else Path(metrics)
     run.checkpoint = None if checkpoint is None else Path(checkpoint)
     if resume and run.checkpoint is None:
-        raise ValueError("Got resume=True without a checkpoint, expected the file to go on from; pass checkpoint=...")
+        raise ValueError(
+            "Got resume=True without a checkpoint, expected the file to go on from; pass "
+            "checkpoint=..."
+        )
     if not is_whole(epochs, 1):
         raise ValueError(f"Got epochs={epochs!r}, expected a whole number, 1 or more.")
     if resume and run.checkpoint is not None and run.checkpoint.exists():
@@ -105,20 +111,31 @@ class _Run:
         schedule: Any,
     ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"Got {optimizer!r} as optimizer, expected one such as fl.optim.KFAC(model, loss, lr).")
-        self.model, self.optimizer, self.likelihood, self.schedule = model, optimizer, likelihood, schedule
+            raise TypeError(
+                f"Got {optimizer!r} as optimizer, expected one such as fl.optim.KFAC(model, loss, "
+                "lr)."
+            )
+        self.model, self.optimizer, self.likelihood, self.schedule = (
+            model,
+            optimizer,
+            likelihood,
+            schedule,
+        )
         self.data, self.batch, self.seed = data, batch, seed_of(seed)
         self.metrics: Path | None = None
         self.checkpoint: Path | None = None
         self.records: list[Record] = []
         self.epoch = self.step = self.position = 0  # position: steps done in this epoch
         self.seconds = 0.0
-        self.sums: Tensor | None = None  # of the epoch: sum of finite losses, their number, last loss; not read
+        # of the epoch: sum of finite losses, their number, last loss; not read
+        self.sums: Tensor | None = None
         self.diverged = False
         self.loss: float | None = None
         self.paired = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
         if self.paired and not (is_whole(batch, 1) and batch <= len(data[0])):
-            raise ValueError(f"Got batch={batch!r}, expected 1 to {len(data[0])}, the number of examples.")
+            raise ValueError(
+                f"Got batch={batch!r}, expected 1 to {len(data[0])}, the number of examples."
+            )
 
     def steps_per_epoch(self) -> int:
         """Steps of an epoch, 1 if unknown."""
@@ -153,16 +170,24 @@ class _Run:
             if bar.enabled and time.perf_counter() - shown > 0.5:
                 shown = time.perf_counter()
                 speed = (self.step - first) / (shown - started)
-                bar.say(f"epoch {self.epoch + 1}/{epochs}  loss {float(loss):.4g}  {speed:.3g} steps/s")
+                bar.say(
+                    f"epoch {self.epoch + 1}/{epochs}  loss {float(loss):.4g}  {speed:.3g} steps/s"
+                )
             if checkpoint_every and self.step % checkpoint_every == 0:
-                self.seconds, started = self.seconds + time.perf_counter() - started, time.perf_counter()
+                self.seconds, started = (
+                    self.seconds + time.perf_counter() - started,
+                    time.perf_counter(),
+                )
                 self.save()
-        total, count, last = [math.nan] * 3 if self.sums is None else self.sums.tolist()  # waits: all time is counted
+        # waits: all time is counted
+        total, count, last = [math.nan] * 3 if self.sums is None else self.sums.tolist()
         self.diverged = not math.isfinite(last)
         self.loss = total / count if count else None
         self.seconds += time.perf_counter() - started
 
-    def close_epoch(self, test_data: tuple[Tensor, Tensor] | None, callbacks: Sequence[Callback]) -> None:
+    def close_epoch(
+        self, test_data: tuple[Tensor, Tensor] | None, callbacks: Sequence[Callback]
+    ) -> None:
         """Measure, record and save."""
         self.epoch += 1
         record: Record = {
@@ -185,7 +210,7 @@ class _Run:
             append(self.metrics, json.dumps(record) + "\n")
         self.save()
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
     def save(self) -> None:
         """Replace the checkpoint in one go: a kill leaves the old or the new one."""
         if self.checkpoint is None:
@@ -206,8 +231,8 @@ class _Run:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if state["seed"] != self.seed:
             raise ValueError(
-                f"{self.checkpoint} was made with seed={state['seed']}, expected {self.seed}; use the same seed, or "
-                "another file."
+                f"{self.checkpoint} was made with seed={state['seed']}, expected {self.seed}; use "
+                "the same seed, or another file."
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -265,7 +290,8 @@ def train_step(
 
 
 def record_errors(data: Any, every: int = 1, **options: Any) -> Callback:
-    """A callback that measures, along a training, the errors of the matrices the optimizer is really using.
+    """A callback that measures, along a training, the errors of the matrices the optimizer is
+    really using.
 
     Args:
         data: examples to measure on, as in `fl.compare`.

@@ -1,4 +1,6 @@
-"""Rows of a layer that are not the examples in order: found, put in order, and measured like any other."""
+"""Rows of a layer that are not the examples in order: found, put in order, and measured like any
+other.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ class Experts(Parts):
 
 
 class Learned(nn.Module):
-    """Learned positions `[1, L]` that all examples share, added to what every example has of its own."""
+    """Learned positions `[1, L]` that all examples share, added to what every example has of its
+    own.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +110,9 @@ class Relative(nn.Module):
         return self.out((table.softmax(1) @ x).tanh().sum(1))
 
 
-def linear(module: nn.Linear) -> tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...], bool]:
+def linear(
+    module: nn.Linear,
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...], bool]:
     """How inputs and gradients of a Linear layer are laid out."""
 
     def unroll(x: Tensor) -> Tensor:
@@ -116,7 +122,9 @@ def linear(module: nn.Linear) -> tuple[Callable[..., Tensor], Callable[..., Tens
     return unroll, lambda w, b: torch.cat([w, b[:, None]], 1), (module.in_features,), True
 
 
-def embedding(module: nn.Embedding) -> tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...], bool]:
+def embedding(
+    module: nn.Embedding,
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...], bool]:
     """The same for an Embedding."""
     rows = module.num_embeddings
     return lambda x: one_hot(x.flatten(), rows).double(), lambda w: w.T, (rows,), False
@@ -156,7 +164,9 @@ def test_exact_block(name: str, memory: float | None) -> None:
     _, pack, _, _ = linear(module) if isinstance(module, nn.Linear) else embedding(module)
     block = fl.estimate(fl.Exact(), model, fl.Gaussian(), X, memory=memory)[layer]
     parameters = list(module.parameters())
-    expected = oracle.dense_block(model, lambda n: model(X[n : n + 1]), N, parameters, pack, quadratic)
+    expected = oracle.dense_block(
+        model, lambda n: model(X[n : n + 1]), N, parameters, pack, quadratic
+    )
     assert_same(block.dense(), expected, 1e-10)
 
 
@@ -168,7 +178,9 @@ def test_approximations(name: str, method: str) -> None:
     model = randomised(make())
     module: Any = model.get_submodule(layer)
     unroll, _, kernel, bias = linear(module) if isinstance(module, nn.Linear) else embedding(module)
-    stats = oracle.layer_stats(model, lambda n: model(X[n : n + 1]), N, module, unroll, quadratic, kernel, bias)
+    stats = oracle.layer_stats(
+        model, lambda n: model(X[n : n + 1]), N, module, unroll, quadratic, kernel, bias
+    )
     found = fl.estimate(getattr(fl, method)(), model, fl.Gaussian(), X)[layer]
     assert_same(found.dense(), METHODS[method](stats), 1e-9)
 
@@ -181,7 +193,9 @@ def test_what_examples_share_in_another_way_is_measured_over_its_parameters() ->
     assert about["form"] == "gradient"
     assert "shared" in about["reason"]
     parameters = list(model.bias.parameters())
-    expected = oracle.dense_block(model, lambda n: model(X[n : n + 1]), N, parameters, lambda w: w.flatten(), quadratic)
+    expected = oracle.dense_block(
+        model, lambda n: model(X[n : n + 1]), N, parameters, lambda w: w.flatten(), quadratic
+    )
     block = fl.estimate(fl.Exact(), model, fl.Gaussian(), X)["bias"]
     assert_same(block.dense(), expected, 1e-10)
 
@@ -201,7 +215,9 @@ def test_examples_in_another_order_do_not_change_sums_over_layers() -> None:
     plain, sorted_inside = randomised(Plain()), randomised(Sorted())
     values = []
     for model in (plain, sorted_inside):
-        comparison = fl.compare(model, fl.Gaussian(), X, [fl.TENGraD(batch=2)], errors=["frobenius", "off_block"])
+        comparison = fl.compare(
+            model, fl.Gaussian(), X, [fl.TENGraD(batch=2)], errors=["frobenius", "off_block"]
+        )
         values.append([row.value for row in comparison.rows])
     assert values[0] == pytest.approx(values[1], rel=1e-10)
 
@@ -229,7 +245,9 @@ class Random(Parts):
     ],
     ids=["estimate", "exact_fisher", "compare"],
 )
-def test_interacting_examples_and_random_models_are_refused(model: nn.Module, ask: Callable[..., Any]) -> None:
+def test_interacting_examples_and_random_models_are_refused(
+    model: nn.Module, ask: Callable[..., Any]
+) -> None:
     """By the first and the last example alone, by all three alike."""
     with pytest.raises(ValueError, match="examples interact or the model is random"):
         ask(randomised(model))

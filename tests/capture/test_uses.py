@@ -17,7 +17,9 @@ def half_square(z: Tensor, n: int) -> Tensor:
 
 
 class Reused(nn.Module):
-    """One Linear at 4 positions and again at the single one of their mean; one convolution at two resolutions."""
+    """One Linear at 4 positions and again at the single one of their mean; one convolution at two
+    resolutions.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +73,9 @@ def test_a_module_used_twice(layer: str) -> None:
     """Uses at different numbers of positions are so many more positions; the block is right."""
     model, x = randomised(Reused()), normal(5, 4, 3)
     module = model.get_submodule(layer)
-    expected = naive_block(model, dict(module.named_parameters()), weight_and_bias(module), x, half_square)
+    expected = naive_block(
+        model, dict(module.named_parameters()), weight_and_bias(module), x, half_square
+    )
     assert_same(fl.estimate(fl.Exact(), model, fl.Gaussian(), x)[layer].dense(), expected, 1e-10)
     assert_same(fl.exact_fisher(model, fl.Gaussian(), x)[layer].dense(), expected, 1e-10)
     comparison = fl.compare(model, fl.Gaussian(), x)
@@ -79,13 +83,17 @@ def test_a_module_used_twice(layer: str) -> None:
 
 
 def test_alike_tied_layers_are_positions_of_one() -> None:
-    """Two Linears with one weight and no bias: one block in factor form, under the first name, said in the result."""
+    """Two Linears with one weight and no bias: one block in factor form, under the first name, said
+    in the result.
+    """
     model, x = randomised(TiedLinears(bias=False)), normal(5, 4, 3)
     comparison = fl.compare(model, fl.Gaussian(), x)
     assert list(comparison.settings["layers"]) == ["first", "out"]
     assert comparison.settings["layers"]["first"]["tied"] == ["first", "second"]
     assert comparison.settings["layers"]["first"]["shape"] == [3, 3]
-    expected = naive_block(model, {"weight": model.first.weight}, weight_and_bias(model.first), x, half_square)
+    expected = naive_block(
+        model, {"weight": model.first.weight}, weight_and_bias(model.first), x, half_square
+    )
     assert_same(fl.estimate(fl.Exact(), model, fl.Gaussian(), x)["first"].dense(), expected, 1e-10)
     assert_same(fl.exact_fisher(model, fl.Gaussian(), x)["first"].dense(), expected, 1e-10)
 
@@ -93,26 +101,39 @@ def test_alike_tied_layers_are_positions_of_one() -> None:
 def test_tied_convolutions_of_different_stride() -> None:
     """Each use is unrolled by its own module."""
     model, x = randomised(TiedConvolutions()), normal(4, 2, 7)
-    expected = naive_block(model, dict(model.first.named_parameters()), weight_and_bias(model.first), x, half_square)
+    expected = naive_block(
+        model, dict(model.first.named_parameters()), weight_and_bias(model.first), x, half_square
+    )
     assert_same(fl.estimate(fl.Exact(), model, fl.Gaussian(), x)["first"].dense(), expected, 1e-10)
     assert select(model).layers["first"].tied == ("first", "second")
 
 
-@pytest.mark.parametrize("make", [TiedEmbedding, lambda: TiedLinears(bias=True)], ids=["embedding", "own biases"])
+@pytest.mark.parametrize(
+    "make", [TiedEmbedding, lambda: TiedLinears(bias=True)], ids=["embedding", "own biases"]
+)
 def test_tied_weights_of_unlike_use(make) -> None:
-    """An Embedding tied to the output layer: one block in gradient form over all their parameters, and right."""
+    """An Embedding tied to the output layer: one block in gradient form over all their parameters,
+    and right.
+    """
     model = randomised(make())
     x = torch.arange(12).reshape(4, 3) % 5 if isinstance(model, TiedEmbedding) else normal(4, 2, 3)
     (name, layer), *_ = select(model).layers.items()
     parameters = {
-        key: p for key, p in model.named_parameters() if key in {layer.full_name(k) for k in layer.parameters}
+        key: p
+        for key, p in model.named_parameters()
+        if key in {layer.full_name(k) for k in layer.parameters}
     }
     assert set(parameters) == (
-        {"embedding.weight", "head.bias"} if name == "embedding" else {"first.weight", "first.bias", "second.bias"}
+        {"embedding.weight", "head.bias"}
+        if name == "embedding"
+        else {"first.weight", "first.bias", "second.bias"}
     )
     ordered = {layer.full_name(key): parameters[layer.full_name(key)] for key in layer.parameters}
     expected = naive_block(model, ordered, flattened, x, half_square)
-    for found in (fl.estimate(fl.Exact(), model, fl.Gaussian(), x), fl.exact_fisher(model, fl.Gaussian(), x)):
+    for found in (
+        fl.estimate(fl.Exact(), model, fl.Gaussian(), x),
+        fl.exact_fisher(model, fl.Gaussian(), x),
+    ):
         assert_same(found[name].dense(), expected, 1e-10)
     comparison = fl.compare(model, fl.Gaussian(), x, [fl.KFAC(), fl.TN()], errors=["frobenius"])
     assert len(comparison.settings["layers"][name]["tied"]) == 2
@@ -141,11 +162,16 @@ def test_a_tied_embedding_with_padding_is_refused() -> None:
 
 
 def test_in_place_activations() -> None:
-    """The output gradient is taken where the layer returned its output, before an in-place activation."""
+    """The output gradient is taken where the layer returned its output, before an in-place
+    activation.
+    """
     kinds = [nn.ReLU(inplace=flag) for flag in (False, True)]
     torch.manual_seed(0)
     first, last, x = nn.Linear(3, 4).double(), nn.Linear(4, 2).double(), normal(5, 3)
-    blocks = [fl.estimate(fl.Exact(), nn.Sequential(first, kind, last), fl.Gaussian(), x)["0"] for kind in kinds]
+    blocks = [
+        fl.estimate(fl.Exact(), nn.Sequential(first, kind, last), fl.Gaussian(), x)["0"]
+        for kind in kinds
+    ]
     assert_same(blocks[1].dense(), blocks[0].dense(), 1e-12)
 
 
@@ -179,14 +205,19 @@ def test_unused_layers_are_refused() -> None:
 @pytest.mark.parametrize("sizes", [[4, 2], [1, 1, 4]])
 def test_unequal_batches(sizes: list[int]) -> None:
     """Unequal batches are one batch, also in gradient form."""
-    model, x = randomised(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))), normal(6, 2, 3)
+    model, x = (
+        randomised(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))),
+        normal(6, 2, 3),
+    )
     whole = fl.estimate(fl.Exact(), model, fl.Gaussian(), x)
     parts = fl.estimate(fl.Exact(), model, fl.Gaussian(), [(part, None) for part in x.split(sizes)])
     for name in whole:
         assert_same(parts[name].dense(), whole[name].dense(), 1e-10)
 
 
-@pytest.mark.parametrize("approximation", [fl.Exact(), fl.TENGraD(), fl.KPSVD(), fl.TN(), fl.EKFAC()], ids=str)
+@pytest.mark.parametrize(
+    "approximation", [fl.Exact(), fl.TENGraD(), fl.KPSVD(), fl.TN(), fl.EKFAC()], ids=str
+)
 def test_batches_of_sequences_of_different_length(approximation) -> None:
     """Batches whose sequences have different lengths give the mean of their blocks."""
 
@@ -206,7 +237,9 @@ def test_batches_of_sequences_of_different_length(approximation) -> None:
 
 
 def test_a_shared_dimension_of_the_same_size_as_the_batch() -> None:
-    """Positions that all examples share are not taken for the examples, even where there are as many."""
+    """Positions that all examples share are not taken for the examples, even where there are as
+    many.
+    """
 
     class Shared(nn.Module):
         def __init__(self) -> None:
@@ -254,7 +287,9 @@ class Noisy(nn.Module):
 )
 @pytest.mark.parametrize("measure", [fl.compare, lambda *args: fl.estimate(fl.KFAC(), *args)])
 def test_what_hooks_cannot_see_is_refused(model: nn.Module, match: str, measure) -> None:
-    """A weight used behind the layer's back, and models that do not act per example, are refused by estimate too."""
+    """A weight used behind the layer's back, and models that do not act per example, are refused by
+    estimate too.
+    """
     for batches in (normal(5, 3), [(normal(2, 3), None), (normal(3, 3), None)]):
         with pytest.raises(ValueError, match=match):
             measure(randomised(model), fl.Gaussian(), batches)
@@ -267,7 +302,9 @@ def test_gradients_that_cancel_are_not_refused() -> None:
         model = randomised(nn.Sequential(nn.Conv2d(1, 1, 2, bias=False), nn.Tanh(), *tail), seed)
         with torch.no_grad():
             model[0].weight.mul_(0.01)  # so that the norm layer magnifies
-        fl.compare(model, fl.Categorical(), normal(4, 1, 4, 5, seed=seed), [fl.KFAC()], errors=["trace"])
+        fl.compare(
+            model, fl.Categorical(), normal(4, 1, 4, 5, seed=seed), [fl.KFAC()], errors=["trace"]
+        )
 
 
 def test_stats_are_those_of_the_oracle() -> None:

@@ -92,25 +92,39 @@ class Own(FisherMatrix):
 MATRICES: dict[str, Callable[[], FisherMatrix]] = {
     "Kronecker": lambda: Kronecker((psd(1, 3, 3), psd(1, 4, 4, seed=1))),
     "Kronecker, two groups": lambda: Kronecker((psd(2, 3, 3), psd(2, 4, 4, seed=1))),
-    "Kronecker, three modes": lambda: Kronecker((psd(1, 2, 2), psd(1, 3, 3, seed=1), psd(1, 2, 2, seed=2))),
-    "Kronecker, four modes, two groups": lambda: Kronecker(tuple(psd(2, 2, 2, seed=s) for s in range(4))),
+    "Kronecker, three modes": lambda: Kronecker(
+        (psd(1, 2, 2), psd(1, 3, 3, seed=1), psd(1, 2, 2, seed=2))
+    ),
+    "Kronecker, four modes, two groups": lambda: Kronecker(
+        tuple(psd(2, 2, 2, seed=s) for s in range(4))
+    ),
     "Kronecker, one mode": lambda: Kronecker((psd(1, 4, 4),)),
     "Kronecker, diagonal left": lambda: Kronecker((positive(2, 3), psd(2, 4, 4))),
     "Kronecker, diagonal right": lambda: Kronecker((psd(1, 3, 3), positive(1, 4))),
     "Kronecker, diagonals": lambda: Kronecker((positive(1, 3), positive(1, 4, seed=1))),
     "Kronecker, singular": lambda: Kronecker((psd(1, 3, 3, rank=1), psd(1, 4, 4, rank=2))),
-    "Kronecker, identity left": lambda: Kronecker((torch.ones(2, 3).double(), psd(2, 4, 4)), identities=(0,)),
-    "Kronecker, identity right": lambda: Kronecker((psd(1, 3, 3), torch.ones(1, 4).double()), identities=(1,)),
+    "Kronecker, identity left": lambda: Kronecker(
+        (torch.ones(2, 3).double(), psd(2, 4, 4)), identities=(0,)
+    ),
+    "Kronecker, identity right": lambda: Kronecker(
+        (psd(1, 3, 3), torch.ones(1, 4).double()), identities=(1,)
+    ),
     "Kronecker, identity between": lambda: Kronecker(
         (psd(1, 2, 2), torch.ones(1, 3).double(), psd(1, 2, 2, seed=1)), identities=(1,)
     ),
-    "Kronecker, nothing but identities": lambda: Kronecker((torch.ones(1, 3).double(),), identities=(0,)),
+    "Kronecker, nothing but identities": lambda: Kronecker(
+        (torch.ones(1, 3).double(),), identities=(0,)
+    ),
     "Kronecker, of eigenpairs": lambda: Kronecker.of_eigenpairs(
         [(positive(2, 3), bases(2, 3)), (positive(2, 4, seed=1), bases(2, 4))]
     ),
     "EigenbasisDiagonal": lambda: EigenbasisDiagonal((bases(1, 3), bases(1, 4)), positive(1, 3, 4)),
-    "EigenbasisDiagonal, two groups": lambda: EigenbasisDiagonal((bases(2, 3), bases(2, 4)), positive(2, 3, 4)),
-    "EigenbasisDiagonal, one-sided": lambda: EigenbasisDiagonal((None, bases(1, 4)), positive(1, 3, 4)),
+    "EigenbasisDiagonal, two groups": lambda: EigenbasisDiagonal(
+        (bases(2, 3), bases(2, 4)), positive(2, 3, 4)
+    ),
+    "EigenbasisDiagonal, one-sided": lambda: EigenbasisDiagonal(
+        (None, bases(1, 4)), positive(1, 3, 4)
+    ),
     "EigenbasisDiagonal, three modes": lambda: EigenbasisDiagonal(
         (bases(1, 3), bases(1, 2), bases(1, 2)), positive(1, 3, 2, 2)
     ),
@@ -121,18 +135,30 @@ MATRICES: dict[str, Callable[[], FisherMatrix]] = {
     "DiagonalMatrix": lambda: DiagonalMatrix(positive(3, 4)),
     "LowRank, few columns": lambda: LowRank(random_stats(0, N=3, R=1, d_out=3, d_in=4)),
     "LowRank, many columns": lambda: LowRank(random_stats(0, N=9, R=2, d_out=3, d_in=4)),
-    "LowRank, positions and groups": lambda: LowRank(random_stats(0, N=3, T=3, Q=2, R=2, d_out=3, d_in=4)),
-    "LowRank, explicit gradients": lambda: LowRank(type(random_stats(0)).of_gradients(normal(2, 3, 1, 3, 4))),
+    "LowRank, positions and groups": lambda: LowRank(
+        random_stats(0, N=3, T=3, Q=2, R=2, d_out=3, d_in=4)
+    ),
+    "LowRank, explicit gradients": lambda: LowRank(
+        type(random_stats(0)).of_gradients(normal(2, 3, 1, 3, 4))
+    ),
     "Streamed": lambda: streamed(random_stats(0, N=7, R=2, d_out=3, d_in=4), 3),
-    "Streamed, positions and groups": lambda: streamed(random_stats(0, N=5, T=3, Q=2, R=2, d_out=3, d_in=4), 2),
+    "Streamed, positions and groups": lambda: streamed(
+        random_stats(0, N=5, T=3, Q=2, R=2, d_out=3, d_in=4), 2
+    ),
     "Dense": lambda: Dense(psd(12, 12), (3, 4)),
     "Dense, singular": lambda: Dense(psd(12, 12, rank=5), (3, 4)),
     "BlockDiagonal, large blocks": lambda: BlockDiagonal(psd(2, 20, 20), (2, 20)),
     "BlockDiagonal, large columns": lambda: BlockDiagonal(psd(2, 20, 20), (20, 2), 1),
     "BlockDiagonal, singular": lambda: BlockDiagonal(psd(3, 4, 4, rank=2), (3, 4)),
-    "DiagonalMatrix, singular": lambda: DiagonalMatrix(positive(3, 4) * (torch.arange(12).reshape(3, 4) % 3 > 0)),
-    "DirectSum": lambda: DirectSum((Kronecker((psd(1, 3, 3), psd(1, 2, 2), psd(1, 2, 2))), Dense(psd(3, 3), (3, 1)))),
-    "DirectSum, blocks": lambda: DirectSum((BlockDiagonal(psd(6, 2, 2), (3, 4)), DiagonalMatrix(positive(3, 1)))),
+    "DiagonalMatrix, singular": lambda: DiagonalMatrix(
+        positive(3, 4) * (torch.arange(12).reshape(3, 4) % 3 > 0)
+    ),
+    "DirectSum": lambda: DirectSum(
+        (Kronecker((psd(1, 3, 3), psd(1, 2, 2), psd(1, 2, 2))), Dense(psd(3, 3), (3, 1)))
+    ),
+    "DirectSum, blocks": lambda: DirectSum(
+        (BlockDiagonal(psd(6, 2, 2), (3, 4)), DiagonalMatrix(positive(3, 1)))
+    ),
     "a user's own": lambda: Own(positive(1), positive(3, 4)),
     "FactoredRows": lambda: FactoredRows(normal(5, 4), positive(5, 3)),
     "FactoredRows, few examples": lambda: FactoredRows(normal(2, 4), positive(2, 3)),

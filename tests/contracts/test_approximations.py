@@ -73,7 +73,8 @@ INSTANCES += [
     Corrected(KPSVD()),
     Isotropic(2.0),
 ]
-# Definitions of other test files in the same process are not meant, and this one shall not be seen there.
+# Definitions of other test files in the same process are not meant, and this one shall not be seen
+# there.
 Approximation._registry.pop("Isotropic")
 
 SHAPES = {
@@ -126,7 +127,9 @@ def split(stats: LayerStats, sizes: list[int]) -> list[LayerStats]:
 
 
 def test_the_users_approximation_is_registered() -> None:
-    """Defining a subclass, anywhere, is all it takes to be in the registry and in `compare`'s default list."""
+    """Defining a subclass, anywhere, is all it takes to be in the registry and in `compare`'s
+    default list.
+    """
     assert approximations.registry()["Isotropic"] is Isotropic
     assert Isotropic() in approximations.default_approximations()
 
@@ -140,19 +143,35 @@ def test_the_users_approximation_is_compared() -> None:
     assert comparison.value("2", "Isotropic", "frobenius") > 0
 
 
-NAMES = ("KFAC", "EKFAC", "TKFAC", "TEKFAC", "TN", "MiniBlock", "TENGraD", "Shampoo", "KPSVD", "Diagonal", "LNGD")
+NAMES = (
+    "KFAC",
+    "EKFAC",
+    "TKFAC",
+    "TEKFAC",
+    "TN",
+    "MiniBlock",
+    "TENGraD",
+    "Shampoo",
+    "KPSVD",
+    "Diagonal",
+    "LNGD",
+)
 NAMES += ("Exact", "Corrected")
 
 
 def test_the_names_promised() -> None:
-    """The registry has every promised approximation under its class name, and the package exports it."""
+    """The registry has every promised approximation under its class name, and the package exports
+    it.
+    """
     for name in NAMES:
         assert approximations.registry()[name].__name__ == name
         assert getattr(fl, name) is getattr(approximations, name) is approximations.registry()[name]
 
 
 def test_default_list() -> None:
-    """`compare`'s default list has one of each, without the exact block and without what needs arguments."""
+    """`compare`'s default list has one of each, without the exact block and without what needs
+    arguments.
+    """
     labels = [approximation.label for approximation in approximations.default_approximations()]
     assert len(set(labels)) == len(labels)
     assert "KFAC" in labels
@@ -208,7 +227,9 @@ def test_what_is_no_moments_is_refused(returned) -> None:
         def assemble(self, moments):
             return None
 
-    with pytest.raises(TypeError, match=r"Wrong.moments returned .*, expected a dictionary of named tensors"):
+    with pytest.raises(
+        TypeError, match=r"Wrong.moments returned .*, expected a dictionary of named tensors"
+    ):
         build(Wrong(), random_stats(0))
 
 
@@ -244,7 +265,9 @@ def test_label_is_one_line(approximation) -> None:
     """Every label is one line that starts with the class name; labels tell instances apart."""
     assert approximation.label.startswith(type(approximation).__name__)
     assert "\n" not in approximation.label
-    assert [other.label for other in INSTANCES].count(approximation.label) == INSTANCES.count(approximation)
+    assert [other.label for other in INSTANCES].count(approximation.label) == INSTANCES.count(
+        approximation
+    )
 
 
 def test_frozen_and_comparable(approximation) -> None:
@@ -271,7 +294,9 @@ def test_frozen_and_comparable(approximation) -> None:
     ],
 )
 def test_bad_options_are_refused(make) -> None:
-    """Options out of range are refused when the approximation is made, with the value in the sentence."""
+    """Options out of range are refused when the approximation is made, with the value in the
+    sentence.
+    """
     with pytest.raises(ValueError, match="expected"):
         make()
 
@@ -281,7 +306,9 @@ def test_bad_options_are_refused(make) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_matrix(approximation, sizes: dict, seed: int) -> None:
-    """The result is a FisherMatrix over the weight's shape, finite and PSD; its numbers are those of its dense form."""
+    """The result is a FisherMatrix over the weight's shape, finite and PSD; its numbers are those
+    of its dense form.
+    """
     stats = random_stats(seed, "norm-dependent", N=6, **sizes)
     matrix = build(approximation, stats)
     assert isinstance(matrix, FisherMatrix)
@@ -295,12 +322,18 @@ def test_matrix(approximation, sizes: dict, seed: int) -> None:
 
 
 def test_damped_inverse(approximation, sizes: dict) -> None:
-    """The damped inverse is that of the dense matrix, and the trainer's exponent is a power the matrix can take."""
+    """The damped inverse is that of the dense matrix, and the trainer's exponent is a power the
+    matrix can take.
+    """
     stats = random_stats(0, N=6, **sizes)
     matrix = build(approximation, stats)
     X = torch.randn(*matrix.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     damped = matrix.dense() + 0.1 * torch.eye(X.numel(), dtype=torch.float64)
-    assert_same(matrix.solve(X, damping=0.1), torch.linalg.solve(damped, X.reshape(-1)).reshape(X.shape), 1e-8)
+    assert_same(
+        matrix.solve(X, damping=0.1),
+        torch.linalg.solve(damped, X.reshape(-1)).reshape(X.shape),
+        1e-8,
+    )
     assert approximation.exponent < 0
     assert bool(torch.isfinite(matrix.power(X, approximation.exponent, damping=0.1)).all())
 
@@ -313,14 +346,20 @@ def test_unequal_batches_are_one_batch(approximation, sizes: dict, batches: list
     assert_same(got, build(approximation, stats).dense(), 1e-8)
 
 
-@pytest.mark.parametrize("approximation", [x for x in INSTANCES if not x.needs_factors], ids=lambda x: x.label)
+@pytest.mark.parametrize(
+    "approximation", [x for x in INSTANCES if not x.needs_factors], ids=lambda x: x.label
+)
 def test_mixing_weights(approximation, sizes: dict) -> None:
-    """`old.mix(new, w)` weighs old examples by 1 - w, new ones by w (KFAC weighs inputs and gradients apart)."""
+    """`old.mix(new, w)` weighs old examples by 1 - w, new ones by w (KFAC weighs inputs and
+    gradients apart).
+    """
     stats = random_stats(4, N=5, **sizes)
     first, second = split(stats, [3, 2])
     weight = 0.25
     # the same weights, as sizes of the gradients of one batch
-    scale = torch.tensor([(1 - weight) / 3 * 5] * 3 + [weight / 2 * 5] * 2, dtype=torch.float64).sqrt()
+    scale = torch.tensor(
+        [(1 - weight) / 3 * 5] * 3 + [weight / 2 * 5] * 2, dtype=torch.float64
+    ).sqrt()
     weighted = stats.like(stats.a, stats.g * scale[None, :, None, None, None])
     matrix = None
     for _ in range(approximation.sweeps):
@@ -329,19 +368,25 @@ def test_mixing_weights(approximation, sizes: dict) -> None:
     assert_same(matrix.dense(), build(approximation, weighted).dense(), 1e-8)
 
 
-@pytest.mark.parametrize("approximation", [EKFAC(), EKFAC("reduce"), TEKFAC(), Corrected(TKFAC("full"))], ids=str)
+@pytest.mark.parametrize(
+    "approximation", [EKFAC(), EKFAC("reduce"), TEKFAC(), Corrected(TKFAC("full"))], ids=str
+)
 @pytest.mark.parametrize("Q", [1, 2])
 @pytest.mark.parametrize("seed", range(3))
 def test_corrected_eigenvalues_follow_a_basis_change(approximation, Q: int, seed: int) -> None:
-    """Eigenvalues of an old basis become the diagonal of the same matrix in the new basis, which keeps the trace."""
+    """Eigenvalues of an old basis become the diagonal of the same matrix in the new basis, which
+    keeps the trace.
+    """
     first, second = (random_stats(seed + k, N=12, T=2, Q=Q, d_out=3, d_in=4) for k in (0, 50))
     old = build(approximation, first)
-    moments = observed(approximation, Sums(second), old)  # factors of the second batch, its squares in the old basis
+    # factors of the second batch, its squares in the old basis
+    moments = observed(approximation, Sums(second), old)
     new = assembled(approximation, moments, old)
     held = dataclasses.replace(old, values=moments["s"]).dense()
     basis = dataclasses.replace(build(approximation, second), values=torch.ones_like(moments["s"]))
     units = torch.eye(12 * Q, dtype=torch.float64).reshape(12 * Q, *basis.values.shape)
-    vectors = torch.stack([dataclasses.replace(basis, values=unit).dense() for unit in units])  # projectors
+    # projectors
+    vectors = torch.stack([dataclasses.replace(basis, values=unit).dense() for unit in units])
     expected = sum(projector * (projector * held).sum() for projector in vectors)
     assert_same(new.dense(), expected, 1e-8)
     assert float(new.trace()) == pytest.approx(float(torch.trace(dense_fisher(second))), rel=1e-9)
@@ -350,7 +395,9 @@ def test_corrected_eigenvalues_follow_a_basis_change(approximation, Q: int, seed
 
 
 def test_moments_are_tensors_and_inputs_stay(approximation, sizes: dict) -> None:
-    """Moments are named tensors; neither `moments`, `assemble` nor mixing changes what it was given."""
+    """Moments are named tensors; neither `moments`, `assemble` nor mixing changes what it was
+    given.
+    """
     stats = random_stats(5, N=6, **sizes)
     a, g = stats.a.clone(), stats.g.clone()
     moments = observed(approximation, Sums(stats), None)
@@ -394,7 +441,10 @@ def test_dead_inputs_and_outputs(approximation, sizes: dict) -> None:
 def test_batch_of_one(approximation, sizes: dict, R: int) -> None:
     """A batch of one example gives finite moments and a PSD matrix."""
     stats = random_stats(1, N=1, R=R, **sizes)
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in observed(approximation, Sums(stats), None).values())
+    assert all(
+        bool(torch.isfinite(tensor).all())
+        for tensor in observed(approximation, Sums(stats), None).values()
+    )
     assert_psd(build(approximation, stats).dense())
 
 
@@ -422,7 +472,9 @@ def test_repeated_examples(approximation, sizes: dict) -> None:
 
 
 def test_explicit_gradients(approximation, sizes: dict) -> None:
-    """Without factors (batch-mean statistics) a method that needs them refuses; the others take explicit gradients."""
+    """Without factors (batch-mean statistics) a method that needs them refuses; the others take
+    explicit gradients.
+    """
     stats = random_stats(2, N=12, **sizes)
     explicit = LayerStats.of_gradients(gradients(stats), stats.kernel, stats.bias)
     if approximation.needs_factors:
@@ -432,7 +484,9 @@ def test_explicit_gradients(approximation, sizes: dict) -> None:
     matrix = build(approximation, explicit)
     assert tuple(matrix.shape) == stats.shape
     assert_psd(matrix.dense())
-    if getattr(approximation, "spatial", "exact") == "exact" and "spatial" not in repr(approximation):
+    if getattr(approximation, "spatial", "exact") == "exact" and "spatial" not in repr(
+        approximation
+    ):
         assert_same(matrix.dense(), build(approximation, stats).dense(), 1e-8)
 
 

@@ -15,7 +15,8 @@ from tests.helpers import assert_same, captured, gradients
 from tests.layers.cases import CASES, FACTOR_FORM
 from tests.layers.oracle import normal, randomised
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's note on its speed
+# torch's note on its speed
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
 class Cosine(nn.Module):
@@ -23,7 +24,10 @@ class Cosine(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(outputs, inputs)), nn.Parameter(torch.zeros(outputs))
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(outputs, inputs)),
+            nn.Parameter(torch.zeros(outputs)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x.cos(), self.weight, self.bias)
@@ -59,13 +63,22 @@ def test_shapes(name: str) -> None:
     """`shape`, `kernel`, `groups` and `bias` fit the parameters and the captured statistics."""
     case = CASES[name]()
     layers = select(case.model, [case.layer]).layers
-    layer, stats = layers[case.layer], captured(case.model, layers, fl.Gaussian(), case.x, "true")[case.layer]
+    layer, stats = (
+        layers[case.layer],
+        captured(case.model, layers, fl.Gaussian(), case.x, "true")[case.layer],
+    )
     assert layer.shape == stats.shape
     assert layer.kernel == stats.kernel
     assert layer.groups == stats.Q
     assert math.prod(layer.kernel) + layer.bias == layer.shape[1]
-    lost = layer.module.embedding_dim * (layer.module.padding_idx is not None) if "Embedding" in name else 0
-    assert layer.shape[0] * layer.shape[1] == sum(p.numel() for p in layer.parameters.values()) - lost
+    lost = (
+        layer.module.embedding_dim * (layer.module.padding_idx is not None)
+        if "Embedding" in name
+        else 0
+    )
+    assert (
+        layer.shape[0] * layer.shape[1] == sum(p.numel() for p in layer.parameters.values()) - lost
+    )
 
 
 @pytest.mark.parametrize("name", FACTOR_FORM)
@@ -77,11 +90,14 @@ def test_sum_of_positions_is_the_gradient(name: str) -> None:
     S = normal(2, *case.model(case.x).shape, seed=7)
     likelihood = fl.Gaussian()
     likelihood.factor = lambda z: S  # type: ignore[method-assign]  # any columns will do
-    P = gradients(captured(case.model, layers, likelihood, case.x, "true")[case.layer]).flatten(2, 3)  # [R, N, ...]
+    stats = captured(case.model, layers, likelihood, case.x, "true")[case.layer]
+    P = gradients(stats).flatten(2, 3)  # R columns of N examples each
     for n in range(len(case.x)):
         z = case.model(case.x[n : n + 1])
         for r in range(2):
-            found = torch.autograd.grad(z, list(layer.parameters.values()), S[r, n : n + 1], retain_graph=True)
+            found = torch.autograd.grad(
+                z, list(layer.parameters.values()), S[r, n : n + 1], retain_graph=True
+            )
             assert_same(P[r, n], layer.pack(dict(zip(layer.parameters, found, strict=True))), 1e-10)
 
 
@@ -99,7 +115,9 @@ def test_unrolled_input_is_a_new_tensor(name: str) -> None:
 
 
 def test_the_users_layer_in_compare() -> None:
-    """A layer type and its adapter written here work in compare, exact_fisher and every approximation."""
+    """A layer type and its adapter written here work in compare, exact_fisher and every
+    approximation.
+    """
     model, x = randomised(nn.Sequential(Cosine(3, 4), nn.Tanh(), nn.Linear(4, 2))), normal(6, 3)
     assert registry()[Cosine] is CosineLayer
     comparison = fl.compare(model, nn.CrossEntropyLoss(), (x, torch.arange(6) % 2))

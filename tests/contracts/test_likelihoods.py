@@ -1,4 +1,6 @@
-"""What every likelihood promises, for everything in the registry, torch's losses, and one written here."""
+"""What every likelihood promises, for everything in the registry, torch's losses, and one written
+here.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ LIKELIHOODS = {
     "BCEWithLogitsLoss": (as_likelihood(nn.BCEWithLogitsLoss()), (2, 2)),
     "Poisson": (Poisson(), (2,)),
 }
-DISCRETE = [name for name in LIKELIHOODS if name.startswith(("Categorical", "Bernoulli", "Cross", "BCE"))]
+DISCRETE = [
+    name for name in LIKELIHOODS if name.startswith(("Categorical", "Bernoulli", "Cross", "BCE"))
+]
 
 
 @pytest.fixture(params=LIKELIHOODS)
@@ -87,18 +91,25 @@ def test_factor_is_a_root_of_the_hessian(pair) -> None:
     assert S.shape[0] == likelihood.rank(z)
     for n in range(len(z)):
         K = z[n].numel()
-        H = hessian(lambda out, n=n: -likelihood.log_prob(out, y[n : n + 1]).sum(), z[n : n + 1]).reshape(K, K)
+        H = hessian(
+            lambda out, n=n: -likelihood.log_prob(out, y[n : n + 1]).sum(), z[n : n + 1]
+        ).reshape(K, K)
         assert_same(outer(S, n), H, 1e-10)
 
 
 @pytest.mark.parametrize("name", DISCRETE)
 def test_expected_score_is_the_factor(name: str) -> None:
-    """By enumeration of all labels: E[score] = 0 and E[score score^T] = sum_r S S^T, "mc" columns included."""
+    """By enumeration of all labels: E[score] = 0 and E[score score^T] = sum_r S S^T, "mc" columns
+    included.
+    """
     likelihood, shape = LIKELIHOODS[name]
     z = normal(1, *shape, seed=3)
     base = getattr(likelihood, "base", likelihood)
     if isinstance(base, fl.Categorical):
-        C, places = z.shape[base.dim], [n for d, n in enumerate(z.shape) if d not in (0, base.dim % z.ndim)]
+        C, places = (
+            z.shape[base.dim],
+            [n for d, n in enumerate(z.shape) if d not in (0, base.dim % z.ndim)],
+        )
     else:
         C, places = 2, list(z.shape[1:])
     F, mean, total = 0.0, 0.0, 0.0
@@ -118,12 +129,16 @@ def test_sampled_score_is_the_factor(name: str) -> None:
     likelihood, shape = LIKELIHOODS[name]
     z = normal(1, *shape, seed=3).expand(40_000, *shape)
     score = columns_at(likelihood, z, "mc", likelihood.sample(z, generator(1)))[0].flatten(1)
-    expected = outer(columns_at(likelihood, z[:1], "true", likelihood.sample(z[:1], generator())), 0)
+    expected = outer(
+        columns_at(likelihood, z[:1], "true", likelihood.sample(z[:1], generator())), 0
+    )
     assert_same(score.T @ score / len(score), expected, 0.03)
 
 
 def test_samples_are_valid_labels(pair) -> None:
-    """Samples pass the likelihood's own check, come from the generator alone, and have finite log-probability."""
+    """Samples pass the likelihood's own check, come from the generator alone, and have finite
+    log-probability.
+    """
     likelihood, z = pair
     state = torch.get_rng_state()
     y = likelihood.sample(z, generator(4))
@@ -141,7 +156,9 @@ def test_examples_are_independent(pair) -> None:
     y = likelihood.sample(z, generator(4))
     for kind in ("true", "mc", "empirical"):
         whole = columns_at(likelihood, z, kind, y)
-        parts = torch.cat([columns_at(likelihood, z[n : n + 1], kind, y[n : n + 1]) for n in range(len(z))], 1)
+        parts = torch.cat(
+            [columns_at(likelihood, z[n : n + 1], kind, y[n : n + 1]) for n in range(len(z))], 1
+        )
         assert_same(whole, parts, 1e-12)
         assert whole.shape == (labels_of(kind).directions(likelihood, z), *z.shape)
 
@@ -171,17 +188,25 @@ def test_the_users_likelihood_in_compare(registered) -> None:
         assert all(row.checked < 1e-10 for row in comparison.rows)
         assert comparison.settings["likelihood"] == "Poisson()"
         exact = fl.exact_fisher(model, Poisson(), x, fisher=kind)
-        assert_same(fl.estimate(fl.Exact(), model, Poisson(), x, fisher=kind)["0"].dense(), exact["0"].dense(), 1e-10)
+        assert_same(
+            fl.estimate(fl.Exact(), model, Poisson(), x, fisher=kind)["0"].dense(),
+            exact["0"].dense(),
+            1e-10,
+        )
 
 
 def test_softmax_root_of_sure_predictions() -> None:
-    """Probabilities down to 1e-34: the outer products are right relative to the roots of the diagonal entries."""
+    """Probabilities down to 1e-34: the outer products are right relative to the roots of the
+    diagonal entries.
+    """
     z = torch.tensor([[0.0, -78.0], [40.0, -38.0], [-60.0, 0.0]], dtype=torch.float64)
     z = torch.cat([z, z[:, :1] + torch.tensor([[3.0], [-20.0], [-50.0]], dtype=torch.float64)], 1)
     for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):  # the last class is the pivot
         S, p = fl.Categorical().factor(z[:, order]), z[:, order].softmax(-1)
         H = torch.einsum("rnc,rnd->ncd", S, S)
         others = torch.stack([p[:, [d for d in range(3) if d != c]].sum(1) for c in range(3)], 1)
-        expected = torch.diag_embed(p * others) - (p[:, :, None] * p[:, None, :]) * (1 - torch.eye(3))
+        expected = torch.diag_embed(p * others) - (p[:, :, None] * p[:, None, :]) * (
+            1 - torch.eye(3)
+        )
         scale = (p * others).sqrt()
         assert float(((H - expected).abs() / (scale[:, :, None] * scale[:, None, :])).max()) < 1e-13

@@ -23,11 +23,17 @@ def test_eigh_falls_back_to_double_precision(monkeypatch: pytest.MonkeyPatch) ->
     assert values[1].isnan().all()
     assert vectors[1].isnan().all()
     for k in (0, 2):
-        torch.testing.assert_close(vectors[k] @ values[k].diag() @ vectors[k].T, M[k], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            vectors[k] @ values[k].diag() @ vectors[k].T, M[k], rtol=1e-4, atol=1e-4
+        )
 
 
-def test_eigh_in_single_precision_sees_no_zeros_on_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Divide and conquer fails on many a factor with dead units (a third of a large autoencoder's), at full cost."""
+def test_eigh_in_single_precision_sees_no_zeros_on_the_diagonal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Divide and conquer fails on many a factor with dead units (a third of a large autoencoder's),
+    at full cost.
+    """
     real, seen = torch.linalg.eigh, []
     monkeypatch.setattr(torch.linalg, "eigh", lambda M: (seen.append(M), real(M))[1])
     X = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
@@ -38,7 +44,9 @@ def test_eigh_in_single_precision_sees_no_zeros_on_the_diagonal(monkeypatch: pyt
     expected = real(M.double())[0]
     assert float((values - expected).abs().max()) < 1e-6 * float(expected.max())
     assert float(values[2].abs().max()) == 0
-    torch.testing.assert_close(vectors @ torch.diag_embed(values) @ vectors.mT, M, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        vectors @ torch.diag_embed(values) @ vectors.mT, M, rtol=1e-5, atol=1e-5
+    )
     linalg.eigh(M.double())
     assert torch.equal(seen[1], M.double())
 
@@ -74,7 +82,9 @@ def test_roots_of_a_matrix_with_zeros_have_the_right_derivative() -> None:
     for i, j, expected in ((0, 0, 1 / 2), (1, 1, 1 / 4), (0, 1, 1 / 3), (2, 2, 0.0)):
         leaf = M.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(root(leaf)[i, j], leaf)
-        assert float((gradient + gradient.T)[i, j] / 2) * (1 if i == j else 2) == pytest.approx(expected, abs=1e-12)
+        assert float((gradient + gradient.T)[i, j] / 2) * (1 if i == j else 2) == pytest.approx(
+            expected, abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("p", [-1.0, -0.5, 0.5, 2.0])

@@ -1,4 +1,6 @@
-"""What every FisherMatrix promises, for an instance of every structure: each operation equals plain dense algebra."""
+"""What every FisherMatrix promises, for an instance of every structure: each operation equals plain
+dense algebra.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def matrix(request) -> FisherMatrix:
 
 def test_every_structure_is_in_the_table() -> None:
     """The table above has an instance of every exported structure."""
-    exported = {c for c in vars(matrices).values() if isinstance(c, type) and issubclass(c, FisherMatrix)}
+    exported = {
+        c for c in vars(matrices).values() if isinstance(c, type) and issubclass(c, FisherMatrix)
+    }
     concrete = {c for c in exported if not getattr(c, "__abstractmethods__", None)}
     # powers of a LowRank are tested through `powered`
     assert concrete - {type(make()) for make in MATRICES.values()} <= {matrices.ShiftedLowRank}
@@ -58,7 +62,10 @@ def test_definitions_of_the_structures() -> None:
     expected = torch.block_diag(*[kron(G[q], A[q]) for q in range(2)])
     assert_same(Kronecker((G, A)).dense(), expected)
     values, left, right = (positive(2, 3), positive(2, 4)), bases(2, 3), bases(2, 4)
-    G, A = left @ torch.diag_embed(values[0]) @ left.mT, right @ torch.diag_embed(values[1]) @ right.mT
+    G, A = (
+        left @ torch.diag_embed(values[0]) @ left.mT,
+        right @ torch.diag_embed(values[1]) @ right.mT,
+    )
     known = Kronecker.of_eigenpairs([(values[0], left), (values[1], right)])
     assert_same(known.dense(), torch.block_diag(*[kron(G[q], A[q]) for q in range(2)]))
     values = positive(1, 3, 4)
@@ -105,7 +112,9 @@ def test_matmul_of_a_strided_array(matrix) -> None:
     X = normal(matrix.shape[1], matrix.shape[0], 3).permute(2, 1, 0)
     assert not X.is_contiguous()
     assert torch.allclose(matrix @ X, matrix @ X.contiguous(), rtol=1e-12, atol=1e-14)
-    assert torch.allclose(matrix.solve(X, 0.1), matrix.solve(X.contiguous(), 0.1), rtol=1e-10, atol=1e-12)
+    assert torch.allclose(
+        matrix.solve(X, 0.1), matrix.solve(X.contiguous(), 0.1), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_matmul_refuses_other_shapes(matrix) -> None:
@@ -119,7 +128,9 @@ def test_matmul_refuses_other_shapes(matrix) -> None:
 @pytest.mark.parametrize("p", POWERS)
 @pytest.mark.parametrize("damping", [1e-6, 0.1, 3.0])
 def test_power_with_exact_damping(matrix, p: float, damping: float) -> None:
-    """`power(X, p, damping)` is (M + damping)^p, so is `powered(p, damping) @ X`, and `solve` is p = -1."""
+    """`power(X, p, damping)` is (M + damping)^p, so is `powered(p, damping) @ X`, and `solve` is p
+    = -1.
+    """
     X = normal(2, *matrix.shape)
     M = dense_power(dense_of(matrix), p, damping)
     expected = (X.reshape(2, -1) @ M).reshape(X.shape)
@@ -149,7 +160,9 @@ def test_damping_may_be_a_tensor(matrix, p: float) -> None:
 
 @pytest.mark.parametrize("p", [-1.0, -0.5])
 def test_damping_tensor_of_zero_never_raises(matrix, p: float) -> None:
-    """A 0-d damping of 0 on a singular matrix may give non-finite numbers, but no exception in the middle of a step."""
+    """A 0-d damping of 0 on a singular matrix may give non-finite numbers, but no exception in the
+    middle of a step.
+    """
     zero = torch.zeros((), dtype=torch.float64)
     X = normal(*matrix.shape)
     for singular in (matrix, matrix.scaled(0.0)):
@@ -206,7 +219,9 @@ def test_p14_factored_damping_dominates(name: str) -> None:
         assert_psd(sign * (factored - exact), scale=frobenius(exact))
 
 
-@pytest.mark.parametrize("name", [name for name in MATRICES if name not in FACTORED and "DirectSum" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in MATRICES if name not in FACTORED and "DirectSum" not in name]
+)
 def test_factored_damping_needs_factors(name: str) -> None:
     """Structures without factors refuse factored damping."""
     matrix = MATRICES[name]()
@@ -224,8 +239,13 @@ def test_factored_damping_of_a_direct_sum() -> None:
 
 
 def test_a_known_identity_needs_no_eigendecomposition(monkeypatch) -> None:
-    """Exact damping beside an identity is a shift of the other factor, and equals the general route."""
-    known, plain = MATRICES["Kronecker, identity left"](), Kronecker(MATRICES["Kronecker, identity left"]().factors)
+    """Exact damping beside an identity is a shift of the other factor, and equals the general
+    route.
+    """
+    known, plain = (
+        MATRICES["Kronecker, identity left"](),
+        Kronecker(MATRICES["Kronecker, identity left"]().factors),
+    )
     X = normal(*known.shape)
     expected = plain.solve(X, 0.1)
     monkeypatch.setattr(torch.linalg, "eigh", None)
@@ -241,7 +261,9 @@ def test_rescued_is_the_power(matrix, p: float) -> None:
 
 
 def test_stacked_matrices_act_row_by_row_and_come_apart_again(matrix) -> None:
-    """Matrices of one signature are groups of one matrix; a structure without signature stays alone and says so."""
+    """Matrices of one signature are groups of one matrix; a structure without signature stays alone
+    and says so.
+    """
     assert matrix.stack([]) is matrix
     assert matrix.part(0, 1) is matrix
     others = [matrix.scaled(2.0), matrix.scaled(3.0)]
@@ -287,9 +309,13 @@ def beside(matrix: FisherMatrix) -> dict[str, FisherMatrix]:
     }
 
 
-@pytest.mark.parametrize("form", ["columns", "columns of positions", "gradients", "pieces", "dense", "itself"])
+@pytest.mark.parametrize(
+    "form", ["columns", "columns of positions", "gradients", "pieces", "dense", "itself"]
+)
 def test_beside_an_exact_block(matrix, form: str) -> None:
-    """Inner product, difference and distance from a block in any form, and the other way round, by dense algebra."""
+    """Inner product, difference and distance from a block in any form, and the other way round, by
+    dense algebra.
+    """
     exact = beside(matrix)[form]
     F, M = dense_of(exact), dense_of(matrix)
     scale = frobenius(F) * frobenius(M)
@@ -306,13 +332,18 @@ def test_beside_an_exact_block(matrix, form: str) -> None:
     V = normal(3, *matrix.shape)
     others = [matrix, matrix.scaled(2.0), exact]
     for found, other, v in zip(exact.differences(others, V), others, V, strict=True):
-        assert float((found - (exact @ v - other @ v)).norm()) < 1e-10 * (1 + frobenius(F) + frobenius(M))
+        assert float((found - (exact @ v - other @ v)).norm()) < 1e-10 * (
+            1 + frobenius(F) + frobenius(M)
+        )
 
 
 def test_of_a_sub_sample_of_the_columns_the_norm_is_known() -> None:
     """TENGraD's block is made of the first columns of F: nothing has to be computed for it again."""
     stats = random_stats(0, N=6, R=2, d_out=3, d_in=4)
-    part, copied = LowRank(stats.examples(slice(0, 2))), LowRank(random_stats(0, N=2, R=2, d_out=3, d_in=4))
+    part, copied = (
+        LowRank(stats.examples(slice(0, 2))),
+        LowRank(random_stats(0, N=2, R=2, d_out=3, d_in=4)),
+    )
     assert float(LowRank(stats).known_square(part)) == pytest.approx(frobenius(part.dense()) ** 2)
     assert LowRank(stats).known_square(copied) is None
 
@@ -328,7 +359,9 @@ def test_same_structure_and_numbers(matrix) -> None:
 
 
 def test_what_a_matrix_remembers_has_names_and_is_left_behind() -> None:
-    """Eigenpairs that were handed over or computed stay with the object, not with its forgetful copy."""
+    """Eigenpairs that were handed over or computed stay with the object, not with its forgetful
+    copy.
+    """
     known = MATRICES["Kronecker, of eigenpairs"]()
     assert known.remembers("eigenpairs")
     assert known.signature is None  # joining would forget them
@@ -341,7 +374,9 @@ def test_what_a_matrix_remembers_has_names_and_is_left_behind() -> None:
 
 
 def test_powered_is_a_fisher_matrix(matrix) -> None:
-    """`powered` returns a FisherMatrix of the same shape, with all operations: powers can be chained."""
+    """`powered` returns a FisherMatrix of the same shape, with all operations: powers can be
+    chained.
+    """
     root = matrix.powered(0.5, 0.1)
     assert isinstance(root, FisherMatrix)
     assert root.shape == matrix.shape
@@ -351,7 +386,9 @@ def test_powered_is_a_fisher_matrix(matrix) -> None:
     assert_same(root.powered(2.0).dense(), shifted)
     assert float(root.trace()) == pytest.approx(float(torch.trace(M)), rel=1e-9)
     assert float(root.frobenius_norm()) == pytest.approx(frobenius(M), rel=1e-9)
-    assert float(root.spectral_norm()) == pytest.approx(float(torch.linalg.eigvalsh(M)[-1]), rel=1e-6)
+    assert float(root.spectral_norm()) == pytest.approx(
+        float(torch.linalg.eigvalsh(M)[-1]), rel=1e-6
+    )
     assert root.eigenvalues().tolist() == pytest.approx(torch.linalg.eigvalsh(M).tolist(), rel=1e-8)
     assert_same(root.scaled(3.0).dense(), 3 * M)
     assert root.nbytes > 0
@@ -366,13 +403,25 @@ def test_factorising_once(matrix, monkeypatch) -> None:
     def forbidden(*args, **kwargs):
         raise AssertionError("a decomposition while applying a power")
 
-    for name in ("eigh", "eigvalsh", "cholesky_ex", "cholesky", "inv", "inv_ex", "solve", "svd", "qr"):
+    for name in (
+        "eigh",
+        "eigvalsh",
+        "cholesky_ex",
+        "cholesky",
+        "inv",
+        "inv_ex",
+        "solve",
+        "svd",
+        "qr",
+    ):
         monkeypatch.setattr(torch.linalg, name, forbidden)
     assert torch.equal(inverse @ X, expected)
 
 
 def test_scalars(matrix) -> None:
-    """trace, Frobenius norm, spectral norm (0-d tensors) and eigenvalues (ascending) are those of the dense matrix."""
+    """trace, Frobenius norm, spectral norm (0-d tensors) and eigenvalues (ascending) are those of
+    the dense matrix.
+    """
     M = dense_of(matrix)
     values = torch.linalg.eigvalsh((M + M.T) / 2)
     for scalar in (matrix.trace(), matrix.frobenius_norm(), matrix.spectral_norm()):
@@ -400,7 +449,10 @@ def test_to_scipy(matrix) -> None:
     operator, M = matrix.to_scipy(), dense_of(matrix).numpy()
     assert operator.shape == M.shape
     assert operator.dtype == np.float64
-    v, V = np.random.default_rng(0).normal(size=len(M)), np.random.default_rng(1).normal(size=(len(M), 3))
+    v, V = (
+        np.random.default_rng(0).normal(size=len(M)),
+        np.random.default_rng(1).normal(size=(len(M), 3)),
+    )
     np.testing.assert_allclose(operator @ v, M @ v, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(operator @ V, M @ V, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(operator.rmatvec(v), M.T @ v, rtol=1e-10, atol=1e-12)
@@ -410,7 +462,9 @@ def test_nbytes(matrix) -> None:
     """`nbytes` counts the tensors held: a positive int, half of it in single precision."""
     assert isinstance(matrix.nbytes, int)
     assert matrix.nbytes > 0
-    single = matrix.with_tensors({name: tensor.float() for name, tensor in matrix.tensors().items()})
+    single = matrix.with_tensors(
+        {name: tensor.float() for name, tensor in matrix.tensors().items()}
+    )
     assert 2 * single.nbytes == matrix.nbytes
 
 
@@ -428,7 +482,9 @@ def number_of_groups(matrix: FisherMatrix) -> int:
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize("explicit", [False, True])
 def test_quadratic(matrix, T: int, explicit: bool) -> None:
-    """`quadratic(stats)` is the Frobenius inner product with the block of `stats`, of whatever form."""
+    """`quadratic(stats)` is the Frobenius inner product with the block of `stats`, of whatever
+    form.
+    """
     d_out, d_in = matrix.shape
     Q = number_of_groups(matrix)
     stats = random_stats(5, N=4, T=T, Q=Q, d_out=d_out // Q, d_in=d_in)
@@ -440,7 +496,9 @@ def test_quadratic(matrix, T: int, explicit: bool) -> None:
 
 def test_single_precision(matrix) -> None:
     """Every operation works, and stays, in float32."""
-    single = matrix.with_tensors({name: tensor.float() for name, tensor in matrix.tensors().items()})
+    single = matrix.with_tensors(
+        {name: tensor.float() for name, tensor in matrix.tensors().items()}
+    )
     X = normal(*matrix.shape).float()
     M = dense_of(matrix)
     for got, expected in (
@@ -452,7 +510,12 @@ def test_single_precision(matrix) -> None:
         assert got.dtype == torch.float32
         assert_same(got.double(), expected, 1e-4)
     assert single.dtype == torch.float32
-    for scalar in (single.trace(), single.frobenius_norm(), single.spectral_norm(), single.eigenvalues()):
+    for scalar in (
+        single.trace(),
+        single.frobenius_norm(),
+        single.spectral_norm(),
+        single.eigenvalues(),
+    ):
         assert scalar.dtype == torch.float32
         assert bool(torch.isfinite(scalar).all())
     assert single.scaled(2.0).dtype == torch.float32
@@ -474,7 +537,9 @@ def test_zero(matrix) -> None:
 
 
 def test_tensors_round_trip(matrix) -> None:
-    """`tensors` and `with_tensors` rebuild the matrix (checkpoints); so does pickle; fields cannot be assigned."""
+    """`tensors` and `with_tensors` rebuild the matrix (checkpoints); so does pickle; fields cannot
+    be assigned.
+    """
     copy = matrix.with_tensors({name: tensor.clone() for name, tensor in matrix.tensors().items()})
     assert torch.equal(copy.dense(), matrix.dense())
     assert torch.equal(pickle.loads(pickle.dumps(matrix)).dense(), matrix.dense())

@@ -1,4 +1,6 @@
-"""A user's structure with the abstract members alone has every feature: compared, saved, trained with."""
+"""A user's structure with the abstract members alone has every feature: compared, saved, trained
+with.
+"""
 
 from __future__ import annotations
 
@@ -61,11 +63,15 @@ def test_it_is_compared_as_the_same_numbers_in_another_structure(widths) -> None
     """Small blocks by dense algebra, large ones by operators."""
     model, x, _ = problem(widths)
     both = {"own": Owned(), "listed": Listed()}
-    found = fl.compare(model, fl.Categorical(), x, both, errors="all", dampings=[0.1], progress=False)
+    found = fl.compare(
+        model, fl.Categorical(), x, both, errors="all", dampings=[0.1], progress=False
+    )
     for row in found.rows:
         if row.approximation == "own":
             listed = found.value(row.layer, "listed", row.error, row.damping)
-            assert row.value == pytest.approx(listed, rel=2e-3 if "spectral" in row.error else 1e-8, abs=1e-10), row
+            assert row.value == pytest.approx(
+                listed, rel=2e-3 if "spectral" in row.error else 1e-8, abs=1e-10
+            ), row
 
 
 def test_it_trains_as_the_same_numbers_in_another_structure(tmp_path) -> None:
@@ -73,7 +79,9 @@ def test_it_trains_as_the_same_numbers_in_another_structure(tmp_path) -> None:
     found = []
     for approximation in (Owned(), Listed()):
         model, x, y = problem()
-        opt = fl.NaturalGradient(model, fl.Categorical(), approximation, lr=0.1, observe_every=1, refresh_every=1)
+        opt = fl.NaturalGradient(
+            model, fl.Categorical(), approximation, lr=0.1, observe_every=1, refresh_every=1
+        )
         for _ in range(3):
             with opt.observing():
                 z = model(x)

@@ -23,7 +23,11 @@ def net(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = nn.Sequential(
-            nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4, bias=False), nn.ReLU(inplace=True), nn.Linear(4, 3)
+            nn.Linear(5, 4),
+            nn.Tanh(),
+            nn.Linear(4, 4, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Linear(4, 3),
         )
     return model.eval()
 

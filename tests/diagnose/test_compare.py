@@ -11,13 +11,19 @@ from fisher_lab.results import ALL
 from tests.diagnose.support import LOSSES, TORCH_LOSSES, batch, net
 
 
-def ggn(model: nn.Module, loss: nn.Module, x: torch.Tensor, y: torch.Tensor, name: str) -> torch.Tensor:
-    """The generalised Gauss-Newton block of one layer, from autograd: J^T (Hessian of the loss in the output) J."""
+def ggn(
+    model: nn.Module, loss: nn.Module, x: torch.Tensor, y: torch.Tensor, name: str
+) -> torch.Tensor:
+    """The generalised Gauss-Newton block of one layer, from autograd: J^T (Hessian of the loss in
+    the output) J.
+    """
     model = model.double()
     layer = model.get_submodule(name)
     z = model(x.double())
     y = y.double() if y.is_floating_point() else y
-    hessian = torch.autograd.functional.hessian(lambda out: loss(out, y), z.detach()).reshape(z.numel(), z.numel())
+    hessian = torch.autograd.functional.hessian(lambda out: loss(out, y), z.detach()).reshape(
+        z.numel(), z.numel()
+    )
     rows = []
     for k in range(z.numel()):
         grads = torch.autograd.grad(z.flatten()[k], list(layer.parameters()), retain_graph=True)
@@ -31,9 +37,14 @@ def ggn(model: nn.Module, loss: nn.Module, x: torch.Tensor, y: torch.Tensor, nam
 def test_the_fisher_of_a_torch_loss_is_its_gauss_newton_matrix(name: str) -> None:
     loss, kind = LOSSES[name]
     x, y = batch(kind)
-    for found in (fl.exact_fisher(net(), loss, (x, y)), fl.estimate(fl.Exact(), net(), loss, (x, y))):
+    for found in (
+        fl.exact_fisher(net(), loss, (x, y)),
+        fl.estimate(fl.Exact(), net(), loss, (x, y)),
+    ):
         for layer in ("0", "2", "4"):
-            torch.testing.assert_close(found[layer].dense(), ggn(net(), loss, x, y, layer), rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(
+                found[layer].dense(), ggn(net(), loss, x, y, layer), rtol=1e-10, atol=1e-12
+            )
 
 
 @pytest.mark.parametrize("fisher", ["true", "mc", "empirical"])
@@ -44,24 +55,37 @@ def test_captured_and_functional_blocks_agree(name: str, fisher: str) -> None:
     captured = fl.estimate(fl.Exact(), net(), loss, batch(kind), fisher=fisher, seed=3)
     assert list(exact) == list(captured) == ["0", "2", "4"]
     for layer in exact:
-        torch.testing.assert_close(exact[layer].dense(), captured[layer].dense(), rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(
+            exact[layer].dense(), captured[layer].dense(), rtol=1e-10, atol=1e-14
+        )
 
 
 @pytest.mark.parametrize("approximation", fl.default_approximations(), ids=lambda a: a.label)
 def test_unequal_batches_are_one_batch(approximation: fl.Approximation) -> None:
     x, y = batch(n=13)
     whole = fl.estimate(approximation, net(), fl.Categorical(), (x, y))
-    parts = fl.estimate(approximation, net(), fl.Categorical(), [(x[:2], y[:2]), (x[2:9], y[2:9]), (x[9:], y[9:])])
-    atol = 1e-7 if isinstance(approximation, fl.Shampoo) else 1e-12  # the root of a singular matrix: sqrt(eps)
+    parts = fl.estimate(
+        approximation, net(), fl.Categorical(), [(x[:2], y[:2]), (x[2:9], y[2:9]), (x[9:], y[9:])]
+    )
+    # the root of a singular matrix: sqrt(eps)
+    atol = 1e-7 if isinstance(approximation, fl.Shampoo) else 1e-12
     for layer in whole:
         torch.testing.assert_close(whole[layer].dense(), parts[layer].dense(), rtol=1e-8, atol=atol)
 
 
 def test_data_may_be_a_loader_an_iterator_or_inputs_alone() -> None:
     x, y = batch()
-    expected = fl.compare(net(), fl.Categorical(), (x, y), fl.KFAC()).value("0", "KFAC", "frobenius")
+    expected = fl.compare(net(), fl.Categorical(), (x, y), fl.KFAC()).value(
+        "0", "KFAC", "frobenius"
+    )
     loader = DataLoader(TensorDataset(x, y), batch_size=5)
-    for data in (loader, iter([(x[:7], y[:7]), (x[7:], y[7:])]), x, [x[:3], x[3:5], x[5:]], (x, None)):
+    for data in (
+        loader,
+        iter([(x[:7], y[:7]), (x[7:], y[7:])]),
+        x,
+        [x[:3], x[3:5], x[5:]],
+        (x, None),
+    ):
         found = fl.compare(net(), fl.Categorical(), data, fl.KFAC())
         assert found.value("0", "KFAC", "frobenius") == pytest.approx(expected, rel=1e-9)
         assert found.settings["N"] == 12
@@ -78,11 +102,16 @@ def test_a_small_memory_budget_gives_the_same_result() -> None:
 def test_positions_are_summed_per_example() -> None:
     x = torch.randn(6, 4, 5)
     model = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2)).eval()
-    for loss, y in ((nn.MSELoss(), torch.randn(6, 4, 2)), (fl.Categorical(), torch.randint(2, (6, 4)))):
+    for loss, y in (
+        (nn.MSELoss(), torch.randn(6, 4, 2)),
+        (fl.Categorical(), torch.randint(2, (6, 4))),
+    ):
         exact = fl.exact_fisher(model, loss, (x, y))
         captured = fl.estimate(fl.Exact(), model, loss, (x, y))
         for layer in exact:
-            torch.testing.assert_close(exact[layer].dense(), captured[layer].dense(), rtol=1e-10, atol=1e-14)
+            torch.testing.assert_close(
+                exact[layer].dense(), captured[layer].dense(), rtol=1e-10, atol=1e-14
+            )
         assert max(r.checked for r in fl.compare(model, loss, (x, y)).rows) < 1e-10
 
 
@@ -94,14 +123,18 @@ def test_frozen_parameters_are_left_out_and_said_so() -> None:
     captured = fl.estimate(fl.Exact(), model, fl.Categorical(), batch())
     assert [tuple(exact[k].shape) for k in exact] == [(4, 5), (4, 4), (3, 1)]
     for layer in exact:
-        torch.testing.assert_close(exact[layer].dense(), captured[layer].dense(), rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(
+            exact[layer].dense(), captured[layer].dense(), rtol=1e-10, atol=1e-14
+        )
     found = fl.compare(model, fl.Categorical(), batch())
     assert set(found.settings["left_out"]) == {"0.bias", "4.weight"}
     assert "0.bias" in str(found)
 
 
 def test_batch_norm_in_evaluation_mode_between_layers() -> None:
-    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Linear(4, 3))
+    model = nn.Sequential(
+        nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Linear(4, 3)
+    )
     model(torch.randn(20, 5))  # running statistics other than the initial ones
     model.eval()
     found = fl.compare(model, fl.Categorical(), batch(), fl.KFAC(), layers=["0", "3"])
@@ -111,10 +144,14 @@ def test_batch_norm_in_evaluation_mode_between_layers() -> None:
 class Doubled(fl.Approximation):
     """Twice the exact block: an approximation outside the package, one class."""
 
-    def moments(self, stats: fl.LayerStats, matrix: fl.FisherMatrix | None = None) -> dict[str, torch.Tensor]:
+    def moments(
+        self, stats: fl.LayerStats, matrix: fl.FisherMatrix | None = None
+    ) -> dict[str, torch.Tensor]:
         return {"block": 2 * stats.dense()}
 
-    def assemble(self, moments: dict[str, torch.Tensor], matrix: fl.FisherMatrix | None = None) -> fl.FisherMatrix:
+    def assemble(
+        self, moments: dict[str, torch.Tensor], matrix: fl.FisherMatrix | None = None
+    ) -> fl.FisherMatrix:
         from fisher_lab.matrices import Dense
 
         d = len(moments["block"])
@@ -140,18 +177,26 @@ fl.Approximation._registry.pop("Doubled")  # only in the tests that ask for it
 
 def test_all_layers_are_the_block_diagonal_matrix() -> None:
     found = fl.compare(net(), fl.Categorical(), batch(), fl.KFAC())
-    exact, kfac = (fl.estimate(a, net(), fl.Categorical(), batch()) for a in (fl.Exact(), fl.KFAC()))
+    exact, kfac = (
+        fl.estimate(a, net(), fl.Categorical(), batch()) for a in (fl.Exact(), fl.KFAC())
+    )
     F, K = (torch.block_diag(*(m.dense() for m in ms.values())) for ms in (exact, kfac))
     assert found.value(ALL, "KFAC", "frobenius") == pytest.approx(float((F - K).norm() / F.norm()))
-    assert found.value(ALL, "KFAC", "trace") == pytest.approx(float((K.trace() - F.trace()) / F.trace()))
+    assert found.value(ALL, "KFAC", "trace") == pytest.approx(
+        float((K.trace() - F.trace()) / F.trace())
+    )
     spectral = float(torch.linalg.matrix_norm(F - K, 2) / torch.linalg.matrix_norm(F, 2))
     assert found.value(ALL, "KFAC", "spectral") == pytest.approx(spectral)
-    assert found.value(ALL, "KFAC", "cosine") == pytest.approx(float((F * K).sum() / F.norm() / K.norm()))
+    assert found.value(ALL, "KFAC", "cosine") == pytest.approx(
+        float((F * K).sum() / F.norm() / K.norm())
+    )
 
 
 def test_damped_errors_against_dense_formulas() -> None:
     x, y = batch()
-    found = fl.compare(net(), nn.CrossEntropyLoss(), (x, y), fl.EKFAC(), errors="all", dampings=[1e-2, 1.0])
+    found = fl.compare(
+        net(), nn.CrossEntropyLoss(), (x, y), fl.EKFAC(), errors="all", dampings=[1e-2, 1.0]
+    )
     model = net().double()
     nn.functional.cross_entropy(model(x.double()), y).backward()
     F = fl.exact_fisher(net(), nn.CrossEntropyLoss(), (x, y))["0"].dense()
@@ -163,11 +208,19 @@ def test_damped_errors_against_dense_formulas() -> None:
         a, b = torch.linalg.solve(H, g), torch.linalg.solve(M, g)
         efficiency = (b @ g) ** 2 / ((b @ H @ b) * (g @ a))
         spectral = shift * torch.linalg.matrix_norm(H.inverse() - M.inverse(), 2)
-        assert found.value("0", "EKFAC", "damped_cosine", damping) == pytest.approx(float(a @ b / a.norm() / b.norm()))
-        assert found.value("0", "EKFAC", "damped_efficiency", damping) == pytest.approx(float(efficiency))
-        assert found.value("0", "EKFAC", "damped_spectral", damping) == pytest.approx(float(spectral), rel=1e-6)
+        assert found.value("0", "EKFAC", "damped_cosine", damping) == pytest.approx(
+            float(a @ b / a.norm() / b.norm())
+        )
+        assert found.value("0", "EKFAC", "damped_efficiency", damping) == pytest.approx(
+            float(efficiency)
+        )
+        assert found.value("0", "EKFAC", "damped_spectral", damping) == pytest.approx(
+            float(spectral), rel=1e-6
+        )
     spectra = torch.linalg.eigvalsh(F) - torch.linalg.eigvalsh(K)
-    assert found.value("0", "EKFAC", "spectrum") == pytest.approx(float(spectra.norm() / F.norm()), rel=1e-6)
+    assert found.value("0", "EKFAC", "spectrum") == pytest.approx(
+        float(spectra.norm() / F.norm()), rel=1e-6
+    )
     undamped = [(r.layer, r.approximation, r.error) for r in found.rows if r.damping is None]
     assert len(undamped) == len(set(undamped))
 
@@ -201,9 +254,21 @@ def test_a_dead_layer_has_no_damped_errors_and_says_so() -> None:
 
 def test_damped_floors_hold_where_the_approximation_is_exact() -> None:
     for dtype in (torch.float64, torch.float32):
-        found = fl.compare(net(), fl.Categorical(), batch(n=1), fl.KFAC(), errors="all", dampings=[1e-4], dtype=dtype)
+        found = fl.compare(
+            net(),
+            fl.Categorical(),
+            batch(n=1),
+            fl.KFAC(),
+            errors="all",
+            dampings=[1e-4],
+            dtype=dtype,
+        )
         for r in found.rows:
-            exact = 1.0 if r.error in ("cosine", "trace_ratio", "damped_cosine", "damped_efficiency") else 0.0
+            exact = (
+                1.0
+                if r.error in ("cosine", "trace_ratio", "damped_cosine", "damped_efficiency")
+                else 0.0
+            )
             slack = max(r.noise, 1e-12 if dtype == torch.float64 else 1e-4)
             assert abs(r.value - exact) <= slack, (dtype, r)
 
@@ -245,12 +310,21 @@ def test_settings_are_a_table_and_attributes() -> None:
 
 @pytest.mark.parametrize("value", [torch.ones(3), object(), {"a": {1, 2}}])
 def test_what_no_file_can_hold_is_refused_before_measuring(value) -> None:
-    with pytest.raises(TypeError, match=r"Got problem\['note'\].* of type .*expected text, numbers"):
+    with pytest.raises(
+        TypeError, match=r"Got problem\['note'\].* of type .*expected text, numbers"
+    ):
         fl.compare(net(), fl.Categorical(), batch(), problem={"note": value})
 
 
 def test_numbers_of_other_libraries_become_numbers(tmp_path) -> None:
-    about = {"lr": numpy.float32(0.5), "steps": numpy.int64(3), "loss": torch.tensor(0.25), "note": "float:abc"}
-    found = fl.compare(net(), fl.Categorical(), batch(), [fl.KFAC()], errors=["trace"], problem=about)
+    about = {
+        "lr": numpy.float32(0.5),
+        "steps": numpy.int64(3),
+        "loss": torch.tensor(0.25),
+        "note": "float:abc",
+    }
+    found = fl.compare(
+        net(), fl.Categorical(), batch(), [fl.KFAC()], errors=["trace"], problem=about
+    )
     again = fl.load_comparison(found.save(tmp_path / "run.json"))
     assert again.settings["problem"] == {"lr": 0.5, "steps": 3, "loss": 0.25, "note": "float:abc"}

@@ -1,4 +1,6 @@
-"""Comparisons as files: loaded as they were saved, refused where damaged, gone on from where they stopped."""
+"""Comparisons as files: loaded as they were saved, refused where damaged, gone on from where they
+stopped.
+"""
 
 import csv
 import io
@@ -20,7 +22,9 @@ from tests.diagnose.support import batch, net
 
 @pytest.mark.parametrize("name", ["run.json", "deep/er/run.csv"])
 def test_a_saved_comparison_loads_as_it_was(tmp_path, name: str) -> None:
-    found = fl.compare(net(), nn.CrossEntropyLoss(), batch(), errors="all", dampings=[0.1], problem={"name": "toy"})
+    found = fl.compare(
+        net(), nn.CrossEntropyLoss(), batch(), errors="all", dampings=[0.1], problem={"name": "toy"}
+    )
     again = fl.load_comparison(found.save(tmp_path / name))
     assert again.rows == found.rows
     assert again.costs == found.costs
@@ -41,7 +45,9 @@ def test_a_saved_comparison_loads_as_it_was(tmp_path, name: str) -> None:
     assert needed <= set(again.settings)
     frame = again.to_frame()
     assert len(frame) == len(found.rows)
-    assert {"layer", "approximation", "error", "value", "noise", "seconds", "bytes"} <= set(frame.columns)
+    assert {"layer", "approximation", "error", "value", "noise", "seconds", "bytes"} <= set(
+        frame.columns
+    )
 
 
 def test_infinite_values_survive_the_file(tmp_path) -> None:
@@ -72,8 +78,14 @@ FORMULAS = [
 
 def named(name: str) -> Comparison:
     """A comparison in which every text is this name."""
-    settings = {"layers": {name: {"shape": [1, 2]}}, "left_out": {name: name}, name: [name, {name: -1.5}]}
-    return Comparison((Row(name, name, name, -0.5, 0.0, None, None, name),), (Cost(name, name, 0.1, 2),), settings)
+    settings = {
+        "layers": {name: {"shape": [1, 2]}},
+        "left_out": {name: name},
+        name: [name, {name: -1.5}],
+    }
+    return Comparison(
+        (Row(name, name, name, -0.5, 0.0, None, None, name),), (Cost(name, name, 0.1, 2),), settings
+    )
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -88,7 +100,11 @@ def test_a_spreadsheet_sees_no_formula_in_a_file(tmp_path, name: str) -> None:
 
 @pytest.mark.parametrize("ending", [".json", ".csv"])
 @given(
-    name=st.one_of(st.sampled_from([*FORMULAS, "float:1", "float:text:x"]), st.text(), st.text("';,=+-@\t\r\n\"\\a#"))
+    name=st.one_of(
+        st.sampled_from([*FORMULAS, "float:1", "float:text:x"]),
+        st.text(),
+        st.text("';,=+-@\t\r\n\"\\a#"),
+    )
 )
 def test_every_name_survives_the_file(tmp_path_factory, ending: str, name: str) -> None:
     found = named(name)
@@ -98,7 +114,13 @@ def test_every_name_survives_the_file(tmp_path_factory, ending: str, name: str) 
 
 def test_names_in_files_of_earlier_versions_stay_as_they_are(tmp_path) -> None:
     path = tmp_path / "old.csv"
-    header = {"format": "fisher_lab comparison", "version": 1, "settings": {}, "costs": [], "quantities": []}
+    header = {
+        "format": "fisher_lab comparison",
+        "version": 1,
+        "settings": {},
+        "costs": [],
+        "quantities": [],
+    }
     row = "'=1,+1,-,0.5,0.0,,,true,\n"
     path.write_text(f"# {json.dumps(header)}\n{','.join(f.name for f in fields(Row))}\n{row}")
     assert fl.load_comparison(path).rows == (Row("'=1", "+1", "-", 0.5, 0.0),)
@@ -120,16 +142,22 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in WRONG.items() for value in values]
+)
 def test_entries_of_another_kind_are_refused(tmp_path, key: str, value: object) -> None:
     quantity = {"layer": "0", "approximation": "KFAC", "trace_exact": 1.0, "trace_approx": 1.0}
-    found = Comparison((Row("0", "KFAC", "trace", 0.5, 0.0),), (Cost("0", "KFAC", 0.1, 2),), {}, (quantity,), ({},))
+    found = Comparison(
+        (Row("0", "KFAC", "trace", 0.5, 0.0),), (Cost("0", "KFAC", 0.1, 2),), {}, (quantity,), ({},)
+    )
     path = found.save(tmp_path / "a.json")
     body = json.loads(path.read_text())
     whole = isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict)
     body[key] = [body[key][0] | value[0]] if whole and key != "settings" else value
     path.write_text(json.dumps(body))
-    with pytest.raises(ValueError, match=r"truncated or foreign .*expected a \.json or \.csv file written by"):
+    with pytest.raises(
+        ValueError, match=r"truncated or foreign .*expected a \.json or \.csv file written by"
+    ):
         fl.load_comparison(path)
 
 
@@ -137,13 +165,25 @@ def test_entries_of_another_kind_are_refused(tmp_path, key: str, value: object) 
 def test_files_that_would_be_too_much_are_refused(tmp_path, name: str) -> None:
     path = tmp_path / name
     header = '{"format": "fisher_lab comparison", "version": 1, "settings": {}, "costs": [], "quantities": []'
-    path.write_text(deeply(100_000) if name == "deep.json" else f'# {header}}}\nlayer,value\n"{"x" * 200_000}",1\n')
+    path.write_text(
+        deeply(100_000)
+        if name == "deep.json"
+        else f'# {header}}}\nlayer,value\n"{"x" * 200_000}",1\n'
+    )
     with pytest.raises(ValueError, match="truncated or foreign"):
         fl.load_comparison(path)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"rows": []}', "[1, 2]", '{"format": "fisher_lab comparison", "version": 99}', "\x00\xff"]
+    "text",
+    [
+        "",
+        "{",
+        '{"rows": []}',
+        "[1, 2]",
+        '{"format": "fisher_lab comparison", "version": 99}',
+        "\x00\xff",
+    ],
 )
 @pytest.mark.parametrize("ending", [".json", ".csv"])
 def test_truncated_and_foreign_files_are_refused(tmp_path, text: str, ending: str) -> None:
@@ -156,7 +196,9 @@ def test_truncated_and_foreign_files_are_refused(tmp_path, text: str, ending: st
 
 
 def test_every_truncation_of_a_real_file_is_refused_or_whole(tmp_path) -> None:
-    path = fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), layers=["0"]).save(tmp_path / "run.json")
+    path = fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), layers=["0"]).save(
+        tmp_path / "run.json"
+    )
     text = path.read_text()
     for length in range(0, len(text) - 2, 97):
         path.write_text(text[:length])
@@ -228,7 +270,10 @@ def test_a_run_is_not_resumed_through_a_link(tmp_path) -> None:
 
 
 RESUMED = {
-    "another activation": (lambda: (nn.Sequential(net()[0], nn.ReLU(), *list(net())[2:]), fl.Categorical()), None),
+    "another activation": (
+        lambda: (nn.Sequential(net()[0], nn.ReLU(), *list(net())[2:]), fl.Categorical()),
+        None,
+    ),
     "another likelihood": (lambda: (net(), fl.Categorical(dim=1)), None),
     "other matrices": (lambda: (net(), fl.Categorical()), "KFAC"),
     "other options": (lambda: (net(), fl.Categorical()), {"mine": fl.TN()}),
@@ -241,7 +286,8 @@ def test_resuming_another_run_is_refused(case: str, tmp_path) -> None:
     path, first = tmp_path / "run.json", {"mine": fl.KFAC()}
     if candidates == "KFAC":
         first, candidates = (
-            {"mine": fl.estimate(a, net(), fl.Categorical(), batch())} for a in (fl.EKFAC(), fl.KFAC())
+            {"mine": fl.estimate(a, net(), fl.Categorical(), batch())}
+            for a in (fl.EKFAC(), fl.KFAC())
         )
     fl.compare(net(), fl.Categorical(), batch(), first, resume=path)
     model, likelihood = make()
@@ -273,7 +319,9 @@ def test_a_changed_file_is_told_from_what_was_measured(tmp_path, name) -> None:
 def test_numbers_without_a_word_in_json(tmp_path) -> None:
     """Infinities and NaNs anywhere, and tables that look like them."""
     about = {"a": math.inf, "b": [-math.inf], "$number": "nan", "c": {"$table": 1}, "d": "float:1"}
-    found = Comparison((Row("0", "KFAC", "trace", math.nan, math.inf),), settings={"problem": about})
+    found = Comparison(
+        (Row("0", "KFAC", "trace", math.nan, math.inf),), settings={"problem": about}
+    )
     for name in ("run.json", "run.csv"):
         again = fl.load_comparison(found.save(tmp_path / name))
         assert again.settings["problem"] == about
@@ -293,7 +341,9 @@ def test_only_unfinished_layers_are_measured_again(tmp_path, monkeypatch) -> Non
     first = fl.compare(model, fl.Categorical(), batch(), [fl.KFAC(), fl.TN()], **asked)
     measured = []
     measure = comparing.measure_group
-    monkeypatch.setattr(comparing, "measure_group", lambda *args: measured.append(args) or measure(*args))
+    monkeypatch.setattr(
+        comparing, "measure_group", lambda *args: measured.append(args) or measure(*args)
+    )
     again = fl.compare(model, fl.Categorical(), batch(), [fl.KFAC(), fl.TN()], **asked)
     assert measured == []
     assert again.rows == first.rows

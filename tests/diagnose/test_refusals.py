@@ -30,11 +30,20 @@ BAD = {
     "empty data": (lambda: (net(), CE(), (X[:0], Y[:0])), "at least one example"),
     "no batches": (lambda: (net(), CE(), []), "no batches"),
     "NaN inputs": (lambda: (net(), CE(), (with_nan(X), Y)), "NaN or infinite inputs in 1 examples"),
-    "infinite inputs": (lambda: (net(), CE(), (with_nan(X, math.inf), Y)), "NaN or infinite inputs"),
+    "infinite inputs": (
+        lambda: (net(), CE(), (with_nan(X, math.inf), Y)),
+        "NaN or infinite inputs",
+    ),
     "NaN parameters": (lambda: (nan_model(), CE(), (X, Y)), "Parameter '0.weight' has NaN"),
-    "labels out of range": (lambda: (net(), CE(), (X, Y + 1)), "labels from 1 to 3, expected 0 to 2"),
+    "labels out of range": (
+        lambda: (net(), CE(), (X, Y + 1)),
+        "labels from 1 to 3, expected 0 to 2",
+    ),
     "negative labels": (lambda: (net(), fl.Categorical(), (X, Y - 1)), "expected 0 to 2"),
-    "ignored labels": (lambda: (net(), CE(), (X, torch.full_like(Y, -100))), "ignore_index=-100|expected 0 to 2"),
+    "ignored labels": (
+        lambda: (net(), CE(), (X, torch.full_like(Y, -100))),
+        "ignore_index=-100|expected 0 to 2",
+    ),
     "wrong label shape": (lambda: (net(), CE(), (X, Y[:, None])), "labels|expected"),
     "fewer labels": (lambda: (net(), CE(), (X, Y[:-1])), "12 inputs and labels of shape"),
     "wrong input width": (lambda: (net(), CE(), (X[:, :4], Y)), "expected|shapes"),
@@ -47,12 +56,24 @@ BAD = {
         lambda: (nn.Sequential(nn.Linear(5, 1), nn.Flatten(0)), fl.Gaussian(), (X, None)),
         r"\[N, \*output\]",
     ),
-    "bernoulli labels": (lambda: (net(), fl.Bernoulli(), (X, 3 * labels("binary", 12))), r"values in \[0, 1\]"),
-    "batch norm": (lambda: (nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), fl.Gaussian(), X), "model.eval()"),
-    "dropout": (lambda: (nn.Sequential(nn.Linear(5, 4), nn.Dropout()), fl.Gaussian(), X), "model.eval()"),
+    "bernoulli labels": (
+        lambda: (net(), fl.Bernoulli(), (X, 3 * labels("binary", 12))),
+        r"values in \[0, 1\]",
+    ),
+    "batch norm": (
+        lambda: (nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), fl.Gaussian(), X),
+        "model.eval()",
+    ),
+    "dropout": (
+        lambda: (nn.Sequential(nn.Linear(5, 4), nn.Dropout()), fl.Gaussian(), X),
+        "model.eval()",
+    ),
     "no parameters": (lambda: (nn.Tanh(), fl.Gaussian(), X), "no trainable parameters"),
     "not a model": (lambda: (torch.tanh, fl.Gaussian(), X), "expected a torch.nn.Module"),
-    "arrays": (lambda: (net(), CE(), (X.numpy(), Y.numpy())), "expected a tensor x|torch.as_tensor"),
+    "arrays": (
+        lambda: (net(), CE(), (X.numpy(), Y.numpy())),
+        "expected a tensor x|torch.as_tensor",
+    ),
     "a list of two": (lambda: (net(), CE(), [X, Y]), "two batches of inputs"),
 }
 
@@ -126,7 +147,9 @@ def test_a_shuffling_loader_is_refused() -> None:
 
 
 def test_monte_carlo_labels_follow_the_seed() -> None:
-    first, same, other = (fl.compare(net(), CE(), (X, Y), fl.KFAC(), fisher="mc", seed=s) for s in (1, 1, 2))
+    first, same, other = (
+        fl.compare(net(), CE(), (X, Y), fl.KFAC(), fisher="mc", seed=s) for s in (1, 1, 2)
+    )
     assert [r.value for r in first.rows] == [r.value for r in same.rows]
     assert [r.value for r in first.rows] != [r.value for r in other.rows]
     assert {r.fisher for r in first.rows} == {"mc"}
@@ -138,7 +161,9 @@ def test_func_blocks_do_not_hide_examples_that_interact() -> None:
             return x - x.mean(0)
 
     with pytest.raises(ValueError, match="examples interact"):
-        fl.compare(nn.Sequential(nn.Linear(5, 4), Centred(), nn.Linear(4, 3)), CE(), (X, Y), exact="func")
+        fl.compare(
+            nn.Sequential(nn.Linear(5, 4), Centred(), nn.Linear(4, 3)), CE(), (X, Y), exact="func"
+        )
 
 
 def test_a_layer_called_with_a_named_input() -> None:
@@ -159,16 +184,21 @@ class Wrong(fl.Approximation, register=False):
     def __init__(self, result: object) -> None:
         self.result = result
 
-    def moments(self, stats: fl.LayerStats, matrix: fl.FisherMatrix | None = None) -> dict[str, torch.Tensor]:
+    def moments(
+        self, stats: fl.LayerStats, matrix: fl.FisherMatrix | None = None
+    ) -> dict[str, torch.Tensor]:
         return {}
 
-    def assemble(self, moments: dict[str, torch.Tensor], matrix: fl.FisherMatrix | None = None) -> object:
+    def assemble(
+        self, moments: dict[str, torch.Tensor], matrix: fl.FisherMatrix | None = None
+    ) -> object:
         return self.result
 
 
 def test_a_wrong_matrix_is_named() -> None:
     for result in (torch.zeros(3), fl.estimate(fl.KFAC(), net(), CE(), (X, Y))["2"]):
         with pytest.raises(
-            ValueError, match=r"(?s)Wrong.* assembled .* on layer '0', expected a FisherMatrix over \(4, 6\)"
+            ValueError,
+            match=r"(?s)Wrong.* assembled .* on layer '0', expected a FisherMatrix over \(4, 6\)",
         ):
             fl.compare(net(), CE(), (X, Y), Wrong(result), layers=["0"])

@@ -14,18 +14,24 @@ from tests.diagnose.support import batch, net
 def snapshot(model: nn.Module) -> dict[str, object]:
     return {
         "values": {k: v.clone() for k, v in model.state_dict().items()},
-        "grads": {k: None if p.grad is None else p.grad.clone() for k, p in model.named_parameters()},
+        "grads": {
+            k: None if p.grad is None else p.grad.clone() for k, p in model.named_parameters()
+        },
         "requires": {k: p.requires_grad for k, p in model.named_parameters()},
         "dtypes": {k: p.dtype for k, p in model.named_parameters()},
         "ids": {k: id(p) for k, p in model.named_parameters()},
         "modes": {k: m.training for k, m in model.named_modules()},
-        "hooks": {k: (len(m._forward_hooks), len(m._forward_pre_hooks)) for k, m in model.named_modules()},
+        "hooks": {
+            k: (len(m._forward_hooks), len(m._forward_pre_hooks)) for k, m in model.named_modules()
+        },
     }
 
 
 def assert_same(before: dict[str, object], after: dict[str, object]) -> None:
     for key in before:
-        torch.testing.assert_close(before[key], after[key], rtol=0, atol=0) if key in ("values",) else None
+        torch.testing.assert_close(before[key], after[key], rtol=0, atol=0) if key in (
+            "values",
+        ) else None
         if key == "grads":
             for name, grad in before[key].items():
                 assert (grad is None) == (after[key][name] is None)
@@ -79,13 +85,17 @@ def test_also_after_an_exception(after: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("fisher", ["true", "mc"])
-def test_a_first_operation_in_place_changes_neither_data_nor_results(dtype: torch.dtype, fisher: str) -> None:
+def test_a_first_operation_in_place_changes_neither_data_nor_results(
+    dtype: torch.dtype, fisher: str
+) -> None:
     x, y = batch()
     x, linear = x.to(dtype), nn.Linear(5, 3)
     in_place, plain = (nn.Sequential(nn.ELU(inplace=i), linear).eval() for i in (True, False))
     before = x.clone()
     for call in (fl.exact_fisher, lambda *a, **k: fl.estimate(fl.Exact(), *a, **k)):
-        found, expected = (call(m, fl.Categorical(), (x, y), fisher=fisher)["1"].dense() for m in (in_place, plain))
+        found, expected = (
+            call(m, fl.Categorical(), (x, y), fisher=fisher)["1"].dense() for m in (in_place, plain)
+        )
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     fl.compare(in_place, fl.Categorical(), (x, y), fl.KFAC(), fisher=fisher)
     assert torch.equal(x, before)
@@ -117,4 +127,6 @@ def test_a_generator_that_reuses_its_buffer() -> None:
 
     found = fl.compare(net(), fl.Categorical(), stream(), fl.KFAC())
     expected = fl.compare(net(), fl.Categorical(), (x, y), fl.KFAC())
-    assert found.value("0", "KFAC", "frobenius") == pytest.approx(expected.value("0", "KFAC", "frobenius"))
+    assert found.value("0", "KFAC", "frobenius") == pytest.approx(
+        expected.value("0", "KFAC", "frobenius")
+    )

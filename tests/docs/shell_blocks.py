@@ -1,4 +1,5 @@
-"""The shell blocks of a page: continuous integration runs what the page says, not a copy of it that could differ.
+"""The shell blocks of a page: continuous integration runs what the page says, not a copy of it that
+could differ.
 
 python3 tests/docs/shell_blocks.py README.md 1    # the second block, as a script
 """

@@ -1,4 +1,6 @@
-"""Every Python block of the README and the documentation runs, each page in one namespace from top to bottom."""
+"""Every Python block of the README and the documentation runs, each page in one namespace from top
+to bottom.
+"""
 
 import ast
 import re
@@ -22,7 +24,9 @@ WITH_BLOCKS = [page for page in PAGES if BLOCK.search(page.read_text(encoding="u
 
 @pytest.fixture
 def unregistered():
-    """What a page registers is taken out of the registries again: other tests run over all that is there."""
+    """What a page registers is taken out of the registries again: other tests run over all that is
+    there.
+    """
     registries = (fl.Approximation._registry, Layer._registry, Likelihood._registry, MEASURES)
     before = [dict(found) for found in registries]
     yield
@@ -37,7 +41,9 @@ def numbered(text: str):
     return [(text.count("\n", 0, found.start(1)), found[1]) for found in BLOCK.finditer(text)]
 
 
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=[str(page.relative_to(ROOT)) for page in WITH_BLOCKS])
+@pytest.mark.parametrize(
+    "page", WITH_BLOCKS, ids=[str(page.relative_to(ROOT)) for page in WITH_BLOCKS]
+)
 def test_every_block_runs(page, unregistered, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a page may write files
     run(page)
@@ -55,11 +61,20 @@ def run(page: Path) -> None:
 
 def test_the_main_pages_have_blocks():
     found = {str(page.relative_to(ROOT)) for page in WITH_BLOCKS}
-    assert {"README.md", "docs/index.md", "docs/extending.md", "docs/coming-from.md", "docs/howto/train.md"} <= found
+    assert {
+        "README.md",
+        "docs/index.md",
+        "docs/extending.md",
+        "docs/coming-from.md",
+        "docs/howto/train.md",
+    } <= found
 
 
 def test_a_broken_block_is_found(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# A page\n\n```python\nfine = 1\n```\n\n```python\nassert fine == 2\n```\n", encoding="utf-8")
+    page.write_text(
+        "# A page\n\n```python\nfine = 1\n```\n\n```python\nassert fine == 2\n```\n",
+        encoding="utf-8",
+    )
     with pytest.raises(AssertionError):
         run(page)

@@ -25,7 +25,11 @@ def definitions() -> set[tuple[str, str]]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
-                found |= {(node.name, entry.name) for entry in node.body if isinstance(entry, ast.FunctionDef)}
+                found |= {
+                    (node.name, entry.name)
+                    for entry in node.body
+                    if isinstance(entry, ast.FunctionDef)
+                }
         for node in tree.body:
             if isinstance(node, ast.FunctionDef):
                 found |= {(path.stem, node.name), ("", node.name)}

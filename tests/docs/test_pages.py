@@ -1,4 +1,6 @@
-"""The pages keep up with the code: an approximation, a floor or a study without its page is an error."""
+"""The pages keep up with the code: an approximation, a floor or a study without its page is an
+error.
+"""
 
 import importlib
 import json
@@ -20,7 +22,12 @@ run = importlib.import_module("analysis.run")
 @pytest.mark.parametrize("name", OWN)
 def test_every_approximation_has_its_page(name):
     text = (DOCS / "approximations" / f"{name}.md").read_text(encoding="utf-8")
-    for heading in ("## What it keeps exactly", "## Cost", "## How it trains", "## Definition, from the code"):
+    for heading in (
+        "## What it keeps exactly",
+        "## Cost",
+        "## How it trains",
+        "## Definition, from the code",
+    ):
         assert heading in text
     assert f"generated/parts/{name}.md" in text
     index = (DOCS / "approximations" / "index.md").read_text(encoding="utf-8")
@@ -37,11 +44,18 @@ def test_the_drawing_of_the_floors_is_the_floor_law():
 @pytest.mark.parametrize("name", run.STUDIES)
 def test_every_study_has_script_page_rows_and_figures(name):
     page = (DOCS / "studies" / f"{name}.md").read_text(encoding="utf-8")
-    for part in ("**The paper's setting.**", "**Ours.**", "**What the paper says.**", "## What we measured"):
+    for part in (
+        "**The paper's setting.**",
+        "**Ours.**",
+        "**What the paper says.**",
+        "## What we measured",
+    ):
         assert part in page
     assert "## Where they differ, and why" in page
     assert callable(importlib.import_module(f"analysis.{name}").main)
-    linked = re.findall(r"\((figures/[^)]+)\)", page) + re.findall(r"\{include\} (results/\S+)", page)
+    linked = re.findall(r"\((figures/[^)]+)\)", page) + re.findall(
+        r"\{include\} (results/\S+)", page
+    )
     assert linked
     assert not [path for path in linked if not (DOCS / "studies" / path).is_file()]
     body = json.loads((DOCS / "studies" / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -56,8 +70,8 @@ def test_the_tables_of_a_study_are_those_of_its_saved_run(name):
     for path in (DOCS / "studies" / "results").glob("*.md"):
         if path.stem == name or path.stem.startswith(f"{name}-"):
             assert (
-                f"`{body['command']}`: seed {body['seed']}, {body['seconds']} s, {body['date'][:10]}"
-                in path.read_text()
+                f"`{body['command']}`: seed {body['seed']}, {body['seconds']} s, "
+                f"{body['date'][:10]}" in path.read_text()
             )
 
 
@@ -94,7 +108,9 @@ def test_generated_parts_know_every_registered_thing(tmp_path, monkeypatch):
     assert docs.benchmarks(tmp_path) == "\n## Speed\n\n| a |\n\n![b](benchmarks/b.svg)\n"
 
 
-WRITTEN = [p for p in DOCS.rglob("*.md") if not {"generated", "_build", "auto_examples"} & set(p.parts)]
+WRITTEN = [
+    p for p in DOCS.rglob("*.md") if not {"generated", "_build", "auto_examples"} & set(p.parts)
+]
 WRITTEN += [ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
 
 
@@ -102,8 +118,13 @@ def test_no_page_names_a_path_that_does_not_exist():
     missing = []
     for page in WRITTEN:
         text = page.read_text(encoding="utf-8")
-        links = [page.parent / link for link in re.findall(r"\]\(((?!http)[^)#]+\.(?:md|png))", text)]
-        links += [ROOT / path for path in re.findall(r"`((?:fisher_lab|tests|analysis|docs)/[\w./]*)`", text)]
+        links = [
+            page.parent / link for link in re.findall(r"\]\(((?!http)[^)#]+\.(?:md|png))", text)
+        ]
+        links += [
+            ROOT / path
+            for path in re.findall(r"`((?:fisher_lab|tests|analysis|docs)/[\w./]*)`", text)
+        ]
         missing += [f"{page.name}: {link}" for link in links if not link.exists()]
     assert not missing
 
@@ -114,7 +135,11 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head():
         for table in re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), re.MULTILINE):
             rows = table.splitlines()
             cells = [len(re.findall(r"(?<!\\)\|", row)) for row in rows]
-            wrong += [f"{page.name}: {row}" for row, count in zip(rows, cells, strict=True) if count != cells[0]]
+            wrong += [
+                f"{page.name}: {row}"
+                for row, count in zip(rows, cells, strict=True)
+                if count != cells[0]
+            ]
     assert not wrong
 
 

@@ -45,7 +45,8 @@ def test_floors_count_the_products_of_the_methods(pieces):
         "squares": sum(2 * N * (o * o + i * i + o * i) for o, i in shapes),
         "backward": 2 * N * D_IN * D_OUT,
         "woodbury": sum(2 * 128 * (2 * o * i + 128) for o, i in shapes),
-        "second_pass": 5 * 2 * N * D_IN * D_OUT,  # forward, both weights, the input of the second layer
+        # forward, both weights, the input of the second layer
+        "second_pass": 5 * 2 * N * D_IN * D_OUT,
     }
     for name, flops in expected.items():
         with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,6 @@
-"""Standard errors by the infinitesimal jackknife: against finite differences in the weights, and a bootstrap."""
+"""Standard errors by the infinitesimal jackknife: against finite differences in the weights, and a
+bootstrap.
+"""
 
 import math
 
@@ -46,11 +48,15 @@ class MixedByItself(fl.TKFAC, register=False):
         return Doubled({"w": sums.left(), "block": sums.right()}, sums.shape)
 
     def assemble(self, moments):
-        return Kronecker((moments["w"], moments["block"] / moments["block"].diagonal(dim1=1, dim2=2).sum()))
+        return Kronecker(
+            (moments["w"], moments["block"] / moments["block"].diagonal(dim1=1, dim2=2).sum())
+        )
 
 
 class TwoSweeps(Iterated, register=False):
-    """The diagonal of F, each entry times its share of the trace, which only the second sweep knows."""
+    """The diagonal of F, each entry times its share of the trace, which only the second sweep
+    knows.
+    """
 
     sweeps = 2
 
@@ -92,28 +98,39 @@ USERS = [Renamed(), MixedByItself(), TwoSweeps(), OfEarlierVersions(), KeepsColu
 
 
 def replicated(stats: LayerStats, copies: int, extra: int) -> LayerStats:
-    """Every example `copies` times, one of them once more: weights moved by 1 / (N copies + 1) towards it."""
+    """Every example `copies` times, one of them once more: weights moved by 1 / (N copies + 1)
+    towards it.
+    """
     index = torch.cat([torch.arange(stats.N).repeat(copies), torch.tensor([extra])])
     return stats.like(stats.a[index], stats.g[:, index])
 
 
-def error_values(stats: LayerStats, approximation: approximations.Approximation) -> dict[str, float]:
+def error_values(
+    stats: LayerStats, approximation: approximations.Approximation
+) -> dict[str, float]:
     pair = errors.Pair(Dense(contractions.dense(stats), stats.shape), build(approximation, stats))
     return {m.name: m.formula(pair).value for m in errors.chosen(ERRORS)}
 
 
-def influences(stats: LayerStats, approximation: approximations.Approximation) -> dict[str, torch.Tensor]:
+def influences(
+    stats: LayerStats, approximation: approximations.Approximation
+) -> dict[str, torch.Tensor]:
     sums = Sums(stats)
     exact = LowRank(sums)
     pair = errors.Pair(exact, build(approximation, stats))
     quantities = influence.of_pair(sums, pair, approximation, influence.of_exact(sums, exact), True)
     assert quantities is not None
-    return {m.name: influence.of_error(m, pair.asked(m.needs), quantities) for m in errors.chosen(ERRORS)}
+    return {
+        m.name: influence.of_error(m, pair.asked(m.needs), quantities)
+        for m in errors.chosen(ERRORS)
+    }
 
 
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize("approximation", CANDIDATES + USERS, ids=lambda a: a.label)
-def test_influences_are_derivatives_in_the_weights(approximation: approximations.Approximation, T: int) -> None:
+def test_influences_are_derivatives_in_the_weights(
+    approximation: approximations.Approximation, T: int
+) -> None:
     stats = random_stats(3, "relu", N=7, T=T, R=2, d_out=3, d_in=4)
     found = influences(stats, approximation)
     here = error_values(stats, approximation)
@@ -123,14 +140,21 @@ def test_influences_are_derivatives_in_the_weights(approximation: approximations
         for name in ERRORS:
             slope = (there[name] - here[name]) * (stats.N * copies + 1)
             tolerance = 5e-3 * (abs(slope) + float(found[name].abs().max())) + 1e-6
-            assert abs(float(found[name][n]) - slope) < tolerance, (name, float(found[name][n]), slope)
+            assert abs(float(found[name][n]) - slope) < tolerance, (
+                name,
+                float(found[name][n]),
+                slope,
+            )
 
 
-@pytest.mark.parametrize("approximation", CANDIDATES[:-1], ids=lambda a: a.label)  # without the mean over rows
+# without the mean over rows
+@pytest.mark.parametrize("approximation", CANDIDATES[:-1], ids=lambda a: a.label)
 def test_dead_units_change_no_influence(approximation: approximations.Approximation) -> None:
     """Inputs and outputs that are always zero; the roots of zero eigenvalues have no derivative."""
     stats = random_stats(3, N=7, R=2, d_out=3, d_in=4)
-    dead = LayerStats(torch.nn.functional.pad(stats.a, (1, 1)), torch.nn.functional.pad(stats.g, (1, 0)))
+    dead = LayerStats(
+        torch.nn.functional.pad(stats.a, (1, 1)), torch.nn.functional.pad(stats.g, (1, 0))
+    )
     expected, found = influences(stats, approximation), influences(dead, approximation)
     for name in ERRORS:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-8)
@@ -150,7 +174,9 @@ def test_the_fixed_matrix_of_a_user_moves_only_with_the_exact_block() -> None:
 
 def test_eigenvalue_corrected_approximations_have_no_standard_error() -> None:
     model, data = digits(30)
-    rows = fl.compare(model, nn.CrossEntropyLoss(), data, [fl.EKFAC(), fl.KFAC()], standard_errors=True).rows
+    rows = fl.compare(
+        model, nn.CrossEntropyLoss(), data, [fl.EKFAC(), fl.KFAC()], standard_errors=True
+    ).rows
     assert {row.approximation for row in rows if row.stderr is not None} == {"KFAC"}
 
 
@@ -192,7 +218,9 @@ def test_standard_errors_do_not_depend_on_the_names_of_moments() -> None:
     model, data = digits(60)
     found = {}
     for candidate in (fl.KFAC(), Renamed()):
-        rows = fl.compare(model, nn.CrossEntropyLoss(), data, [candidate], errors=["trace"], standard_errors=True).rows
+        rows = fl.compare(
+            model, nn.CrossEntropyLoss(), data, [candidate], errors=["trace"], standard_errors=True
+        ).rows
         found[candidate.label] = [row.stderr for row in rows]
     assert None not in found["KFAC"]
     assert found["Renamed"] == pytest.approx(found["KFAC"], rel=1e-9)
@@ -203,7 +231,12 @@ def test_all_errors_with_standard_errors_on_several_layers() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     data = torch.randn(12, 3, dtype=torch.float64), torch.arange(12) % 2
     comparison = fl.compare(
-        model, nn.CrossEntropyLoss(), data, [fl.KFAC(), fl.Diagonal()], errors="all", standard_errors=True
+        model,
+        nn.CrossEntropyLoss(),
+        data,
+        [fl.KFAC(), fl.Diagonal()],
+        errors="all",
+        standard_errors=True,
     )
     assert {row.layer for row in comparison.rows if row.stderr is not None} == {"0", "2", "(all)"}
 
@@ -220,12 +253,20 @@ def test_standard_errors_agree_with_a_bootstrap_on_the_digits() -> None:
     chosen = [fl.KFAC(), fl.TN(), fl.Shampoo(), fl.Diagonal()]
     names = ["trace_ratio", "frobenius", "cosine", "spectral"]
     comparison = fl.compare(
-        model, nn.CrossEntropyLoss(), (x, y), chosen, errors=names, layers=["2"], standard_errors=True
+        model,
+        nn.CrossEntropyLoss(),
+        (x, y),
+        chosen,
+        errors=names,
+        layers=["2"],
+        standard_errors=True,
     )
     from fisher_lab._passes.setup import Setup
     from fisher_lab._passes.source import Source
 
-    stats = next(iter(Source(Setup(model, nn.CrossEntropyLoss(), (x, y), layers=["2"])).sweep()))["2"]
+    stats = next(iter(Source(Setup(model, nn.CrossEntropyLoss(), (x, y), layers=["2"])).sweep()))[
+        "2"
+    ]
     generator, draws = torch.Generator().manual_seed(0), 120
     seen: dict[tuple[str, str], list[float]] = {}
     for _ in range(draws):
@@ -245,7 +286,9 @@ def test_standard_errors_agree_with_a_bootstrap_on_the_digits() -> None:
     bootstrap = float(torch.tensor([a - b for a, b in pairs]).std())
     found = comparison.difference("2", "KFAC", "TN", "frobenius")
     assert 0.7 < found.stderr / bootstrap < 1.4
-    assert found.value == comparison.value("2", "KFAC", "frobenius") - comparison.value("2", "TN", "frobenius")
+    assert found.value == comparison.value("2", "KFAC", "frobenius") - comparison.value(
+        "2", "TN", "frobenius"
+    )
 
 
 def test_standard_errors_reach_files_and_all_layers_and_are_refused_for_pieces(tmp_path) -> None:
@@ -268,7 +311,9 @@ def test_standard_errors_reach_files_and_all_layers_and_are_refused_for_pieces(t
     for row in summed.rows:
         assert math.isclose(row.stderr, one[row.layer, row.approximation], rel_tol=1e-6)
     with pytest.raises(ValueError, match="all examples at once"):
-        fl.compare(model, nn.CrossEntropyLoss(), [(x, y), (x, y)], [fl.KFAC()], standard_errors=True)
+        fl.compare(
+            model, nn.CrossEntropyLoss(), [(x, y), (x, y)], [fl.KFAC()], standard_errors=True
+        )
     with pytest.raises(KeyError, match="standard_errors=True"):
         fl.compare(model, nn.CrossEntropyLoss(), (x, y), [fl.KFAC(), fl.TN()]).difference(
             "2", "KFAC", "TN", "frobenius"

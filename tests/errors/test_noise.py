@@ -11,6 +11,9 @@ def test_the_order_of_the_examples_changes_errors_within_their_noise() -> None:
     model, x = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).eval(), torch.randn(30, 5)
     candidates = [fl.KFAC(), fl.TKFAC(), fl.EKFAC(), fl.Diagonal(), fl.MiniBlock(), fl.LNGD()]
     errors = ["frobenius", "frobenius_rescaled", "spectral", "trace", "spectrum"]
-    found = [fl.compare(model, fl.Categorical(), data, candidates, errors=errors).rows for data in (x, x.flip(0))]
+    found = [
+        fl.compare(model, fl.Categorical(), data, candidates, errors=errors).rows
+        for data in (x, x.flip(0))
+    ]
     for one, other in zip(*found, strict=True):
         assert abs(one.value - other.value) <= one.noise + other.noise, one

@@ -1,4 +1,6 @@
-"""One row of the registry says all about a measure: figures and the report read it, under whatever name it stands."""
+"""One row of the registry says all about a measure: figures and the report read it, under whatever
+name it stands.
+"""
 
 import dataclasses
 
@@ -8,7 +10,14 @@ from torch import nn
 
 import fisher_lab as fl
 from fisher_lab import errors, plots
-from fisher_lab.errors import MEASURES, DampedQuantities, Measured, NetworkQuantities, Quantities, measure
+from fisher_lab.errors import (
+    MEASURES,
+    DampedQuantities,
+    Measured,
+    NetworkQuantities,
+    Quantities,
+    measure,
+)
 from fisher_lab.plots.reading import Scale
 from fisher_lab.report import answers
 from fisher_lab.results import Comparison
@@ -42,7 +51,11 @@ def test_a_cosine_under_another_name_is_recommended_and_drawn_at_one() -> None:
     found = compared("alignment")
     assert found.value("0", "KPSVD", "alignment") > found.value("0", "Diagonal", "alignment")
     assert answers(found)[0].sentence.startswith("Best by alignment: KPSVD")
-    (line,) = [line for line in plots.errors(found, "alignment").axes[0].lines if line.get_label() == "_exact"]
+    (line,) = [
+        line
+        for line in plots.errors(found, "alignment").axes[0].lines
+        if line.get_label() == "_exact"
+    ]
     assert line.get_ydata()[0] == 1.0
 
 
@@ -56,10 +69,15 @@ def test_without_a_value_at_the_exact_block_nothing_is_recommended_and_nothing_g
     found = compared("alignment")
     assert "KPSVD" not in answers(found)[0].sentence
     assert "Diagonal" not in answers(found)[0].sentence
-    for figure in (plots.errors(found, "alignment"), plots.heatmap(found, "alignment"), plots.figures(found)["cost"]):
+    for figure in (
+        plots.errors(found, "alignment"),
+        plots.heatmap(found, "alignment"),
+        plots.figures(found)["cost"],
+    ):
         assert "exact" not in [text.get_text() for axes in figure.axes for text in axes.texts]
     assert Scale.of("alignment", [0.0, 0.5]).base is None
-    assert not plots.figures(found)["cost"].axes[0].lines[-1].get_xdata().size  # no front without a best value
+    # no front without a best value
+    assert not plots.figures(found)["cost"].axes[0].lines[-1].get_xdata().size
 
 
 @pytest.mark.parametrize("name", [m.name for m in MEASURES.values() if m.exact is not None])
@@ -68,7 +86,9 @@ def test_the_value_at_the_exact_block_is_what_the_row_says(name: str) -> None:
     x = torch.randn(9, 4, dtype=torch.float64)
     exact = fl.exact_fisher(nn.Linear(4, 3).double(), fl.Categorical(), x)[""]
     arguments = (torch.ones(exact.shape, dtype=exact.dtype),) if MEASURES[name].damped else ()
-    assert getattr(errors, name)(exact, exact, *arguments) == pytest.approx(MEASURES[name].exact, abs=1e-6)
+    assert getattr(errors, name)(exact, exact, *arguments) == pytest.approx(
+        MEASURES[name].exact, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", list(MEASURES))
@@ -90,7 +110,9 @@ def test_a_row_names_every_quantity_that_its_formula_reads(name: str) -> None:
 
 
 def test_a_measure_of_ones_own_of_the_whole_network() -> None:
-    """What reads the network's quantities is one row, by name, with or without errors of layers beside it."""
+    """What reads the network's quantities is one row, by name, with or without errors of layers
+    beside it.
+    """
 
     def inside(q: NetworkQuantities) -> Measured:
         return Measured(1 - q.square_outside / q.square_network, 0.0)
@@ -102,14 +124,21 @@ def test_a_measure_of_ones_own_of_the_whole_network() -> None:
     inside, outside = (found.value("(all)", "Exact", name) for name in ("inside", "off_block"))
     assert inside == pytest.approx(1 - outside**2)
     assert all(row.checked < 1e-10 for row in found.rows)
-    assert "inside" not in {row.error for row in fl.compare(model, fl.Categorical(), x, [fl.KFAC()], errors="all").rows}
-    assert answers(found)[0].sentence == "Nothing that was measured says which approximation is best."
+    assert "inside" not in {
+        row.error for row in fl.compare(model, fl.Categorical(), x, [fl.KFAC()], errors="all").rows
+    }
+    assert (
+        answers(found)[0].sentence == "Nothing that was measured says which approximation is best."
+    )
 
 
 def test_off_block_of_columns() -> None:
     """The public function takes columns of layers, at once or in pieces of the examples."""
     columns = {"0": random_stats(0, N=4), "2": random_stats(1, N=4)}
-    pieces = [{name: stats.examples(part) for name, stats in columns.items()} for part in (slice(0, 1), slice(1, 4))]
+    pieces = [
+        {name: stats.examples(part) for name, stats in columns.items()}
+        for part in (slice(0, 1), slice(1, 4))
+    ]
     P = torch.cat(
         [stats.gradients().flatten(2).flatten(0, 1) for stats in columns.values()], 1
     )  # [R N, all parameters]
@@ -123,7 +152,13 @@ def test_off_block_of_columns() -> None:
 
 def test_quantities_of_layers_add_up() -> None:
     """Sums, the largest of spectral norms, nothing of what has no sum; None where nobody asked."""
-    one = Quantities(eps=1e-7, inner=2.0, square_difference=Measured(3.0, 0.25), top_exact=5.0, spectrum_difference=1.0)
+    one = Quantities(
+        eps=1e-7,
+        inner=2.0,
+        square_difference=Measured(3.0, 0.25),
+        top_exact=5.0,
+        spectrum_difference=1.0,
+    )
     other = Quantities(
         eps=1e-16, inner=0.5, trace_exact=1.0, square_difference=Measured(4.0, 0.5), top_exact=6.0,
         top_difference=Measured(1.0, 0.0), spectrum_difference=1.0,
@@ -135,13 +170,29 @@ def test_quantities_of_layers_add_up() -> None:
         "top_exact": 6.0,
     }
     assert one.trace_exact is None
-    steps = [DampedQuantities(shift=1.0, rounding=x, xy=x, inverse_difference=Measured(x, 0.0)) for x in (1.0, 2.0)]
-    assert errors.total(steps).known() == {"eps": 0.0, "rounding": 2.0, "xy": 3.0, "inverse_difference": (2.0, 0.0)}
+    steps = [
+        DampedQuantities(shift=1.0, rounding=x, xy=x, inverse_difference=Measured(x, 0.0))
+        for x in (1.0, 2.0)
+    ]
+    assert errors.total(steps).known() == {
+        "eps": 0.0,
+        "rounding": 2.0,
+        "xy": 3.0,
+        "inverse_difference": (2.0, 0.0),
+    }
 
 
 def test_numbers_of_a_file_are_the_same_numbers() -> None:
-    numbers = {"layer": "0", "damping": None, "trace_exact": 2.0, "square_difference": [1.0, 0.5], "unknown": 3.0}
-    assert Quantities.of(numbers) == Quantities(trace_exact=2.0, square_difference=Measured(1.0, 0.5))
+    numbers = {
+        "layer": "0",
+        "damping": None,
+        "trace_exact": 2.0,
+        "square_difference": [1.0, 0.5],
+        "unknown": 3.0,
+    }
+    assert Quantities.of(numbers) == Quantities(
+        trace_exact=2.0, square_difference=Measured(1.0, 0.5)
+    )
 
 
 @pytest.mark.parametrize("name", ["frobenius_rescaled", "cosine"])
@@ -155,7 +206,9 @@ def test_a_measure_that_does_not_say_what_it_reads_has_standard_errors_too(name:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     x = torch.randn(20, 5, dtype=torch.float64)
-    found = fl.compare(model, fl.Categorical(), x, [fl.KFAC()], errors=[name, "mine"], standard_errors=True)
+    found = fl.compare(
+        model, fl.Categorical(), x, [fl.KFAC()], errors=[name, "mine"], standard_errors=True
+    )
     rows = {(row.layer, row.error): row for row in found.rows}
     for layer in ("0", "2", "(all)"):
         assert rows[layer, "mine"].value == rows[layer, name].value

@@ -30,7 +30,9 @@ class Case:
 
     def parameters(self) -> dict[str, Tensor]:
         """The parameters of the block."""
-        found = {key: p for key, p in self.module.named_parameters(recurse=False) if p.requires_grad}
+        found = {
+            key: p for key, p in self.module.named_parameters(recurse=False) if p.requires_grad
+        }
         inside = self.module.named_parameters() if hasattr(self.module, "parametrizations") else ()
         return found | {key: p for key, p in inside if key.startswith("parametrizations")}
 
@@ -39,7 +41,9 @@ class Case:
 
 
 class Head(nn.Module):
-    """The first tensor of the layer's output through tanh, averaged over all positions: `[N, width]` -> `[N, 3]`."""
+    """The first tensor of the layer's output through tanh, averaged over all positions:
+    `[N, width]` -> `[N, 3]`.
+    """
 
     def __init__(self, layer: nn.Module, width: int, channels: int = 1, call: str = "x") -> None:
         super().__init__()
@@ -57,7 +61,9 @@ class Head(nn.Module):
         y = (y[0] if isinstance(y, tuple) else y).tanh()
         if (
             y.ndim > 2
-        ):  # not by movedim: torch 2.13's InstanceNorm has a wrong backward for gradients with channels last
+            # not by movedim: torch 2.13's InstanceNorm has a wrong backward for gradients with
+            # channels last
+        ):
             y = y.square()
             y = y.flatten(1, -2).mean(1) if self.channels == -1 else y.flatten(2).mean(2)
         return self.out(y)
@@ -82,17 +88,23 @@ def conv(dim: int, **options: Any) -> Callable[[], Case]:
     def make() -> Case:
         C_in, C_out = options.pop("channels", (2, 4)) if "channels" in options else (2, 4)
         kernel = options.get("kernel_size", 3 if dim < 3 else 2)
-        kwargs = {key: value for key, value in options.items() if key not in ("kernel_size", "channels")}
+        kwargs = {
+            key: value for key, value in options.items() if key not in ("kernel_size", "channels")
+        }
         model = Head(kinds[dim](C_in, C_out, kernel, **kwargs), C_out)
         return Case(randomised(model), normal(N, C_in, *sizes[dim]), "layer")
 
     return make
 
 
-def simple(make_layer: Callable[[], nn.Module], width: int, *shape: int, **kwargs: Any) -> Callable[[], Case]:
+def simple(
+    make_layer: Callable[[], nn.Module], width: int, *shape: int, **kwargs: Any
+) -> Callable[[], Case]:
     """A layer in gradient form (or with `pack`) on normal inputs `[N, *shape]`."""
     pack = kwargs.pop("pack", flattened)
-    return lambda: Case(randomised(Head(make_layer(), width, **kwargs)), normal(N, *shape), "layer", pack)
+    return lambda: Case(
+        randomised(Head(make_layer(), width, **kwargs)), normal(N, *shape), "layer", pack
+    )
 
 
 def embedding(**options: Any) -> Callable[[], Case]:
@@ -101,7 +113,9 @@ def embedding(**options: Any) -> Callable[[], Case]:
         return gradient["weight"][rows].T.flatten()
 
     indices = torch.randint(0, 5, (N, 3), generator=generator())
-    return lambda: Case(randomised(Head(nn.Embedding(5, 3, **options), 3, channels=-1)), indices, "layer", pack)
+    return lambda: Case(
+        randomised(Head(nn.Embedding(5, 3, **options), 3, channels=-1)), indices, "layer", pack
+    )
 
 
 def bag(**options: Any) -> Callable[[], Case]:
@@ -113,7 +127,9 @@ def bag(**options: Any) -> Callable[[], Case]:
         return gradient["weight"][rows].T.flatten()
 
     indices = torch.randint(0, 5, (N, 4), generator=generator())
-    return lambda: Case(randomised(Head(nn.EmbeddingBag(5, 3, **options), 3)), indices, "layer", pack)
+    return lambda: Case(
+        randomised(Head(nn.EmbeddingBag(5, 3, **options), 3)), indices, "layer", pack
+    )
 
 
 class Conv1D(nn.Module):
@@ -136,7 +152,14 @@ def transposed(gradient: dict[str, Tensor]) -> Tensor:
 
 
 def attention(**options: Any) -> Callable[[], Case]:
-    return simple(lambda: nn.MultiheadAttention(4, 2, batch_first=True, **options), 4, 3, 4, call="xxx", channels=-1)
+    return simple(
+        lambda: nn.MultiheadAttention(4, 2, batch_first=True, **options),
+        4,
+        3,
+        4,
+        call="xxx",
+        channels=-1,
+    )
 
 
 def frozen(which: str) -> Case:
@@ -153,7 +176,8 @@ GRADIENT_FORM: dict[str, Callable[[], Case]] = {
     "GroupNorm": simple(lambda: nn.GroupNorm(2, 4), 4, 4, 3, 2),
     "InstanceNorm1d": simple(lambda: nn.InstanceNorm1d(4, affine=True), 4, 4, 5),
     "InstanceNorm2d": simple(lambda: nn.InstanceNorm2d(4, affine=True), 4, 4, 3, 3),
-    "InstanceNorm2d running": simple(lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True), 4, 4, 3, 3),
+    "InstanceNorm2d "
+    "running": simple(lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True), 4, 4, 3, 3),
     "InstanceNorm3d": simple(lambda: nn.InstanceNorm3d(2, affine=True), 2, 2, 2, 3, 2),
     "BatchNorm1d": simple(lambda: nn.BatchNorm1d(4), 4, 4),
     "BatchNorm2d": simple(lambda: nn.BatchNorm2d(4), 4, 4, 3, 3),
@@ -170,7 +194,8 @@ GRADIENT_FORM: dict[str, Callable[[], Case]] = {
     "LSTMCell": simple(lambda: nn.LSTMCell(3, 2), 2, 3),
     "GRUCell": simple(lambda: nn.GRUCell(3, 2, bias=False), 2, 3),
     "weight norm": simple(lambda: parametrizations.weight_norm(nn.Linear(3, 4)), 4, 3),
-    "weight norm of a convolution": simple(lambda: parametrizations.weight_norm(nn.Conv1d(2, 3, 2)), 3, 2, 4),
+    "weight norm of a "
+    "convolution": simple(lambda: parametrizations.weight_norm(nn.Conv1d(2, 3, 2)), 3, 2, 4),
     "spectral norm": simple(lambda: parametrizations.spectral_norm(nn.Linear(3, 4)), 4, 3),
     "MultiheadAttention in": attention(),
     "MultiheadAttention with a bias of keys": attention(add_bias_kv=True),
@@ -193,7 +218,9 @@ FACTOR_FORM: dict[str, Callable[[], Case]] = {
     "Conv1d reflect": conv(1, padding=2, padding_mode="reflect", bias=False),
     "Conv2d": conv(2),
     "Conv2d without bias": conv(2, bias=False),
-    "Conv2d stride and dilation": conv(2, stride=(2, 1), dilation=(1, 2), padding=(0, 2), kernel_size=(2, 3)),
+    "Conv2d stride and dilation": conv(
+        2, stride=(2, 1), dilation=(1, 2), padding=(0, 2), kernel_size=(2, 3)
+    ),
     "Conv2d valid": conv(2, padding="valid", kernel_size=(2, 3)),
     "Conv2d same": conv(2, padding="same", kernel_size=(2, 3), dilation=(1, 2)),
     "Conv2d reflect": conv(2, padding=(1, 2), padding_mode="reflect"),
@@ -208,7 +235,9 @@ FACTOR_FORM: dict[str, Callable[[], Case]] = {
     "Conv2d frozen weight": lambda: frozen("weight"),
     "Conv2d frozen bias": lambda: frozen("bias"),
     "Conv3d": conv(3),
-    "Conv3d options": conv(3, stride=(1, 2, 1), padding=(1, 0, 1), padding_mode="replicate", groups=2, channels=(2, 2)),
+    "Conv3d options": conv(
+        3, stride=(1, 2, 1), padding=(1, 0, 1), padding_mode="replicate", groups=2, channels=(2, 2)
+    ),
     "Embedding": embedding(),
     "Embedding padding": embedding(padding_idx=2),
     "EmbeddingBag": bag(),

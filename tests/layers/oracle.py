@@ -1,4 +1,6 @@
-"""A third truth: Fisher blocks by loops over examples and outputs, plain autograd and the torch loss's own Hessian."""
+"""A third truth: Fisher blocks by loops over examples and outputs, plain autograd and the torch
+loss's own Hessian.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in float64 and evaluation mode, every parameter random (norm layers do not start at one and zero)."""
+    """The model in float64 and evaluation mode, every parameter random (norm layers do not start at
+    one and zero).
+    """
     draw = generator(seed)
     model = model.double().eval()
     with torch.no_grad():
@@ -33,7 +37,9 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def weight_and_bias(module: nn.Module) -> Callable[[dict[str, Tensor]], Tensor]:
-    """W of a layer with a weight and perhaps a bias: `[weight.flatten(1) | bias]`, as far as they are trained."""
+    """W of a layer with a weight and perhaps a bias: `[weight.flatten(1) | bias]`, as far as they
+    are trained.
+    """
 
     def pack(gradient: dict[str, Tensor]) -> Tensor:
         columns = []
@@ -58,7 +64,8 @@ def naive_block(
     x: Tensor,
     loss: Callable[[Tensor, int], Tensor],
 ) -> Tensor:
-    """1/N sum over n of J_n^T H_n J_n `[d, d]`: the Gauss-Newton matrix of the mean of `loss(z_n, n)`.
+    """1/N sum over n of J_n^T H_n J_n `[d, d]`: the Gauss-Newton matrix of the mean of
+    `loss(z_n, n)`.
 
     Args:
         model: acts per example.
@@ -72,9 +79,13 @@ def naive_block(
         z = model(x[n : n + 1])
         rows = []
         for entry in z.flatten():
-            grads = torch.autograd.grad(entry, list(parameters.values()), retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(
+                entry, list(parameters.values()), retain_graph=True, allow_unused=True
+            )
             pairs = zip(parameters.items(), grads, strict=True)
-            rows.append(pack({key: torch.zeros_like(p) if g is None else g for (key, p), g in pairs}))
+            rows.append(
+                pack({key: torch.zeros_like(p) if g is None else g for (key, p), g in pairs})
+            )
         J = torch.stack(rows)
         H = hessian(lambda out, n=n: loss(out, n), z.detach()).reshape(len(J), len(J))
         total = total + J.T @ H @ J

@@ -1,4 +1,6 @@
-"""For every layer type, its options and every likelihood: captured block = torch.func block = naive autograd block."""
+"""For every layer type, its options and every likelihood: captured block = torch.func block = naive
+autograd block.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from tests.naive import (
     naive_tn,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's note on its speed
+# torch's note on its speed
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 LOSSES: dict[str, tuple[nn.Module, Tensor]] = {
     "CrossEntropyLoss": (nn.CrossEntropyLoss(), torch.arange(N) % 3),
@@ -51,11 +54,17 @@ def case_of(name: str, blocks: dict) -> Case:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", CASES)
 def test_three_truths(name: str, loss: str, blocks: dict) -> None:
-    """Hooks, torch.func and loops over plain autograd with the loss's own Hessian give the same block."""
+    """Hooks, torch.func and loops over plain autograd with the loss's own Hessian give the same
+    block.
+    """
     case, (module, y) = case_of(name, blocks), LOSSES[loss]
-    captured = fl.estimate(fl.Exact(), case.model, module, (case.x, y), layers=[case.layer])[case.layer]
+    captured = fl.estimate(fl.Exact(), case.model, module, (case.x, y), layers=[case.layer])[
+        case.layer
+    ]
     functional = fl.exact_fisher(case.model, module, (case.x, y), layers=[case.layer])[case.layer]
-    expected = naive_block(case.model, case.parameters(), case.packed(), case.x, lambda z, n: module(z, y[n : n + 1]))
+    expected = naive_block(
+        case.model, case.parameters(), case.packed(), case.x, lambda z, n: module(z, y[n : n + 1])
+    )
     assert expected.norm() > 1e-8, "the case says nothing: its block is zero"
     assert_same(captured.dense(), expected, 1e-10)
     assert_same(functional.dense(), expected, 1e-10)
@@ -74,7 +83,9 @@ def test_empirical_and_sampled(name: str, blocks: dict) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_names_agree(name: str, blocks: dict) -> None:
-    """compare, estimate and exact_fisher know the same layers with the same shapes, and compare's check holds."""
+    """compare, estimate and exact_fisher know the same layers with the same shapes, and compare's
+    check holds.
+    """
     case, (module, y) = case_of(name, blocks), LOSSES["MSELoss"]
     comparison = fl.compare(case.model, module, (case.x, y), [fl.KFAC()], errors=["trace"])
     exact = fl.exact_fisher(case.model, module, (case.x, y))
@@ -82,12 +93,16 @@ def test_names_agree(name: str, blocks: dict) -> None:
     assert list(exact) == list(layers)
     assert all(tuple(exact[layer].shape) == tuple(layers[layer]["shape"]) for layer in exact)
     assert all(row.checked <= 1e-10 for row in comparison.rows)
-    assert layers[case.layer].get("form", "factors") == ("gradient" if name in GRADIENT_FORM else "factors")
+    assert layers[case.layer].get("form", "factors") == (
+        "gradient" if name in GRADIENT_FORM else "factors"
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_pack_is_the_inverse_of_unpack(name: str, blocks: dict) -> None:
-    """W -> named parameters -> W is the identity, also with leading dimensions; the names are the model's."""
+    """W -> named parameters -> W is the identity, also with leading dimensions; the names are the
+    model's.
+    """
     case = case_of(name, blocks)
     layer = select(case.model, [case.layer]).layers[case.layer]
     named = dict(case.model.named_parameters())
@@ -122,23 +137,39 @@ NAIVE: list[tuple[str, dict, Callable[..., Tensor]]] = [
     ("Diagonal", {}, naive_diagonal),
     ("LNGD", {}, naive_lngd),
 ]
-SHARED = ["Linear at positions", "Conv1d same", "Conv2d", "Conv2d groups and bias", "Conv2d depthwise", "Embedding"]
+SHARED = [
+    "Linear at positions",
+    "Conv1d same",
+    "Conv2d",
+    "Conv2d groups and bias",
+    "Conv2d depthwise",
+    "Embedding",
+]
 
 
 @pytest.mark.parametrize(
-    ("approximation", "options", "naive"), NAIVE, ids=lambda value: value if isinstance(value, str) else ""
+    ("approximation", "options", "naive"),
+    NAIVE,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("name", SHARED)
 def test_approximations_of_shared_weights(
     name: str, approximation: str, options: dict, naive: Callable[..., Tensor], blocks: dict
 ) -> None:
-    """On captured layers with shared weights, groups included, every approximation is its naive dense transcription."""
+    """On captured layers with shared weights, groups included, every approximation is its naive
+    dense transcription.
+    """
     case = case_of(name, blocks)
     layers = select(case.model, [case.layer]).layers
     # enough examples that the factors have full rank: in a null space eigenvectors are arbitrary
-    x = torch.randint(0, 5, (40, 3), generator=generator()) if name == "Embedding" else normal(40, *case.x.shape[1:])
+    x = (
+        torch.randint(0, 5, (40, 3), generator=generator())
+        if name == "Embedding"
+        else normal(40, *case.x.shape[1:])
+    )
     stats = captured(case.model, layers, fl.Categorical(), x, "true")[case.layer]
-    rel = 1e-4 if approximation == "Shampoo" else 1e-7  # roots of eigenvalues that are rounding noise
+    # roots of eigenvalues that are rounding noise
+    rel = 1e-4 if approximation == "Shampoo" else 1e-7
     assert_same(dense(approximation, stats, **options), naive(stats, **options), rel)
 
 
@@ -146,9 +177,13 @@ def test_approximations_of_shared_weights(
 def test_gradient_form_is_exact_for_kronecker_products(name: str, blocks: dict) -> None:
     """In the gradient form every Kronecker product is the full block."""
     case, (module, y) = case_of(name, blocks), LOSSES["CrossEntropyLoss"]
-    exact = fl.exact_fisher(case.model, module, (case.x, y), layers=[case.layer])[case.layer].dense()
+    exact = fl.exact_fisher(case.model, module, (case.x, y), layers=[case.layer])[
+        case.layer
+    ].dense()
     for approximation in (fl.KFAC(), fl.EKFAC(), fl.TKFAC(), fl.TEKFAC(), fl.TN(), fl.KPSVD()):
-        found = fl.estimate(approximation, case.model, module, (case.x, y), layers=[case.layer])[case.layer]
+        found = fl.estimate(approximation, case.model, module, (case.x, y), layers=[case.layer])[
+            case.layer
+        ]
         assert_same(found.dense(), exact, 1e-8)
 
 

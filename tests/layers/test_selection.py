@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fisher_lab as fl
-from fisher_lab.layers import ConvLayer, EmbeddingBagLayer, EmbeddingLayer, GradientForm, LinearLayer, registry, select
+from fisher_lab.layers import (
+    ConvLayer,
+    EmbeddingBagLayer,
+    EmbeddingLayer,
+    GradientForm,
+    LinearLayer,
+    registry,
+    select,
+)
 from tests.helpers import assert_same
 from tests.layers.cases import Bare
 from tests.layers.oracle import flattened, naive_block, normal, randomised
@@ -53,21 +61,29 @@ def with_inside(layer: nn.Module) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("layer", [Doubled(4, 4), Scale(4)], ids=lambda m: type(m).__name__)
-def test_small_modules_of_unknown_types_are_measured_over_their_parameters(layer: nn.Module) -> None:
-    """The gradient form needs no knowledge of the module; the result says that there was no adapter."""
+def test_small_modules_of_unknown_types_are_measured_over_their_parameters(
+    layer: nn.Module,
+) -> None:
+    """The gradient form needs no knowledge of the module; the result says that there was no
+    adapter.
+    """
     model, x = randomised(with_inside(layer)), normal(5, 3)
     comparison = fl.compare(model, fl.Gaussian(), x, [fl.KFAC()], errors=["frobenius"])
     about = comparison.settings["layers"]["2"]
     assert about["form"] == "gradient"
     assert type(layer).__name__ in about["unknown"]
     assert comparison.value("2", "KFAC", "frobenius") < 1e-7
-    expected = naive_block(model, dict(model[2].named_parameters()), flattened, x, lambda z, n: 0.5 * z.square().sum())
+    expected = naive_block(
+        model, dict(model[2].named_parameters()), flattened, x, lambda z, n: 0.5 * z.square().sum()
+    )
     assert_same(fl.estimate(fl.Exact(), model, fl.Gaussian(), x)["2"].dense(), expected, 1e-10)
 
 
 def test_large_modules_of_unknown_types_are_refused() -> None:
     """The error names the one module, its size and the cure, in one line."""
-    with pytest.raises(ValueError, match=r"Layer '0' \(.*Scale\) has 5,000 parameters and no adapter") as e:
+    with pytest.raises(
+        ValueError, match=r"Layer '0' \(.*Scale\) has 5,000 parameters and no adapter"
+    ) as e:
         select(nn.Sequential(Scale(5000), nn.Linear(5000, 2)))
     assert "layers=[...]" in str(e.value)
     assert 'on_unknown="skip"' in str(e.value)
@@ -75,7 +91,9 @@ def test_large_modules_of_unknown_types_are_refused() -> None:
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("layer", [Shouting(4, 4, 1), Doubled(4, 4)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "layer", [Shouting(4, 4, 1), Doubled(4, 4)], ids=lambda m: type(m).__name__
+)
 def test_subclasses_that_behave_otherwise_are_unknown(layer: nn.Module) -> None:
     """Overriding forward, or what forward calls, makes a class unknown."""
     found = select(nn.Sequential(layer)).layers["0"]
@@ -99,7 +117,9 @@ def test_a_forward_replaced_on_the_instance_is_unknown() -> None:
 def test_skip_leaves_out_and_says_so() -> None:
     """on_unknown="skip" measures the others, and the Comparison says what was left out and why."""
     x = normal(5, 3)
-    comparison = fl.compare(with_inside(Scale(4)), fl.Gaussian(), x, [fl.KFAC()], on_unknown="skip", errors=["trace"])
+    comparison = fl.compare(
+        with_inside(Scale(4)), fl.Gaussian(), x, [fl.KFAC()], on_unknown="skip", errors=["trace"]
+    )
     assert list(comparison.settings["layers"]) == ["0", "3"]
     assert "Scale" in comparison.settings["left_out"]["2"]
     with pytest.raises(ValueError, match="on_unknown"):
@@ -114,18 +134,26 @@ def test_a_layer_type_of_ones_own_in_one_line() -> None:
         type("ScaleLayer", (GradientForm,), {"types": (Scale,)})
         model, x = randomised(with_inside(Scale(4))), normal(5, 3)
         found = fl.estimate(fl.KFAC(), model, fl.Gaussian(), x)["2"]
-        assert_same(found.dense(), fl.exact_fisher(model, fl.Gaussian(), x, layers=["2"])["2"].dense(), 1e-10)
+        assert_same(
+            found.dense(),
+            fl.exact_fisher(model, fl.Gaussian(), x, layers=["2"])["2"].dense(),
+            1e-10,
+        )
         assert Scale in registry()
     finally:
         Layer._registry.pop(Scale, None)
 
 
 def test_exact_fisher_takes_any_module() -> None:
-    """The torch.func truth needs no adapter: an unknown module's block is over its flattened parameters."""
+    """The torch.func truth needs no adapter: an unknown module's block is over its flattened
+    parameters.
+    """
     model, x = randomised(with_inside(Doubled(4, 4))), normal(4, 3)
     exact = fl.exact_fisher(model, fl.Gaussian(), x)
     assert tuple(exact["2"].shape) == (20, 1)
-    expected = naive_block(model, dict(model[2].named_parameters()), flattened, x, lambda z, n: 0.5 * z.square().sum())
+    expected = naive_block(
+        model, dict(model[2].named_parameters()), flattened, x, lambda z, n: 0.5 * z.square().sum()
+    )
     assert_same(exact["2"].dense(), expected, 1e-10)
 
 
@@ -151,9 +179,14 @@ def test_frozen_parameters_are_left_out_and_listed() -> None:
     model[0].weight.requires_grad_(False)
     model[2].requires_grad_(False)
     selection = select(model)
-    assert {name: layer.shape for name, layer in selection.layers.items()} == {"0": (4, 1), "4": (2, 4)}
+    assert {name: layer.shape for name, layer in selection.layers.items()} == {
+        "0": (4, 1),
+        "4": (2, 4),
+    }
     assert "0.weight" in selection.left_out
-    comparison = fl.compare(model, fl.Gaussian(), normal(4, 3), [fl.KFAC(), fl.TN()], errors=["trace"])
+    comparison = fl.compare(
+        model, fl.Gaussian(), normal(4, 3), [fl.KFAC(), fl.TN()], errors=["trace"]
+    )
     assert "frozen" in comparison.settings["left_out"]["0.weight"]
     assert "frozen" in comparison.settings["left_out"]["2.weight"]
 
@@ -168,16 +201,28 @@ def test_nothing_trainable_is_refused() -> None:
 
 @pytest.mark.parametrize("options", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}])
 def test_embeddings_that_are_refused(options: dict) -> None:
-    """An option under which an example has no gradient of its own is refused with the option in the sentence."""
+    """An option under which an example has no gradient of its own is refused with the option in the
+    sentence.
+    """
     with pytest.raises(ValueError, match=next(iter(options))):
         select(nn.Sequential(nn.Embedding(4, 3, **options)))
 
 
-@pytest.mark.parametrize("model", [nn.Embedding(20_000, 2), nn.Sequential(nn.ConvTranspose1d(100, 100, 3))])
+@pytest.mark.parametrize(
+    "model", [nn.Embedding(20_000, 2), nn.Sequential(nn.ConvTranspose1d(100, 100, 3))]
+)
 def test_too_large_for_the_budget(model: nn.Module) -> None:
-    """A vocabulary or a gradient-form block above the memory budget is refused with its size and the cure."""
-    x = torch.zeros(1, 3, dtype=torch.long) if isinstance(model, nn.Embedding) else torch.zeros(1, 100, 2)
-    with pytest.raises(ValueError, match=r"needs .* GB, expected at most .*layers=\[\.\.\.\] or raise memory="):
+    """A vocabulary or a gradient-form block above the memory budget is refused with its size and
+    the cure.
+    """
+    x = (
+        torch.zeros(1, 3, dtype=torch.long)
+        if isinstance(model, nn.Embedding)
+        else torch.zeros(1, 100, 2)
+    )
+    with pytest.raises(
+        ValueError, match=r"needs .* GB, expected at most .*layers=\[\.\.\.\] or raise memory="
+    ):
         fl.compare(model, fl.Gaussian(), x, memory=0.5)
 
 
@@ -185,11 +230,15 @@ def test_parametrised_unknown_classes_stay_unknown() -> None:
     """A parametrisation of a class nobody knows is not taken for its base."""
     layer = parametrizations.weight_norm(Doubled(3, 3))
     assert select(nn.Sequential(layer)).layers["0"].unknown
-    assert "Doubled" in select(nn.Sequential(layer, nn.Linear(3, 2)), on_unknown="skip").left_out["0"]
+    assert (
+        "Doubled" in select(nn.Sequential(layer, nn.Linear(3, 2)), on_unknown="skip").left_out["0"]
+    )
 
 
 def test_parametrised_modules_are_one_block() -> None:
-    """All parameters behind a module's parametrisations, a parametrisation's own too, belong to its block."""
+    """All parameters behind a module's parametrisations, a parametrisation's own too, belong to its
+    block.
+    """
 
     class Shift(nn.Module):
         def __init__(self) -> None:
@@ -203,9 +252,14 @@ def test_parametrised_modules_are_one_block() -> None:
     parametrize.register_parametrization(layer, "weight", Shift())
     model = randomised(nn.Sequential(layer, nn.Tanh(), nn.Linear(3, 2)))
     selection = select(model)
-    assert {name: found.shape for name, found in selection.layers.items()} == {"0": (21, 1), "2": (2, 4)}
+    assert {name: found.shape for name, found in selection.layers.items()} == {
+        "0": (21, 1),
+        "2": (2, 4),
+    }
     x = normal(5, 3)
-    expected = naive_block(model, dict(model[0].named_parameters()), flattened, x, lambda z, n: 0.5 * z.square().sum())
+    expected = naive_block(
+        model, dict(model[0].named_parameters()), flattened, x, lambda z, n: 0.5 * z.square().sum()
+    )
     assert_same(fl.estimate(fl.Exact(), model, fl.Gaussian(), x)["0"].dense(), expected, 1e-10)
 
 
@@ -236,7 +290,12 @@ def test_adapters_by_type() -> None:
     assert {known[kind] for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)} == {ConvLayer}
     assert known[nn.EmbeddingBag] is EmbeddingBagLayer
     assert known[nn.LSTMCell] is GradientForm
-    assert known[nn.LayerNorm] is known[nn.MultiheadAttention] is known[nn.ConvTranspose2d] is GradientForm
+    assert (
+        known[nn.LayerNorm]
+        is known[nn.MultiheadAttention]
+        is known[nn.ConvTranspose2d]
+        is GradientForm
+    )
 
 
 def test_the_model_is_not_changed() -> None:

@@ -1,4 +1,6 @@
-"""Outputs with positions, torch's reductions, ignored labels and class weights: right scale, or refused."""
+"""Outputs with positions, torch's reductions, ignored labels and class weights: right scale, or
+refused.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def sequence_model(last: bool) -> nn.Module:
 
 def image_model() -> nn.Module:
     """`[N, 1, 4, 3]` -> `[N, 3, 2, 3]`."""
-    return randomised(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 3, (3, 1))))
+    return randomised(
+        nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 3, (3, 1)))
+    )
 
 
 def labels(*shape: int, classes: int = 3) -> Tensor:
@@ -46,23 +50,43 @@ CASES = {
     "CE [N, C, H, W]": (image_model, (1, 4, 3), nn.CrossEntropyLoss, labels(N, 2, 3)),
     "MSE [N, L, C]": (lambda: sequence_model(True), (4, 3), nn.MSELoss, normal(N, 4, 3, seed=3)),
     "MSE [N, C, H, W]": (image_model, (1, 4, 3), nn.MSELoss, normal(N, 3, 2, 3, seed=3)),
-    "BCE [N, L, C]": (lambda: sequence_model(True), (4, 3), nn.BCEWithLogitsLoss, labels(N, 4, 3, classes=2).double()),
-    "BCE [N, C, H, W]": (image_model, (1, 4, 3), nn.BCEWithLogitsLoss, labels(N, 3, 2, 3, classes=2).double()),
+    "BCE [N, L, C]": (
+        lambda: sequence_model(True),
+        (4, 3),
+        nn.BCEWithLogitsLoss,
+        labels(N, 4, 3, classes=2).double(),
+    ),
+    "BCE [N, C, H, W]": (
+        image_model,
+        (1, 4, 3),
+        nn.BCEWithLogitsLoss,
+        labels(N, 3, 2, 3, classes=2).double(),
+    ),
 }
 
 
 def check(model: nn.Module, x: Tensor, y: Tensor, loss: nn.Module) -> None:
-    """Both truths are the Gauss-Newton matrix of the loss over the whole batch, as torch reduces it."""
+    """Both truths are the Gauss-Newton matrix of the loss over the whole batch, as torch reduces
+    it.
+    """
     for name in ("0", "2", "6"):
-        if name not in dict(model.named_modules()) or not hasattr(model.get_submodule(name), "weight"):
+        if name not in dict(model.named_modules()) or not hasattr(
+            model.get_submodule(name), "weight"
+        ):
             continue
         module = model.get_submodule(name)
         expected = naive_block(
-            model, dict(module.named_parameters()), weight_and_bias(module), x, lambda z, n: loss(z, y[n : n + 1])
+            model,
+            dict(module.named_parameters()),
+            weight_and_bias(module),
+            x,
+            lambda z, n: loss(z, y[n : n + 1]),
         )
         expected = expected * (len(x) if loss.reduction == "sum" else 1)
         for batches in ((x, y), list(zip(x.split([3, 2]), y.split([3, 2]), strict=True))):
-            assert_same(fl.estimate(fl.Exact(), model, loss, batches)[name].dense(), expected, 1e-10)
+            assert_same(
+                fl.estimate(fl.Exact(), model, loss, batches)[name].dense(), expected, 1e-10
+            )
         assert_same(fl.exact_fisher(model, loss, (x, y))[name].dense(), expected, 1e-10)
     comparison = fl.compare(model, loss, (x, y), [fl.KFAC()], errors=["trace"])
     assert all(row.checked < 1e-10 for row in comparison.rows)
@@ -79,12 +103,19 @@ def test_torch_reductions(name: str, reduction: str) -> None:
 @pytest.mark.parametrize("name", ["CE [N, C, L]", "CE [N, C, H, W]"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_ignored_labels_under_a_sum(name: str, weighted: bool) -> None:
-    """ignore_index, with class weights too, is exactly the loss: ignored positions contribute nothing."""
+    """ignore_index, with class weights too, is exactly the loss: ignored positions contribute
+    nothing.
+    """
     make, shape, kind, y = CASES[name]
     y = torch.where(torch.rand(y.shape, generator=generator(2)) < 0.4, -100, y)
     weight = torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64) if weighted else None
     check(make(), normal(N, *shape), y, kind(reduction="sum", weight=weight))
-    check(make(), normal(N, *shape), torch.where(y == -100, 1, y), kind(reduction="sum", ignore_index=1))
+    check(
+        make(),
+        normal(N, *shape),
+        torch.where(y == -100, 1, y),
+        kind(reduction="sum", ignore_index=1),
+    )
 
 
 def test_class_weights_without_positions() -> None:
@@ -95,7 +126,9 @@ def test_class_weights_without_positions() -> None:
 
 
 def test_sampled_labels_stay_ignored() -> None:
-    """ "mc" samples labels, but not where the data's label is ignored; both truths draw the same ones."""
+    """ "mc" samples labels, but not where the data's label is ignored; both truths draw the same
+    ones.
+    """
     make, shape, kind, y = CASES["CE [N, C, L]"]
     model, x, loss = make(), normal(N, *shape), kind(reduction="sum")
     everything = torch.full_like(y, -100)
@@ -104,9 +137,15 @@ def test_sampled_labels_stay_ignored() -> None:
     half = y.clone()
     half[:, :2] = -100
     found = fl.estimate(fl.Exact(), model, loss, (x, half), fisher="mc", seed=1)["0"]
-    assert_same(found.dense(), fl.exact_fisher(model, loss, (x, half), fisher="mc", seed=1)["0"].dense(), 1e-10)
+    assert_same(
+        found.dense(),
+        fl.exact_fisher(model, loss, (x, half), fisher="mc", seed=1)["0"].dense(),
+        1e-10,
+    )
     assert (
-        0 < float(found.trace()) < float(fl.estimate(fl.Exact(), model, loss, (x, y), fisher="mc", seed=1)["0"].trace())
+        0
+        < float(found.trace())
+        < float(fl.estimate(fl.Exact(), model, loss, (x, y), fisher="mc", seed=1)["0"].trace())
     )
 
 
@@ -117,7 +156,11 @@ def test_sampled_labels_average_to_the_closed_form_with_ignored_labels() -> None
     y = torch.where(torch.rand(y.shape, generator=generator(2)) < 0.4, -100, y)
     true = float(fl.estimate(fl.Exact(), model, loss, (x, y), layers=["6"])["6"].trace())
     draws = [
-        float(fl.estimate(fl.Exact(), model, loss, (x, y), layers=["6"], fisher="mc", seed=seed)["6"].trace())
+        float(
+            fl.estimate(fl.Exact(), model, loss, (x, y), layers=["6"], fisher="mc", seed=seed)[
+                "6"
+            ].trace()
+        )
         for seed in range(150)
     ]
     assert sum(draws) / len(draws) == pytest.approx(true, rel=0.12)
@@ -131,7 +174,9 @@ def test_empirical_with_ignored_labels_and_weights() -> None:
     model, x = make(), normal(N, *shape)
     F = torch.zeros(())
     for n in range(N):
-        g = torch.autograd.grad(loss(model(x[n : n + 1]), y[n : n + 1]), (model[0].weight, model[0].bias))
+        g = torch.autograd.grad(
+            loss(model(x[n : n + 1]), y[n : n + 1]), (model[0].weight, model[0].bias)
+        )
         u = torch.cat([g[0], g[1][:, None]], 1).flatten()
         F = F + torch.outer(u, u)
     found = fl.estimate(fl.Exact(), model, loss, (x, y), fisher="empirical")["0"]
@@ -143,7 +188,10 @@ def test_empirical_with_ignored_labels_and_weights() -> None:
     [
         (lambda: nn.CrossEntropyLoss(weight=torch.ones(3)), "reduction='sum'"),
         (lambda: nn.CrossEntropyLoss(reduction="sum", weight=-torch.ones(3)), "weights >= 0"),
-        (lambda: nn.CrossEntropyLoss(reduction="sum", weight=torch.ones(3), label_smoothing=0.1), "label_smoothing"),
+        (
+            lambda: nn.CrossEntropyLoss(reduction="sum", weight=torch.ones(3), label_smoothing=0.1),
+            "label_smoothing",
+        ),
         (lambda: nn.BCEWithLogitsLoss(pos_weight=torch.ones(3)), "pos_weight"),
         (lambda: nn.BCEWithLogitsLoss(weight=torch.ones(3)), "weight"),
         (lambda: nn.CrossEntropyLoss(reduction="none"), "reduction='none'"),
@@ -159,7 +207,8 @@ def test_losses_that_are_refused(make, match: str) -> None:
 def test_ignored_labels_under_a_mean_are_refused() -> None:
     """The mean over the labels kept couples the examples."""
     with pytest.raises(
-        ValueError, match=r"1 labels equal ignore_index=-100.*couples the examples; use reduction='sum'"
+        ValueError,
+        match=r"1 labels equal ignore_index=-100.*couples the examples; use reduction='sum'",
     ):
         fl.compare(nn.Linear(3, 3), nn.CrossEntropyLoss(), (normal(2, 3), torch.tensor([1, -100])))
 
@@ -189,7 +238,10 @@ def test_positions_without_labels_are_refused() -> None:
 def test_label_smoothing_leaves_the_true_fisher() -> None:
     """Smoothing the labels does not change the Hessian; the empirical Fisher of it is refused."""
     model, data = randomised(nn.Sequential(nn.Linear(3, 3))), (normal(N, 3), labels(N))
-    plain, smooth = (fl.exact_fisher(model, nn.CrossEntropyLoss(label_smoothing=s), data)["0"] for s in (0.0, 0.2))
+    plain, smooth = (
+        fl.exact_fisher(model, nn.CrossEntropyLoss(label_smoothing=s), data)["0"]
+        for s in (0.0, 0.2)
+    )
     assert_same(smooth.dense(), plain.dense(), 1e-12)
     with pytest.raises(ValueError, match="label_smoothing"):
         fl.exact_fisher(model, nn.CrossEntropyLoss(label_smoothing=0.2), data, fisher="empirical")
@@ -198,7 +250,9 @@ def test_label_smoothing_leaves_the_true_fisher() -> None:
 @pytest.mark.parametrize("fisher", ["true", "mc", "empirical"])
 @pytest.mark.parametrize("shape", [(4,), (4, 3)])
 def test_class_probabilities_that_do_not_sum_to_one(fisher: Any, shape: tuple[int, ...]) -> None:
-    """The Hessian of -sum(y log p) is sum(y) (diag p - p p^T), whatever the labels sum to (multi-hot labels)."""
+    """The Hessian of -sum(y log p) is sum(y) (diag p - p p^T), whatever the labels sum to
+    (multi-hot labels).
+    """
     z = normal(3, *shape, seed=1)
     y = (normal(3, *shape, seed=2) > 0).double() + 0.25
     loss = nn.CrossEntropyLoss()
@@ -214,7 +268,9 @@ def test_class_probabilities_that_do_not_sum_to_one(fisher: Any, shape: tuple[in
             (gradient,) = torch.autograd.grad(loss(out, y[n : n + 1]), out)
             expected = torch.outer(gradient.flatten(), gradient.flatten())
         else:
-            H = torch.autograd.functional.hessian(lambda out, n=n: loss(out, y[n : n + 1]), z[n : n + 1])
+            H = torch.autograd.functional.hessian(
+                lambda out, n=n: loss(out, y[n : n + 1]), z[n : n + 1]
+            )
             expected = H.reshape(math.prod(shape), -1)
         assert_same(found[n], expected, 0.1 if fisher == "mc" else 1e-12)
 

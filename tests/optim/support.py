@@ -12,10 +12,14 @@ from fisher_lab import optim
 from tests.helpers import columns_at
 
 # every named natural-gradient method of the library, so that a new one is tested by being defined
-PRESETS = tuple(name for name, cls in optim.registry().items() if cls.__module__ == optim.methods.__name__)
+PRESETS = tuple(
+    name for name, cls in optim.registry().items() if cls.__module__ == optim.methods.__name__
+)
 
 
-def net(dtype: torch.dtype = torch.float64, seed: int = 0, widths: tuple[int, ...] = (4, 5, 3)) -> nn.Sequential:
+def net(
+    dtype: torch.dtype = torch.float64, seed: int = 0, widths: tuple[int, ...] = (4, 5, 3)
+) -> nn.Sequential:
     """A small classifier whose parameters depend on the seed only."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
@@ -28,14 +32,21 @@ def net(dtype: torch.dtype = torch.float64, seed: int = 0, widths: tuple[int, ..
     return model
 
 
-def batch(N: int = 12, dtype: torch.dtype = torch.float64, seed: int = 1, widths: tuple[int, ...] = (4, 5, 3)):
+def batch(
+    N: int = 12,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 1,
+    widths: tuple[int, ...] = (4, 5, 3),
+):
     """Inputs and class labels."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(N, widths[0], generator=generator, dtype=torch.float64).to(dtype)
     return x, torch.randint(widths[-1], (N,), generator=generator)
 
 
-def one_step(opt, model, likelihood, x, y, observe: bool = True, labels: Tensor | None = None) -> Tensor:
+def one_step(
+    opt, model, likelihood, x, y, observe: bool = True, labels: Tensor | None = None
+) -> Tensor:
     """An ordinary step of the training loop."""
     if observe:
         with opt.observing(labels):
@@ -66,12 +77,25 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def gradients(model: nn.Module, likelihood, x, y) -> dict[str, Tensor]:
     """Gradient of the loss over W of every Linear layer."""
     params = dict(model.named_parameters())
-    found = dict(zip(params, torch.autograd.grad(likelihood.loss(model(x), y), list(params.values())), strict=True))
-    return {name: torch.cat([found[f"{name}.weight"], found[f"{name}.bias"][:, None]], 1) for name in weights(model)}
+    found = dict(
+        zip(
+            params,
+            torch.autograd.grad(likelihood.loss(model(x), y), list(params.values())),
+            strict=True,
+        )
+    )
+    return {
+        name: torch.cat([found[f"{name}.weight"], found[f"{name}.bias"][:, None]], 1)
+        for name in weights(model)
+    }
 
 
-def layer_stats(model: nn.Sequential, likelihood, x, fisher: str, y=None) -> dict[str, fl.LayerStats]:
-    """Inputs and output gradients of every layer, by hand: module after module, one autograd call per direction."""
+def layer_stats(
+    model: nn.Sequential, likelihood, x, fisher: str, y=None
+) -> dict[str, fl.LayerStats]:
+    """Inputs and output gradients of every layer, by hand: module after module, one autograd call
+    per direction.
+    """
     inputs, outputs, h = {}, {}, x
     for name, module in model.named_children():
         if isinstance(module, nn.Linear):
@@ -80,7 +104,10 @@ def layer_stats(model: nn.Sequential, likelihood, x, fisher: str, y=None) -> dic
         if isinstance(module, nn.Linear):
             outputs[name] = h
     columns = columns_at(likelihood, h, fisher, y)
-    found = [torch.autograd.grad((h * S).sum(), list(outputs.values()), retain_graph=True) for S in columns]
+    found = [
+        torch.autograd.grad((h * S).sum(), list(outputs.values()), retain_graph=True)
+        for S in columns
+    ]
     stats = {}
     for i, name in enumerate(outputs):
         g = torch.stack([gradients[i] for gradients in found])

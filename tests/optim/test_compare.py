@@ -19,7 +19,9 @@ def test_opt_compare_equals_compare_with_the_ready_matrices(name):
     found = opt.compare((x, y))
     label = opt.curvature["0"].approximation.label
     expected = fl.compare(model, LIKELIHOOD, (x, y), {label: opt.matrices()})
-    assert [tuple(vars(row).values()) for row in found.rows] == [tuple(vars(row).values()) for row in expected.rows]
+    assert [tuple(vars(row).values()) for row in found.rows] == [
+        tuple(vars(row).values()) for row in expected.rows
+    ]
     assert found.settings["problem"]["optimizer"] == name
     assert found.settings["problem"]["step"] == 3
 
@@ -30,7 +32,9 @@ def test_fresh_true_statistics_have_the_errors_of_the_approximation_itself():
     one_step(opt, model, LIKELIHOOD, x, y)
     expected = fl.compare(model, LIKELIHOOD, (x, y), [fl.KFAC()])
     for row in opt.compare((x, y)).rows:
-        assert row.value == pytest.approx(expected.value(row.layer, "KFAC", row.error), rel=1e-9, abs=1e-12)
+        assert row.value == pytest.approx(
+            expected.value(row.layer, "KFAC", row.error), rel=1e-9, abs=1e-12
+        )
 
 
 def test_staleness_is_measured():

@@ -1,4 +1,6 @@
-"""Ready for a GPU, proved without one: whole steps on the meta device, and no host reads in an ordinary step."""
+"""Ready for a GPU, proved without one: whole steps on the meta device, and no host reads in an
+ordinary step.
+"""
 
 import pytest
 import torch
@@ -48,7 +50,8 @@ def test_the_counter_sees_every_kind_of_read(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"kl_clip": 1e-3, "weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled": True}]
+    "options",
+    [{}, {"kl_clip": 1e-3, "weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled": True}],
 )
 @pytest.mark.parametrize("name", PRESETS)
 def test_ordinary_steps_never_wait_and_refreshes_wait_once(name, options, monkeypatch):
@@ -104,9 +107,20 @@ def test_a_wait_in_a_step_would_be_found(monkeypatch):
 def test_whole_steps_run_on_the_meta_device(name):
     """Every tensor is made on the parameters' device: one on another device would stop the step."""
     with torch.device("meta"):
-        model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+        model = nn.Sequential(
+            nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+        )
         x, y = torch.empty(12, 4), torch.empty(12, dtype=torch.int64)
-    opt = preset(name, model, LIKELIHOOD, 0.01, observe_every=1, refresh_every=2, weight_decay=0.1, kl_clip=1e-3)
+    opt = preset(
+        name,
+        model,
+        LIKELIHOOD,
+        0.01,
+        observe_every=1,
+        refresh_every=2,
+        weight_decay=0.1,
+        kl_clip=1e-3,
+    )
     for _ in range(3):
         one_step(opt, model, LIKELIHOOD, x, y)
     for c in opt.curvature.values():
@@ -129,4 +143,5 @@ def test_kbfgs_never_waits_and_runs_on_the_meta_device(monkeypatch):
         with HostReads(monkeypatch) as reads:
             opt.step(closure)
         monkeypatch.undo()
-        assert device == "meta" or reads.found == []  # AdamW without its fused kernel counts its steps on the host
+        # AdamW without its fused kernel counts its steps on the host
+        assert device == "meta" or reads.found == []

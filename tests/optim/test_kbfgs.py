@@ -1,4 +1,6 @@
-"""K-BFGS: its two quasi-Newton updates, the whole step against a naive one, and its place in a training loop."""
+"""K-BFGS: its two quasi-Newton updates, the whole step against a naive one, and its place in a
+training loop.
+"""
 
 import copy
 import io
@@ -24,7 +26,11 @@ def spd(n, generator):
 
 
 def test_golden_numbers_of_double_damping():
-    H, s, y = torch.diag(torch.tensor([2.0, 1.0])), torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0])
+    H, s, y = (
+        torch.diag(torch.tensor([2.0, 1.0])),
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([-1.0, 1.0]),
+    )
     s, y = double_damping(H, s, y, 0.2, 0.3)
     assert torch.allclose(s, torch.tensor([-0.2, 0.4]))
     assert torch.allclose(y, torch.tensor([-1.0, 1.0]))
@@ -73,7 +79,11 @@ def test_hessian_action_never_moves_away_from_the_inverse(seed):
 
 def test_a_pair_without_positive_curvature_is_left_out():
     H = torch.eye(2)
-    first, nan, huge = torch.tensor([1.0, 0.0]), torch.tensor([torch.nan, 1.0]), torch.tensor([1e38, 1.0])
+    first, nan, huge = (
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([torch.nan, 1.0]),
+        torch.tensor([1e38, 1.0]),
+    )
     left_out = [
         (first, -first, True, 0.0), (torch.zeros(2), torch.zeros(2), True, 0.0), (first, 0.1 * first, True, 0.5),
         (first, first, torch.tensor(False), 0.0), (nan, first, True, 0.0), (first, nan, True, 0.0),
@@ -109,7 +119,9 @@ def naive_means(model, x, y):
 
 def naive_bfgs(H, s, y):
     rho, eye = 1 / (s @ y), torch.eye(len(s), dtype=s.dtype)
-    return (eye - rho * torch.outer(s, y)) @ H @ (eye - rho * torch.outer(y, s)) + rho * torch.outer(s, s)
+    return (eye - rho * torch.outer(s, y)) @ H @ (
+        eye - rho * torch.outer(y, s)
+    ) + rho * torch.outer(s, s)
 
 
 def naive_damping(H, s, y, mu1, mu2):
@@ -133,14 +145,22 @@ def test_three_steps_equal_the_dense_formula():
         for name, (A, *_) in before.items():
             eye = torch.eye(len(A), dtype=A.dtype)
             zero = torch.zeros(len(W[name]), dtype=A.dtype)
-            start = (A, torch.linalg.inv(A + lam**0.5 * eye), torch.eye(len(W[name]), dtype=A.dtype), zero, zero)
+            start = (
+                A,
+                torch.linalg.inv(A + lam**0.5 * eye),
+                torch.eye(len(W[name]), dtype=A.dtype),
+                zero,
+                zero,
+            )
             state.setdefault(name, start)
         opt.step(closure)
         after = naive_means(model, x, y)
         for name in W:
             A, H_a, H_g, s, d = state[name]
             m[name] = 0.9 * m[name] + g[name] + 0.01 * W[name]
-            step = (kron(H_g.contiguous(), H_a.contiguous()) @ m[name].flatten()).reshape(W[name].shape)
+            step = (kron(H_g.contiguous(), H_a.contiguous()) @ m[name].flatten()).reshape(
+                W[name].shape
+            )
             assert_same(weights(model)[name], W[name] - lr * step)
             A = 0.9 * A + 0.1 * before[name][0]
             s_a = H_a @ before[name][1]
@@ -158,7 +178,9 @@ def test_a_step_without_closure_is_refused():
     with opt.observing():
         z = model(x)
     LIKELIHOOD.loss(z, y).backward()
-    with pytest.raises(ValueError, match=r"expected one: it needs a second pass; write opt.step\(closure\)"):
+    with pytest.raises(
+        ValueError, match=r"expected one: it needs a second pass; write opt.step\(closure\)"
+    ):
         opt.step()
 
 
@@ -195,7 +217,11 @@ def test_inputs_whose_squares_overflow_change_no_factor_of_their_layer():
     factors = copy.deepcopy(opt.factors)
     opt.step(closure_of(opt, model, x * 1e200, y))
     assert same_factors(factors["0"], opt.factors["0"])
-    assert all(bool(torch.isfinite(F).all()) for found in opt.factors.values() for F in vars(found).values())
+    assert all(
+        bool(torch.isfinite(F).all())
+        for found in opt.factors.values()
+        for F in vars(found).values()
+    )
 
 
 def test_a_second_pass_that_is_not_finite_leaves_all_factors():
@@ -239,7 +265,9 @@ def test_resuming_is_exact():
     for _ in range(3):
         opt.step(closure_of(opt, model, x, y))
         other.step(closure_of(other, twin, x, y))
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
 
 
 def test_a_state_of_another_precision_is_converted():
@@ -288,7 +316,9 @@ def test_a_gradient_scale_changes_nothing_but_rounding(scale):
     for scaled in (False, True):
         model, (x, y) = net(), batch()
         opt = optim.KBFGS(model, LIKELIHOOD, 0.05)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scaled, growth_interval=10**6)
+        scaler = torch.amp.GradScaler(
+            "cpu", init_scale=scale, enabled=scaled, growth_interval=10**6
+        )
 
         def closure(opt=opt, model=model, scaler=scaler, x=x, y=y):
             opt.zero_grad()

@@ -51,7 +51,12 @@ def loader():
 
 
 def trainer(lightning, folder, epochs, **options):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     return lightning.Trainer(max_epochs=epochs, default_root_dir=folder, **quiet, **options)
 
 
@@ -69,7 +74,9 @@ def test_lightning_trains_as_a_plain_loop_does(lightning, name, tmp_path):
             opt.zero_grad()
             LIKELIHOOD.loss(z, y).backward()
             opt.step()
-    assert all(torch.equal(p, q) for p, q in zip(found.net.parameters(), plain.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(found.net.parameters(), plain.parameters(), strict=True)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -81,13 +88,20 @@ def test_lightning_resumes_from_its_checkpoint_exactly(lightning, tmp_path):
     first.save_checkpoint(tmp_path / "run.ckpt")
     rest = module(lightning, "TNT", schedule=True)
     trainer(lightning, tmp_path, 3).fit(rest, loader(), ckpt_path=tmp_path / "run.ckpt")
-    assert all(torch.equal(p, q) for p, q in zip(rest.net.parameters(), whole.net.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(rest.net.parameters(), whole.net.parameters(), strict=True)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_accumulates_and_clips(lightning, tmp_path):
     found = module(lightning, "KFAC")
-    options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1, "enable_checkpointing": False}
+    options = {
+        "accumulate_grad_batches": 2,
+        "gradient_clip_val": 0.1,
+        "enable_checkpointing": False,
+    }
     trainer(lightning, tmp_path, 1, **options).fit(found, loader())
     assert found.trainer.optimizers[0].steps == 2
     assert isinstance(found.trainer.optimizers[0], optim.KFAC)

@@ -1,4 +1,6 @@
-"""The training loop around an optimizer: momentum, decay, clipping, groups, schedulers, closures, accumulation."""
+"""The training loop around an optimizer: momentum, decay, clipping, groups, schedulers, closures,
+accumulation.
+"""
 
 import pytest
 import torch
@@ -42,7 +44,9 @@ def test_momentum_orders_coincide_while_the_inverse_stays():
     moved = {}
     for order in ("before", "after"):
         model, (x, y) = net(), batch()
-        opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, momentum_order=order, observe_every=50, **FIXED)
+        opt = fl.NaturalGradient(
+            model, LIKELIHOOD, fl.KFAC(), 0.1, momentum_order=order, observe_every=50, **FIXED
+        )
         train(opt, model, LIKELIHOOD, x, y, 5)
         moved[order] = weights(model)
     for name in moved["before"]:
@@ -52,7 +56,9 @@ def test_momentum_orders_coincide_while_the_inverse_stays():
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_weight_decay(decoupled):
     model, (x, y) = net(), batch()
-    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, weight_decay=0.3, decoupled=decoupled, **FIXED)
+    opt = fl.NaturalGradient(
+        model, LIKELIHOOD, fl.KFAC(), 0.1, weight_decay=0.3, decoupled=decoupled, **FIXED
+    )
     W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
     one_step(opt, model, LIKELIHOOD, x, y)
     P = inverses(opt)
@@ -79,7 +85,9 @@ def test_statistics_are_free_of_weight_decay():
 @pytest.mark.parametrize("limit", [1e-6, 1e9])
 def test_kl_clip_limits_the_quadratic_kl_of_the_step(limit, order):
     model, (x, y) = net(), batch()
-    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, kl_clip=limit, momentum_order=order, **FIXED)
+    opt = fl.NaturalGradient(
+        model, LIKELIHOOD, fl.KFAC(), 0.1, kl_clip=limit, momentum_order=order, **FIXED
+    )
     W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
     one_step(opt, model, LIKELIHOOD, x, y)
     P = inverses(opt)
@@ -96,9 +104,14 @@ def test_kl_clip_bounds_the_step_of_an_inverse_root_in_its_own_matrix(order, con
     """Shampoo's p is not F^-1 m, so that <p, m> is not p^T F p."""
     model, (x, y) = net(widths=(4, 5, 5, 3)), batch(widths=(4, 5, 5, 3))
     if conv:
-        model = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(2, 3)).double()
+        model = nn.Sequential(
+            nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(2, 3)
+        ).double()
     opt = optim.Shampoo(model, LIKELIHOOD, 0.1, kl_clip=1e-6, momentum_order=order)
-    W = {name: layer.pack(dict(layer.parameters)).detach().clone() for name, layer in opt.layers.items()}
+    W = {
+        name: layer.pack(dict(layer.parameters)).detach().clone()
+        for name, layer in opt.layers.items()
+    }
     one_step(opt, model, LIKELIHOOD, x, y)
     power = 0.0
     for name, layer in opt.layers.items():
@@ -127,8 +140,12 @@ def test_groups_have_their_own_settings_and_approximation():
 def test_weight_and_bias_of_a_layer_share_a_group():
     model = net()
     with pytest.raises(ValueError, match="each in one group"):
-        fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, groups=[{"layers": ["0"]}, {"layers": ["0"]}])
-    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, groups=[{"layers": ["2"], "lr": 0.5}])
+        fl.NaturalGradient(
+            model, LIKELIHOOD, fl.KFAC(), 0.1, groups=[{"layers": ["0"]}, {"layers": ["0"]}]
+        )
+    opt = fl.NaturalGradient(
+        model, LIKELIHOOD, fl.KFAC(), 0.1, groups=[{"layers": ["2"], "lr": 0.5}]
+    )
     groups = [{id(p) for p in group["params"]} for group in opt.param_groups]
     for module in (model[0], model[2]):
         assert any({id(module.weight), id(module.bias)} <= group for group in groups)
@@ -138,7 +155,9 @@ SCHEDULERS = {
     "StepLR": lambda opt: torch.optim.lr_scheduler.StepLR(opt, 2, 0.1),
     "CosineAnnealingLR": lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 5),
     "LambdaLR": lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda k: 0.5**k),
-    "OneCycleLR": lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 0.3, total_steps=8, cycle_momentum=False),
+    "OneCycleLR": lambda opt: torch.optim.lr_scheduler.OneCycleLR(
+        opt, 0.3, total_steps=8, cycle_momentum=False
+    ),
     "ReduceLROnPlateau": lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0),
     "LinearLR": lambda opt: torch.optim.lr_scheduler.LinearLR(opt),
 }
@@ -173,7 +192,12 @@ def test_a_tensor_as_lr_gives_the_same_steps():
     for lr in (0.1, torch.tensor(0.1, dtype=torch.float64)):
         model, (x, y) = net(), batch()
         train(
-            optim.TNT(model, LIKELIHOOD, lr, weight_decay=0.1, decoupled=True, kl_clip=0.01), model, LIKELIHOOD, x, y, 3
+            optim.TNT(model, LIKELIHOOD, lr, weight_decay=0.1, decoupled=True, kl_clip=0.01),
+            model,
+            LIKELIHOOD,
+            x,
+            y,
+            3,
         )
         moved.append(weights(model))
     for name in moved[0]:
@@ -203,9 +227,13 @@ def test_a_closure_gives_the_same_steps_and_returns_the_loss(name):
         assert torch.equal(moved[0][layer], moved[1][layer])
 
 
-@pytest.mark.parametrize("approximation", [fl.KFAC(), fl.TN(), fl.MiniBlock(), fl.Exact(), fl.Diagonal()])
+@pytest.mark.parametrize(
+    "approximation", [fl.KFAC(), fl.TN(), fl.MiniBlock(), fl.Exact(), fl.Diagonal()]
+)
 def test_accumulated_micro_batches_equal_the_whole_batch(approximation):
-    """With the expectation over labels in closed form; twice, so that the average over observations takes part."""
+    """With the expectation over labels in closed form; twice, so that the average over observations
+    takes part.
+    """
     moved = []
     for pieces in ((12,), (6, 4, 2)):
         model, (x, y) = net(), batch()
@@ -246,14 +274,20 @@ def test_clipped_gradients_are_what_is_preconditioned():
     opt.zero_grad()
     LIKELIHOOD.loss(z, y).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
-    g = {name: torch.cat([m.weight.grad, m.bias.grad[:, None]], 1) for name, m in model.named_modules() if name in W}
+    g = {
+        name: torch.cat([m.weight.grad, m.bias.grad[:, None]], 1)
+        for name, m in model.named_modules()
+        if name in W
+    }
     opt.step()
     for name, P in inverses(opt).items():
         assert_same(weights(model)[name], W[name] - 0.1 * P(g[name]))
 
 
 def test_periods_observations_and_refreshes():
-    """Step 0 observes and refreshes; a refresh follows every observation until `refresh_every`, then every so often."""
+    """Step 0 observes and refreshes; a refresh follows every observation until `refresh_every`,
+    then every so often.
+    """
     model, (x, y) = net(), batch()
     opt = optim.KFAC(model, LIKELIHOOD, 0.01, observe_every=2, refresh_every=5)
     observed, refreshed, last = [], [], None
@@ -271,13 +305,22 @@ def test_periods_observations_and_refreshes():
 def test_the_moving_average_starts_as_a_mean():
     model, (x, y) = net(), batch(24)
     opt = fl.NaturalGradient(
-        model, LIKELIHOOD, fl.KFAC(), 0.0, observe_every=1, refresh_every=1, decay=0.9, fisher="true"
+        model,
+        LIKELIHOOD,
+        fl.KFAC(),
+        0.0,
+        observe_every=1,
+        refresh_every=1,
+        decay=0.9,
+        fisher="true",
     )
     parts = x.split(8)
     for part, labels in zip(parts, y.split(8), strict=True):
         one_step(opt, model, LIKELIHOOD, part, labels)
     mean = [
-        torch.stack([fl.estimate(fl.KFAC(), model, LIKELIHOOD, part)["0"].factors[i] for part in parts]).mean(0)
+        torch.stack(
+            [fl.estimate(fl.KFAC(), model, LIKELIHOOD, part)["0"].factors[i] for part in parts]
+        ).mean(0)
         for i in (0, 1)
     ]
     for found, expected in zip(opt.matrices()["0"].factors, mean, strict=True):
@@ -339,7 +382,9 @@ def test_windows_of_mean_gradients_weigh_by_their_examples():
     found = []
     for pieces in ((12,), (8, 4)):
         model, (x, y) = net(), batch()
-        opt = fl.NaturalGradient(model, LIKELIHOOD, fl.TN(), 0.0, statistics="mean", fisher="empirical")
+        opt = fl.NaturalGradient(
+            model, LIKELIHOOD, fl.TN(), 0.0, statistics="mean", fisher="empirical"
+        )
         for part, labels in zip(x.split(list(pieces)), y.split(list(pieces)), strict=True):
             with opt.observing(labels):
                 z = model(part)
@@ -362,7 +407,8 @@ def test_tengrad_renews_its_columns_whatever_the_decay(n, decay):
         one_step(opt, model, LIKELIHOOD, x, y)
         seen.append(x[:most])
     with pytest.warns(RuntimeWarning, match="dropped as non-finite"):
-        one_step(opt, model, LIKELIHOOD, x * float("nan"), y)  # examples without weight take nobody's place
+        # examples without weight take nobody's place
+        one_step(opt, model, LIKELIHOOD, x * float("nan"), y)
     moments = opt.curvature["0"].moments
     kept = moments["a"][moments["weight"] > 0][:, 0, 0, :-1]
     assert len(kept) == (most if decay else min(n, most))

@@ -1,4 +1,6 @@
-"""A named optimizer is written in one place; the list of names, the command line and the tests follow from it."""
+"""A named optimizer is written in one place; the list of names, the command line and the tests
+follow from it.
+"""
 
 import inspect
 
@@ -22,7 +24,9 @@ def forgets(monkeypatch):
 
 def test_the_table_names_the_papers_methods():
     names = ["TNT", "KFAC", "EKFAC", "TKFAC", "TEKFAC", "MBF", "TENGraD", "Shampoo", "KBFGS"]
-    assert [name for name, cls in optim.registry().items() if cls.__module__.startswith("fisher_lab.")] == names
+    assert [
+        name for name, cls in optim.registry().items() if cls.__module__.startswith("fisher_lab.")
+    ] == names
     assert all(getattr(fl.optim, name) is optim.registry()[name] for name in names)
     assert list(PRESETS) == names[:-1]
     assert set(names) < set(training.optimizer_names())
@@ -33,7 +37,12 @@ def test_the_optimizers_signature_shows_the_approximations_arguments():
     assert list(parameters) == ["model", "likelihood", "lr", "spatial", "options"]
     assert parameters["spatial"].default == "expand"
     assert parameters["spatial"].kind is inspect.Parameter.KEYWORD_ONLY
-    assert list(inspect.signature(optim.Shampoo).parameters) == ["model", "likelihood", "lr", "options"]
+    assert list(inspect.signature(optim.Shampoo).parameters) == [
+        "model",
+        "likelihood",
+        "lr",
+        "options",
+    ]
 
 
 def test_arguments_reach_the_approximation_and_defaults_give_way():
@@ -65,14 +74,27 @@ def problem(seed=0):
 def test_an_optimizer_of_a_users_own_is_known_by_its_name(forgets, tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(OWN)
-    arguments = ["--problem", f"{file}:problem", "--optimizer", "HalfKFAC", "--epochs", "1", "--batch", "10"]
+    arguments = [
+        "--problem",
+        f"{file}:problem",
+        "--optimizer",
+        "HalfKFAC",
+        "--epochs",
+        "1",
+        "--batch",
+        "10",
+    ]
     cli.main(["train", *arguments])
     assert "epoch    1" in capsys.readouterr().out
     assert "HalfKFAC" in training.optimizer_names()
     model = net()
     opt = training.make_optimizer("HalfKFAC", model, LIKELIHOOD, 0.1, seed=3)
     assert opt.approximation == fl.KFAC("reduce")
-    assert (opt.seed, opt.param_groups[0]["damping"], opt.param_groups[0]["momentum"]) == (3, 0.5, 0.0)
+    assert (opt.seed, opt.param_groups[0]["damping"], opt.param_groups[0]["momentum"]) == (
+        3,
+        0.5,
+        0.0,
+    )
     x, y = batch()
     losses = train(opt, model, LIKELIHOOD, x, y, 10)
     assert losses[-1] < losses[0]
@@ -89,7 +111,9 @@ def test_a_method_of_a_method_keeps_its_defaults(forgets):
 
 
 def test_a_name_of_the_librarys_is_taken(forgets):
-    with pytest.raises(ValueError, match=r"named KFAC is part of fisher_lab .* expected a new name"):
+    with pytest.raises(
+        ValueError, match=r"named KFAC is part of fisher_lab .* expected a new name"
+    ):
 
         class KFAC(optim.TNT):
             """Not KFAC."""
@@ -137,7 +161,12 @@ def test_options_are_frozen_and_checked_anew_when_an_attribute_is_set():
 
 
 def test_settings_of_a_group_are_checked_like_the_defaults():
-    for setting, value in (("lr", -1.0), ("momentum", 1.0), ("damping_style", "soft"), ("weight_decay", float("nan"))):
+    for setting, value in (
+        ("lr", -1.0),
+        ("momentum", 1.0),
+        ("damping_style", "soft"),
+        ("weight_decay", float("nan")),
+    ):
         with pytest.raises(ValueError, match=f"Got {setting}=.*expected"):
             optim.KFAC(net(), LIKELIHOOD, 0.1, groups=[{"layers": ["0"], setting: value}])
     with pytest.raises(ValueError, match=r"damping=0.0, expected a positive number"):
@@ -157,6 +186,10 @@ def test_what_is_no_list_of_groups_is_refused():
 
 
 def test_the_seed_goes_to_those_that_draw():
-    assert isinstance(training.make_optimizer("KBFGS", nn.Linear(2, 2), LIKELIHOOD, 0.1, seed=4), optim.KBFGS)
+    assert isinstance(
+        training.make_optimizer("KBFGS", nn.Linear(2, 2), LIKELIHOOD, 0.1, seed=4), optim.KBFGS
+    )
     assert training.make_optimizer("KFAC", nn.Linear(2, 2), LIKELIHOOD, 0.1, seed=4).seed == 4
-    assert isinstance(training.make_optimizer("SGD", nn.Linear(2, 2), LIKELIHOOD, 0.1, seed=4), torch.optim.SGD)
+    assert isinstance(
+        training.make_optimizer("SGD", nn.Linear(2, 2), LIKELIHOOD, 0.1, seed=4), torch.optim.SGD
+    )

@@ -87,7 +87,11 @@ def test_ignored_labels_are_left_out_only_where_the_window_is_given_labels():
     loss, (x, y) = nn.CrossEntropyLoss(reduction="sum"), batch()
     kept = y.clone()
     kept[::3] = loss.ignore_index
-    for fisher, given, data in (("true", None, (x, y)), ("true", kept, (x, kept)), ("mc", kept, (x, kept))):
+    for fisher, given, data in (
+        ("true", None, (x, y)),
+        ("true", kept, (x, kept)),
+        ("mc", kept, (x, kept)),
+    ):
         model = net()
         opt = fl.NaturalGradient(model, loss, fl.Exact(), 0.1, fisher=fisher)
         with opt.observing(given):
@@ -266,7 +270,10 @@ def test_a_row_that_all_examples_share_is_refused():
 
     model = Shares()
     opt = optim.KFAC(model, fl.Gaussian(), 0.1)
-    with pytest.raises(ValueError, match=r"sees 1 rows for a batch of 3 examples.*layers="), opt.observing():
+    with (
+        pytest.raises(ValueError, match=r"sees 1 rows for a batch of 3 examples.*layers="),
+        opt.observing(),
+    ):
         model(torch.randn(3, 2))
 
 
@@ -327,7 +334,9 @@ def test_a_step_inside_the_window_is_told_what_it_is():
     model, (x, y) = net(), batch()
     opt = optim.KFAC(model, LIKELIHOOD, 0.1)
     with (
-        pytest.raises(ValueError, match=r"step\(\) was called inside .*observing\(\).*expected after it"),
+        pytest.raises(
+            ValueError, match=r"step\(\) was called inside .*observing\(\).*expected after it"
+        ),
         opt.observing(),
     ):
         one_step(opt, model, LIKELIHOOD, x, y, observe=False)

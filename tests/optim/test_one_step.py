@@ -54,7 +54,9 @@ def dense_direction(name, stats, V, style):
 
 
 ONE_SWEEP = ("KFAC", "TKFAC", "TN", "MiniBlock", "Diagonal", "LNGD", "TENGraD", "Exact", "KPSVD")
-CASES = [(name, "exact") for name in ONE_SWEEP] + [(name, "factored") for name in ("KFAC", "TKFAC", "TN")]
+CASES = [(name, "exact") for name in ONE_SWEEP] + [
+    (name, "factored") for name in ("KFAC", "TKFAC", "TN")
+]
 
 
 @pytest.mark.parametrize(("name", "style"), CASES)
@@ -64,11 +66,19 @@ def test_one_step_equals_the_dense_formula(name, style, fisher):
     g, stats = gradients(model, LIKELIHOOD, x, y), layer_stats(model, LIKELIHOOD, x, fisher, y)
     before = weights(model)
     opt = fl.NaturalGradient(
-        model, LIKELIHOOD, getattr(fl, name)(), lr=0.3, damping=LAMBDA, damping_style=style, fisher=fisher
+        model,
+        LIKELIHOOD,
+        getattr(fl, name)(),
+        lr=0.3,
+        damping=LAMBDA,
+        damping_style=style,
+        fisher=fisher,
     )
     one_step(opt, model, LIKELIHOOD, x, y, labels=y if fisher == "empirical" else None)
     for layer, W in weights(model).items():
-        helpers.assert_same(W, before[layer] - 0.3 * dense_direction(name, stats[layer], g[layer], style))
+        helpers.assert_same(
+            W, before[layer] - 0.3 * dense_direction(name, stats[layer], g[layer], style)
+        )
 
 
 @pytest.mark.parametrize("name", ["EKFAC", "TEKFAC"])
@@ -76,7 +86,9 @@ def test_the_first_step_of_a_corrected_method_uses_the_factors_eigenvalues(name)
     model, (x, y) = net(), batch()
     g, stats = gradients(model, LIKELIHOOD, x, y), layer_stats(model, LIKELIHOOD, x, "true")
     before = weights(model)
-    opt = fl.NaturalGradient(model, LIKELIHOOD, getattr(fl, name)(), lr=0.3, damping=LAMBDA, fisher="true")
+    opt = fl.NaturalGradient(
+        model, LIKELIHOOD, getattr(fl, name)(), lr=0.3, damping=LAMBDA, fisher="true"
+    )
     one_step(opt, model, LIKELIHOOD, x, y)
     for layer, W in weights(model).items():
         base = {"EKFAC": "KFAC", "TEKFAC": "TKFAC"}[name]
@@ -89,11 +101,15 @@ def test_after_a_warm_start_a_corrected_method_uses_corrected_eigenvalues(name):
     model, (x, y) = net(), batch()
     g, stats = gradients(model, LIKELIHOOD, x, y), layer_stats(model, LIKELIHOOD, x, "true")
     before = weights(model)
-    opt = fl.NaturalGradient(model, LIKELIHOOD, getattr(fl, name)(), lr=0.3, damping=LAMBDA, fisher="true")
+    opt = fl.NaturalGradient(
+        model, LIKELIHOOD, getattr(fl, name)(), lr=0.3, damping=LAMBDA, fisher="true"
+    )
     opt.warm_start((x, y))
     one_step(opt, model, LIKELIHOOD, x, y, observe=False)
     for layer, W in weights(model).items():
-        helpers.assert_same(W, before[layer] - 0.3 * dense_direction(name, stats[layer], g[layer], "exact"))
+        helpers.assert_same(
+            W, before[layer] - 0.3 * dense_direction(name, stats[layer], g[layer], "exact")
+        )
 
 
 def sampled_gradient(model, x, generator):
@@ -107,7 +123,10 @@ def sampled_gradient(model, x, generator):
 def test_tnt_equals_the_dense_formula_of_the_batch_mean_on_the_scale_of_f(style):
     model, (x, y) = net(), batch()
     opt = optim.TNT(model, LIKELIHOOD, 0.1, damping=LAMBDA, damping_style=style, seed=3)
-    g, mean = gradients(model, LIKELIHOOD, x, y), sampled_gradient(model, x, torch.Generator().manual_seed(3))
+    g, mean = (
+        gradients(model, LIKELIHOOD, x, y),
+        sampled_gradient(model, x, torch.Generator().manual_seed(3)),
+    )
     before = weights(model)
     one_step(opt, model, LIKELIHOOD, x, y)
     for layer, W in weights(model).items():
@@ -123,18 +142,26 @@ def test_tnt_equals_the_dense_formula_of_the_batch_mean_on_the_scale_of_f(style)
 
 
 def test_published_tnt_settings_convert_as_documented():
-    """The authors' step: factors of F/m of equal mean eigenvalue, eps on each, lr; ours: damping m eps^k, lr m lr."""
+    """The authors' step: factors of F/m of equal mean eigenvalue, eps on each, lr; ours: damping m
+    eps^k, lr m lr.
+    """
     model, (x, y) = net(), batch()
     eps, lr, m = 0.1, 0.01, len(x)
     opt = optim.TNT(model, LIKELIHOOD, m * lr, damping=m * eps**2, seed=3)
-    g, mean = gradients(model, LIKELIHOOD, x, y), sampled_gradient(model, x, torch.Generator().manual_seed(3))
+    g, mean = (
+        gradients(model, LIKELIHOOD, x, y),
+        sampled_gradient(model, x, torch.Generator().manual_seed(3)),
+    )
     before = weights(model)
     one_step(opt, model, LIKELIHOOD, x, y)
     for layer, W in weights(model).items():
         H = [mean[layer] @ mean[layer].T, mean[layer].T @ mean[layer]]
         n = [len(M) for M in H]
         c = (H[0].trace() / (n[0] * n[1])) ** 0.5
-        damped = [M / (c * other) + eps * torch.eye(len(M), dtype=M.dtype) for M, other in zip(H, n[::-1], strict=True)]
+        damped = [
+            M / (c * other) + eps * torch.eye(len(M), dtype=M.dtype)
+            for M, other in zip(H, n[::-1], strict=True)
+        ]
         expected = torch.linalg.inv(damped[0]) @ g[layer] @ torch.linalg.inv(damped[1])
         helpers.assert_same(W, before[layer] - lr * expected)
 
@@ -144,7 +171,10 @@ def test_mbf_uses_row_blocks_where_they_fit_and_the_average_block_otherwise(limi
     model, (x, y) = net(), batch()
     opt = optim.MBF(model, LIKELIHOOD, 0.1, damping=LAMBDA, seed=3, max_block_bytes=limit)
     assert ("row_avg" in repr(opt)) == (limit == 100)
-    g, mean = gradients(model, LIKELIHOOD, x, y), sampled_gradient(model, x, torch.Generator().manual_seed(3))
+    g, mean = (
+        gradients(model, LIKELIHOOD, x, y),
+        sampled_gradient(model, x, torch.Generator().manual_seed(3)),
+    )
     before = weights(model)
     one_step(opt, model, LIKELIHOOD, x, y)
     for layer, W in weights(model).items():
@@ -167,12 +197,16 @@ def test_shampoo_reads_the_gradient_of_its_own_step():
         powers = []
         for M in (L, R):
             values, vectors = torch.linalg.eigh(M)
-            powers.append(vectors @ torch.diag((values.clamp(min=0) + LAMBDA**0.5) ** -0.5) @ vectors.T)
+            powers.append(
+                vectors @ torch.diag((values.clamp(min=0) + LAMBDA**0.5) ** -0.5) @ vectors.T
+            )
         helpers.assert_same(W, before[layer] - 0.1 * powers[0] @ g[layer] @ powers[1])
 
 
 @pytest.mark.parametrize("conv", [False, True])
-def test_shampoo_decomposes_every_factor_once_per_refresh_and_applies_one_product_per_mode(monkeypatch, conv):
+def test_shampoo_decomposes_every_factor_once_per_refresh_and_applies_one_product_per_mode(
+    monkeypatch, conv
+):
     """Also where layers of equal shape are joined, and beside the bias block of a convolution."""
     linear = [torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 3)]
     layers = [torch.nn.Conv2d(2, 4, 2), torch.nn.Flatten()] if conv else linear
@@ -194,7 +228,8 @@ def test_shampoo_decomposes_every_factor_once_per_refresh_and_applies_one_produc
         weight = c.inverse.parts[0] if conv else c.inverse
         assert isinstance(weight, Kronecker)
         assert len(weight.factors) == (3 if conv else 2)
-        assert not (c.matrix.parts[0] if conv else c.matrix).decomposed  # nothing held that `nbytes` does not count
+        # nothing held that `nbytes` does not count
+        assert not (c.matrix.parts[0] if conv else c.matrix).decomposed
 
 
 @pytest.mark.parametrize("name", ["KFAC", "TKFAC", "TENGraD"])
@@ -208,17 +243,23 @@ def test_per_example_presets_take_one_sampled_label_per_example(name):
     one_step(opt, model, LIKELIHOOD, x, y)
     style = opt.param_groups[0]["damping_style"]
     for layer, W in weights(model).items():
-        helpers.assert_same(W, before[layer] - 0.1 * dense_direction(name, stats[layer], g[layer], style))
+        helpers.assert_same(
+            W, before[layer] - 0.1 * dense_direction(name, stats[layer], g[layer], style)
+        )
 
 
 def test_batch_mean_statistics_average_to_f_over_the_labels():
-    """m times the outer product of the mean gradient, averaged over every possible labelling with its probability."""
+    """m times the outer product of the mean gradient, averaged over every possible labelling with
+    its probability.
+    """
     model, (x, _) = net(widths=(2, 3, 2)), batch(N=3, widths=(2, 3, 2))
     z = model(x).detach()
     total = dict.fromkeys(weights(model), 0.0)
     for labels in torch.cartesian_prod(*[torch.arange(2)] * 3):
         probability = LIKELIHOOD.log_prob(z, labels).sum().exp()
-        opt = fl.NaturalGradient(model, LIKELIHOOD, fl.Exact(), 0.1, statistics="mean", fisher="empirical")
+        opt = fl.NaturalGradient(
+            model, LIKELIHOOD, fl.Exact(), 0.1, statistics="mean", fisher="empirical"
+        )
         with opt.observing(labels):
             model(x)
         opt._refresh()
@@ -228,13 +269,27 @@ def test_batch_mean_statistics_average_to_f_over_the_labels():
         helpers.assert_same(total[name], F.dense())
 
 
-CONV = ("KFAC", "EKFAC", "TKFAC", "TEKFAC", "TN", "MiniBlock", "TENGraD", "Diagonal", "Exact", "KPSVD", "LNGD")
+CONV = (
+    "KFAC",
+    "EKFAC",
+    "TKFAC",
+    "TEKFAC",
+    "TN",
+    "MiniBlock",
+    "TENGraD",
+    "Diagonal",
+    "Exact",
+    "KPSVD",
+    "LNGD",
+)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("name", CONV)
 def test_one_step_of_a_convolution_equals_the_dense_solution(name, groups):
-    """With bias, stride and padding; the damped block of the approximation, formed and solved densely."""
+    """With bias, stride and padding; the damped block of the approximation, formed and solved
+    densely.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = torch.nn.Conv2d(2, 4, 2, stride=2, padding=1, groups=groups).double()
@@ -244,9 +299,13 @@ def test_one_step_of_a_convolution_equals_the_dense_solution(name, groups):
     grads = torch.autograd.grad(likelihood.loss(model(x), y), list(model.parameters()))
     g = torch.cat([grads[0].flatten(1), grads[1][:, None]], 1)
     F = fl.estimate(getattr(fl, name)(), model, likelihood, (x, None))[""].dense()
-    opt = fl.NaturalGradient(model, likelihood, getattr(fl, name)(), lr=0.1, damping=LAMBDA, fisher="true")
+    opt = fl.NaturalGradient(
+        model, likelihood, getattr(fl, name)(), lr=0.1, damping=LAMBDA, fisher="true"
+    )
     opt.warm_start((x, y))
     one_step(opt, model, likelihood, x, y, observe=False)
-    step = torch.linalg.solve(F + LAMBDA * torch.eye(len(F), dtype=F.dtype), g.flatten()).view(W.shape)
+    step = torch.linalg.solve(F + LAMBDA * torch.eye(len(F), dtype=F.dtype), g.flatten()).view(
+        W.shape
+    )
     found = torch.cat([model.weight.flatten(1), model.bias[:, None]], 1).detach()
     helpers.assert_same(found, W - 0.1 * step)

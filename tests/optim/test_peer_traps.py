@@ -14,7 +14,9 @@ LIKELIHOOD = fl.Categorical()
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_no_damping_drift(name):
-    """Damping written into the statistics in place grows at every refresh: they must not change by refreshing."""
+    """Damping written into the statistics in place grows at every refresh: they must not change by
+    refreshing.
+    """
     model, (x, y) = net(), batch()
     opt = preset(name, model, LIKELIHOOD, 0.01)
     one_step(opt, model, LIKELIHOOD, x, y)
@@ -27,7 +29,9 @@ def test_no_damping_drift(name):
 
 
 def test_no_accumulation_of_non_leaf_gradients():
-    """Statistics of the real-label pass and the sampled pass must not add up: the loss's own labels leave no trace."""
+    """Statistics of the real-label pass and the sampled pass must not add up: the loss's own labels
+    leave no trace.
+    """
     found = []
     for labels in (0, 2):
         model, (x, y) = net(), batch()
@@ -40,14 +44,18 @@ def test_no_accumulation_of_non_leaf_gradients():
 def test_the_eigenbasis_is_applied_the_right_way_round():
     """Q_G^T g Q_A, not Q_G g Q_A^T: with non-symmetric eigenvectors only one of them diagonalises."""
     model, (x, y) = net(), batch()
-    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.EKFAC(), 0.1, fisher="true", damping=0.1, momentum=0.0)
+    opt = fl.NaturalGradient(
+        model, LIKELIHOOD, fl.EKFAC(), 0.1, fisher="true", damping=0.1, momentum=0.0
+    )
     opt.warm_start((x, y))
     W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
     F = fl.estimate(fl.EKFAC(), model, LIKELIHOOD, (x, None))
     one_step(opt, model, LIKELIHOOD, x, y, observe=False)
     for name in W:
         dense = F[name].dense()
-        step = torch.linalg.solve(dense + 0.1 * torch.eye(len(dense), dtype=dense.dtype), g[name].flatten())
+        step = torch.linalg.solve(
+            dense + 0.1 * torch.eye(len(dense), dtype=dense.dtype), g[name].flatten()
+        )
         assert_same(weights(model)[name], W[name] - 0.1 * step.view(W[name].shape))
 
 
@@ -71,12 +79,18 @@ def test_no_layer_is_silently_left_without_preconditioning(name):
 
 
 class Everything(nn.Module):
-    """Every sort of parameter: layers, norms, a bare parameter, a frozen one, an unknown module, tied weights."""
+    """Every sort of parameter: layers, norms, a bare parameter, a frozen one, an unknown module,
+    tied weights.
+    """
 
     def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(7, 4)
-        self.norm, self.conv, self.strange = nn.LayerNorm(4), nn.Conv1d(4, 4, 3, padding=1), nn.Bilinear(4, 4, 4)
+        self.norm, self.conv, self.strange = (
+            nn.LayerNorm(4),
+            nn.Conv1d(4, 4, 3, padding=1),
+            nn.Bilinear(4, 4, 4),
+        )
         self.scale = nn.Parameter(torch.ones(4))
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
         self.head = nn.Linear(4, 7)
@@ -103,7 +117,8 @@ def test_every_trainable_parameter_is_trained_and_shown(name):
     assert "fallback: AdamW, lr=0.002, fused" in text
     assert "frozen.weight (frozen)" in text
     moved = (model.scale - before["scale"]).abs()
-    assert torch.allclose(moved, torch.full_like(moved, 2e-3), rtol=1e-2)  # the first step of Adam is its lr
+    # the first step of Adam is its lr
+    assert torch.allclose(moved, torch.full_like(moved, 2e-3), rtol=1e-2)
 
 
 def test_a_parameter_that_is_thawed_later_is_trained():
@@ -179,7 +194,9 @@ def test_the_scale_of_the_statistics_does_not_depend_on_the_batch_size(size):
 
 def test_all_groups_are_read_and_not_only_the_first():
     model, (x, y) = net(), batch()
-    opt = optim.KFAC(model, LIKELIHOOD, 0.01, groups=[{"layers": ["0"], "lr": 0.0}, {"layers": ["2"], "lr": 0.1}])
+    opt = optim.KFAC(
+        model, LIKELIHOOD, 0.01, groups=[{"layers": ["0"], "lr": 0.0}, {"layers": ["2"], "lr": 0.1}]
+    )
     before = weights(model)
     one_step(opt, model, LIKELIHOOD, x, y)
     assert torch.equal(before["0"], weights(model)["0"])

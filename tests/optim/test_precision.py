@@ -14,17 +14,26 @@ LIKELIHOOD = fl.Categorical()
 
 @pytest.mark.parametrize("name", ["TNT", "KFAC", "EKFAC", "MBF", "Shampoo"])
 def test_under_autocast_statistics_and_steps_keep_their_precision(name):
-    """Forward, observation and step all inside autocast: only the forward pass may round to bfloat16."""
-    model, (x, y) = net(torch.float32, widths=(8, 16, 10)), batch(64, torch.float32, widths=(8, 16, 10))
+    """Forward, observation and step all inside autocast: only the forward pass may round to
+    bfloat16.
+    """
+    model, (x, y) = (
+        net(torch.float32, widths=(8, 16, 10)),
+        batch(64, torch.float32, widths=(8, 16, 10)),
+    )
     opt = preset(name, model, LIKELIHOOD, 0.01, damping=0.1, observe_every=1, refresh_every=1)
     with torch.autocast("cpu", torch.bfloat16):
         for _ in range(3):
             one_step(opt, model, LIKELIHOOD, x, y)
     for c in opt.curvature.values():
-        assert all(t.dtype == torch.float32 for t in (*c.moments.values(), *c.inverse.tensors().values()))
+        assert all(
+            t.dtype == torch.float32 for t in (*c.moments.values(), *c.inverse.tensors().values())
+        )
         F, P = c.matrix, c.inverse
         X = torch.randn(F.shape, generator=torch.Generator().manual_seed(0))
-        expected = F.powered(c.approximation.exponent, 0.1, opt.param_groups[0]["damping_style"]) @ X
+        expected = (
+            F.powered(c.approximation.exponent, 0.1, opt.param_groups[0]["damping_style"]) @ X
+        )
         assert_same(P @ X, expected, 1e-5)
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
@@ -47,7 +56,10 @@ def test_statistics_under_autocast_are_near_those_without():
 def test_a_gradient_scaler_changes_nothing_but_rounding(name, unscale):
     found = []
     for enabled in (False, True):
-        model, (x, y) = nn.Sequential(net(torch.float32), nn.LayerNorm(3)), batch(dtype=torch.float32)
+        model, (x, y) = (
+            nn.Sequential(net(torch.float32), nn.LayerNorm(3)),
+            batch(dtype=torch.float32),
+        )
         opt = preset(name, model, LIKELIHOOD, 0.01, damping=0.1)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=enabled)
         for _ in range(3):

@@ -51,7 +51,10 @@ def test_resuming_between_steps_is_exact(name, dtype, steps):
     twin = copy.deepcopy(model)
     other = make(name, twin)
     other.load_state_dict(through_a_file(opt.state_dict()))
-    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 9), go_on(other, twin, x, y, 9), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(go_on(opt, model, x, y, 9), go_on(other, twin, x, y, 9), strict=True)
+    )
 
 
 @pytest.mark.parametrize("approximation", APPROXIMATIONS, ids=lambda a: a.label)
@@ -62,7 +65,10 @@ def test_resuming_is_exact_for_every_approximation(approximation):
     twin = copy.deepcopy(model)
     other = make(approximation, twin, statistics="per_example")
     other.load_state_dict(through_a_file(opt.state_dict()))
-    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 7), go_on(other, twin, x, y, 7), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(go_on(opt, model, x, y, 7), go_on(other, twin, x, y, 7), strict=True)
+    )
 
 
 def finish(opt, model, x, y):
@@ -85,7 +91,10 @@ def test_resuming_right_after_observing_is_exact(name, dtype):
     other.load_state_dict(through_a_file(opt.state_dict()))
     for o, m in ((opt, model), (other, twin)):
         finish(o, m, x, y)
-    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 7), go_on(other, twin, x, y, 7), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(go_on(opt, model, x, y, 7), go_on(other, twin, x, y, 7), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -109,7 +118,10 @@ def test_resuming_inside_an_accumulation_window_is_exact(name):
     for o, m in ((opt, model), (other, twin)):
         half(o, m, slice(6, 12))
         o.step()
-    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 5), go_on(other, twin, x, y, 5), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(go_on(opt, model, x, y, 5), go_on(other, twin, x, y, 5), strict=True)
+    )
 
 
 def test_float32_factors_and_momentum_are_not_cast_to_bfloat16():
@@ -126,7 +138,9 @@ def test_float32_factors_and_momentum_are_not_cast_to_bfloat16():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize(("saved", "now"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+@pytest.mark.parametrize(
+    ("saved", "now"), [(torch.float32, torch.float64), (torch.float64, torch.float32)]
+)
 def test_a_state_of_another_precision_is_converted(name, saved, now):
     model, (x, y) = net_with_fallback(saved), batch(dtype=saved)
     opt = make(name, model)
@@ -135,7 +149,9 @@ def test_a_state_of_another_precision_is_converted(name, saved, now):
     other = make(name, twin)
     other.load_state_dict(through_a_file(opt.state_dict()))
     for c in other.curvature.values():
-        assert {t.dtype for t in (*c.inverse.tensors().values(), *c.matrix.tensors().values())} == {now}
+        assert {t.dtype for t in (*c.inverse.tensors().values(), *c.matrix.tensors().values())} == {
+            now
+        }
     assert other.state[twin[0][0].weight]["momentum_buffer"].dtype == now
     go_on(opt, model, x, y, 3)
     go_on(other, twin, x.to(now), y, 3)
@@ -163,7 +179,10 @@ def test_a_state_without_sizes_of_its_observations_goes_on_as_if_they_were_equal
     twin = copy.deepcopy(model)
     other = make("KFAC", twin)
     other.load_state_dict(through_a_file(state))
-    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 9), go_on(other, twin, x, y, 9), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(go_on(opt, model, x, y, 9), go_on(other, twin, x, y, 9), strict=True)
+    )
 
 
 def test_schedulers_and_counters_come_back():
@@ -188,7 +207,10 @@ def test_a_warm_start_is_saved():
     twin = copy.deepcopy(model)
     other = optim.TNT(twin, LIKELIHOOD, 0.01)
     other.load_state_dict(through_a_file(opt.state_dict()))
-    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 3), go_on(other, twin, x, y, 3), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(go_on(opt, model, x, y, 3), go_on(other, twin, x, y, 3), strict=True)
+    )
 
 
 def test_a_state_of_something_else_is_refused():
@@ -206,7 +228,22 @@ def test_copying_or_pickling_is_refused_with_the_cure():
         copy.deepcopy(optim.KFAC(net(), LIKELIHOOD, 0.01))
 
 
-NAMES = ("stats", "matrix", "fields", "moments", "a", "g", "w", "weight", "block", "s", "S", "row", "ones", "named")
+NAMES = (
+    "stats",
+    "matrix",
+    "fields",
+    "moments",
+    "a",
+    "g",
+    "w",
+    "weight",
+    "block",
+    "s",
+    "S",
+    "row",
+    "ones",
+    "named",
+)
 
 
 class AnyNames(fl.Approximation, register=False):
@@ -233,7 +270,9 @@ class OneName(fl.Approximation, register=False):
         return fl.matrices.DiagonalMatrix(moments[self.name])
 
 
-@pytest.mark.parametrize("approximation", [AnyNames(), *map(OneName, NAMES)], ids=lambda a: getattr(a, "name", "all"))
+@pytest.mark.parametrize(
+    "approximation", [AnyNames(), *map(OneName, NAMES)], ids=lambda a: getattr(a, "name", "all")
+)
 def test_moments_of_any_name_load(approximation):
     """A moment called `stats` was taken for LayerStats."""
     model, (x, y) = net_with_fallback(torch.float64), batch()
@@ -242,4 +281,7 @@ def test_moments_of_any_name_load(approximation):
     twin = copy.deepcopy(model)
     other = make(approximation, twin)
     other.load_state_dict(through_a_file(opt.state_dict()))
-    assert all(torch.equal(a, b) for a, b in zip(go_on(opt, model, x, y, 5), go_on(other, twin, x, y, 5), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(go_on(opt, model, x, y, 5), go_on(other, twin, x, y, 5), strict=True)
+    )

@@ -1,4 +1,6 @@
-"""What must not spoil a training: non-finite losses, gradients and statistics, failed factorisations, tiny cases."""
+"""What must not spoil a training: non-finite losses, gradients and statistics, failed
+factorisations, tiny cases.
+"""
 
 import warnings
 
@@ -21,7 +23,12 @@ LIKELIHOOD = fl.Categorical()
 
 def snapshot(model, opt):
     """Parameters, momentum and inverses."""
-    state = [x for p in model.parameters() for x in opt.state.get(p, {}).values() if isinstance(x, torch.Tensor)]
+    state = [
+        x
+        for p in model.parameters()
+        for x in opt.state.get(p, {}).values()
+        if isinstance(x, torch.Tensor)
+    ]
     inverses = [x for c in opt.curvature.values() for x in c.inverse.tensors().values()]
     moments = [x for c in opt.curvature.values() for x in c.moments.values()]
     return [x.detach().clone() for x in (*model.parameters(), *state, *inverses, *moments)]
@@ -39,7 +46,9 @@ def mixed_net():
 )
 def test_a_non_finite_gradient_changes_nothing_at_all(order, options):
     model, (x, y) = mixed_net(), batch()
-    opt = optim.TNT(model, LIKELIHOOD, 0.01, momentum_order=order, observe_every=2, refresh_every=2, **options)
+    opt = optim.TNT(
+        model, LIKELIHOOD, 0.01, momentum_order=order, observe_every=2, refresh_every=2, **options
+    )
     train(opt, model, LIKELIHOOD, x, y, 3)
     for poison in (float("nan"), float("inf")):
         for index in range(len(list(model.parameters()))):
@@ -71,8 +80,11 @@ def test_a_non_finite_batch_is_dropped_and_the_last_good_inverse_stays(name):
     after = snapshot(model, opt)
     if name == "TENGraD":  # its columns are ordered anew; the matrix is what counts
         before, after = before[:4], after[:4]
-    exact = 1e-12 if name in ("EKFAC", "TEKFAC") else 0.0  # eigenvalues are carried over to the same basis
-    assert all(torch.allclose(a, b, rtol=exact, atol=exact) for a, b in zip(before, after, strict=True))
+    # eigenvalues are carried over to the same basis
+    exact = 1e-12 if name in ("EKFAC", "TEKFAC") else 0.0
+    assert all(
+        torch.allclose(a, b, rtol=exact, atol=exact) for a, b in zip(before, after, strict=True)
+    )
     train_on = weights(model)
     with pytest.warns(RuntimeWarning, match="skipped"):  # the counters of the second bad step
         one_step(opt, model, LIKELIHOOD, x, y)
@@ -167,7 +179,9 @@ def test_a_failed_factorisation_raises_that_layers_jitter_and_is_told():
     model, (x, y) = net(torch.float32), batch(dtype=torch.float32)
     opt = optim.TKFAC(model, LIKELIHOOD, 0.01, damping=1e-30, observe_every=1, refresh_every=1)
     x[:, 1:] = x[:, :1]  # rank one and the bias: float32 Cholesky breaks down without damping
-    with pytest.warns(RuntimeWarning, match="layer '0': the factorisation failed, jitter is now 1e-08"):
+    with pytest.warns(
+        RuntimeWarning, match="layer '0': the factorisation failed, jitter is now 1e-08"
+    ):
         one_step(opt, model, LIKELIHOOD, x, y)
     assert opt.curvature["0"].jitter == 1e-8
     assert "jitter 1e-08" in repr(opt)
@@ -175,7 +189,9 @@ def test_a_failed_factorisation_raises_that_layers_jitter_and_is_told():
 
 
 def test_bases_hold_no_entries_below_their_rounding_error():
-    """Their products would be denormal: steps of EKFAC on a large layer with dead inputs took six times as long."""
+    """Their products would be denormal: steps of EKFAC on a large layer with dead inputs took six
+    times as long.
+    """
     basis = torch.eye(3)
     basis[0, 1], basis[1, 0] = 1e-20, 1e-8
     found = linalg.without_noise(basis)
@@ -206,7 +222,9 @@ def test_if_nothing_helps_the_last_good_inverse_stays(monkeypatch):
     one_step(opt, model, LIKELIHOOD, x, y)
     before = {n: c.inverse.dense() for n, c in opt.curvature.items()}
     monkeypatch.setattr(refresh, "prepare", lambda a, matrix, s, j: matrix.scaled(float("nan")))
-    monkeypatch.setattr(Kronecker, "rescued", lambda matrix, p, damping: matrix.scaled(float("nan")))
+    monkeypatch.setattr(
+        Kronecker, "rescued", lambda matrix, p, damping: matrix.scaled(float("nan"))
+    )
     with pytest.warns(RuntimeWarning, match="the last good inverse stays"):
         one_step(opt, model, LIKELIHOOD, x, y)
     for n, c in opt.curvature.items():
@@ -217,11 +235,15 @@ def test_the_ladder_of_a_failed_factorisation_ends_with_eigh():
     """Each rung in turn: jitter in the same precision, float64, eigenvalues clamped at zero."""
     F = torch.diag(torch.tensor([1.0, 0.5, -1e-3], dtype=torch.float64))[None]
     found = BlockDiagonal(F, (1, 3)).rescued(-1.0, 1e-2)
-    assert_same(found.dense(), torch.diag(1 / torch.tensor([1.01, 0.51, 0.01], dtype=torch.float64)))
+    assert_same(
+        found.dense(), torch.diag(1 / torch.tensor([1.01, 0.51, 0.01], dtype=torch.float64))
+    )
 
 
 def test_updates_that_are_skipped_between_refreshes_are_told_too():
-    """TENGraD at a learning rate that is far too large: nearly every update is dropped for a hundred steps."""
+    """TENGraD at a learning rate that is far too large: nearly every update is dropped for a
+    hundred steps.
+    """
     model, (x, y) = net(torch.float32), batch(dtype=torch.float32)
     opt = optim.TENGraD(model, LIKELIHOOD, 1e-3)
     one_step(opt, model, LIKELIHOOD, x, y)
@@ -292,7 +314,14 @@ def test_equal_layers_are_worked_on_as_one_and_give_the_same_steps():
         model, (x, y) = net(widths=(5, 5, 5, 5)), batch(widths=(5, 5, 5, 5))
         for style in ("factored", "exact"):
             opt = fl.NaturalGradient(
-                model, LIKELIHOOD, fl.KFAC(), 0.01, damping=0.1, damping_style=style, fisher="true", groups=groups
+                model,
+                LIKELIHOOD,
+                fl.KFAC(),
+                0.01,
+                damping=0.1,
+                damping_style=style,
+                fisher="true",
+                groups=groups,
             )
             train(opt, model, LIKELIHOOD, x, y, 3)
             assert sum(map(len, opt._buckets)) == (1 if groups is None else 3)
@@ -301,18 +330,30 @@ def test_equal_layers_are_worked_on_as_one_and_give_the_same_steps():
         assert_same(found[0][name], found[1][name])
 
 
-@pytest.mark.parametrize("approximation", [fl.TN(), fl.MiniBlock(), fl.EKFAC(), fl.Diagonal(), fl.Exact()])
+@pytest.mark.parametrize(
+    "approximation", [fl.TN(), fl.MiniBlock(), fl.EKFAC(), fl.Diagonal(), fl.Exact()]
+)
 def test_equal_convolutions_are_worked_on_as_one_too(approximation):
     found = []
     for groups in (None, [{"layers": ["0"]}, {"layers": ["2"]}]):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = nn.Sequential(
-                nn.Conv2d(2, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 2, 3, padding=1), nn.Flatten()
+                nn.Conv2d(2, 2, 3, padding=1),
+                nn.Tanh(),
+                nn.Conv2d(2, 2, 3, padding=1),
+                nn.Flatten(),
             ).double()
             x = torch.randn(6, 2, 3, 3, dtype=torch.float64)
         opt = fl.NaturalGradient(
-            model, fl.Gaussian(), approximation, 0.01, damping=0.1, fisher="true", observe_every=1, groups=groups
+            model,
+            fl.Gaussian(),
+            approximation,
+            0.01,
+            damping=0.1,
+            fisher="true",
+            observe_every=1,
+            groups=groups,
         )
         train(opt, model, fl.Gaussian(), x, torch.zeros(6, 18, dtype=torch.float64), 3)
         found.append([p.detach().clone() for p in model.parameters()])

@@ -1,7 +1,8 @@
 """Import modules where nothing is installed but what the README's commands install.
 
-An environment often holds more than that: `make docs` brings what the documentation needs, a developer what she likes.
-A peer that imports such a thing works there and fails in a fresh clone. Here the rest is hidden from it:
+An environment often holds more than that: `make docs` brings what the documentation needs, a
+developer what she likes. A peer that imports such a thing works there and fails in a fresh clone.
+Here the rest is hidden from it:
 
     python -m tests.peers.provided lightning nngeometry    # prints which distributions they imported
 """
@@ -20,17 +21,24 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-INSTALLED = "fisher-lab[data,dev]"  # what `make venv` and the README install beside requirements-peers.txt
+# what `make venv` and the README install beside requirements-peers.txt
+INSTALLED = "fisher-lab[data,dev]"
 
 
 def peer_pins() -> list[str]:
     """The distributions of requirements-peers.txt, by name."""
     lines = (ROOT / "requirements-peers.txt").read_text(encoding="utf-8").splitlines()
-    return [canonicalize_name(line.split("==")[0]) for line in lines if line and not line.startswith("#")]
+    return [
+        canonicalize_name(line.split("==")[0])
+        for line in lines
+        if line and not line.startswith("#")
+    ]
 
 
 def requirements(distribution: str, extras: Iterable[str] = ()) -> list[Requirement]:
-    """What a distribution declares to need here, on this platform, with these extras; none if it is missing."""
+    """What a distribution declares to need here, on this platform, with these extras; none if it is
+    missing.
+    """
     try:
         texts = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:
@@ -46,7 +54,9 @@ def requirements(distribution: str, extras: Iterable[str] = ()) -> list[Requirem
 
 
 def declared() -> list[Requirement]:
-    """What pyproject.toml asks for, with the extras of INSTALLED; read there, since an installation may be older."""
+    """What pyproject.toml asks for, with the extras of INSTALLED; read there, since an installation
+    may be older.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     texts = list(project["dependencies"])
     for extra in Requirement(INSTALLED).extras:
@@ -72,12 +82,16 @@ def closure(roots: Iterable[Requirement]) -> set[str]:
 
 
 def provided() -> set[str]:
-    """What `pip install -e '.[data,dev]'` and then `pip install --no-deps -r requirements-peers.txt` install."""
+    """What `pip install -e '.[data,dev]'` and then
+    `pip install --no-deps -r requirements-peers.txt` install.
+    """
     return closure(declared()) | {"fisher-lab"} | set(peer_pins())
 
 
 def hide_all_but(names: set[str]) -> None:
-    """Let this process find only the distributions `names`, the standard library and the working directory."""
+    """Let this process find only the distributions `names`, the standard library and the working
+    directory.
+    """
     hidden = {
         module
         for module, owners in importlib.metadata.packages_distributions().items()

@@ -12,7 +12,8 @@ from tests.diagnose.support import LOSSES, TORCH_LOSSES
 
 pytestmark = [
     pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the other libraries, on their first use of torch.jit
+    # of the other libraries, on their first use of torch.jit
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
 LAYERS = ("0", "2", "4")
@@ -22,7 +23,9 @@ OURS = {"exact": fl.Exact(), "KFAC": fl.KFAC(), "EKFAC": fl.EKFAC()}
 def net() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 3))
+        model = nn.Sequential(
+            nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 3)
+        )
     return model.double().eval()
 
 
@@ -44,7 +47,9 @@ def in_our_order(M: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
     return M[order][:, order]
 
 
-def curvlinops_blocks(peers: SimpleNamespace, kind: str, loss: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict:
+def curvlinops_blocks(
+    peers: SimpleNamespace, kind: str, loss: nn.Module, x: torch.Tensor, y: torch.Tensor
+) -> dict:
     """One operator per layer, so that entries between layers do not count."""
     model, found = net(), {}
     from curvlinops.kfac import FisherType
@@ -58,7 +63,10 @@ def curvlinops_blocks(peers: SimpleNamespace, kind: str, loss: nn.Module, x: tor
         else:
             cls = getattr(peers.curvlinops, f"{kind}LinearOperator")
             operator = cls(
-                *arguments, check_deterministic=False, fisher_type=FisherType.TYPE2, separate_weight_and_bias=False
+                *arguments,
+                check_deterministic=False,
+                fisher_type=FisherType.TYPE2,
+                separate_weight_and_bias=False,
             )
         eye = torch.eye(sum(p.numel() for p in params), dtype=torch.float64)
         found[name] = in_our_order((operator @ eye).detach(), layer)

@@ -17,7 +17,8 @@ from tests.layers.oracle import normal, randomised
 
 pytestmark = [
     pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the other libraries, on their first use of torch.jit
+    # of the other libraries, on their first use of torch.jit
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*performance drop.*:UserWarning"),
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
 ]
@@ -44,7 +45,9 @@ def test_curvlinops_ggn(peers: SimpleNamespace, name: str) -> None:
     layer = select(case.model, [case.layer]).layers[case.layer]
     params, y = list(layer.parameters.values()), torch.arange(len(case.x)) % 3
     loss = nn.CrossEntropyLoss()
-    operator = peers.curvlinops.GGNLinearOperator(case.model, loss, params, [(case.x, y)], check_deterministic=False)
+    operator = peers.curvlinops.GGNLinearOperator(
+        case.model, loss, params, [(case.x, y)], check_deterministic=False
+    )
     theirs = (operator @ torch.eye(sum(p.numel() for p in params), dtype=torch.float64)).detach()
     ours = fl.estimate(fl.Exact(), case.model, loss, (case.x, y), layers=[case.layer])[case.layer]
     assert_same(ours.dense(), in_our_order(theirs, layer, params), 1e-10)
@@ -54,12 +57,18 @@ def pooled() -> nn.Module:
     """A convolution whose positions are pooled (the setting of "reduce")."""
     return randomised(
         nn.Sequential(
-            nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)
+            nn.Conv2d(2, 3, 3, stride=2, padding=1),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(3, 3),
         )
     )
 
 
-@pytest.mark.parametrize(("kind", "spatial"), [("KFAC", "expand"), ("KFAC", "reduce"), ("EKFAC", "expand")])
+@pytest.mark.parametrize(
+    ("kind", "spatial"), [("KFAC", "expand"), ("KFAC", "reduce"), ("EKFAC", "expand")]
+)
 def test_curvlinops_kfac_of_convolutions(peers: SimpleNamespace, kind: str, spatial: str) -> None:
     """KFAC, expand and reduce, and EKFAC of a convolution and of the Linear behind it."""
     from curvlinops.kfac import FisherType
@@ -72,7 +81,9 @@ def test_curvlinops_kfac_of_convolutions(peers: SimpleNamespace, kind: str, spat
             model, nn.CrossEntropyLoss(), params, [(x, y)], check_deterministic=False, fisher_type=FisherType.TYPE2,
             separate_weight_and_bias=False, kfac_approx=spatial,
         )  # fmt: skip
-        theirs = (operator @ torch.eye(sum(p.numel() for p in params), dtype=torch.float64)).detach()
+        theirs = (
+            operator @ torch.eye(sum(p.numel() for p in params), dtype=torch.float64)
+        ).detach()
         assert_same(ours[name].dense(), in_our_order(theirs, layer, params), 1e-8)
 
 
@@ -90,11 +101,20 @@ class Sums(nn.Module):
 POOL = [nn.Tanh(), Sums((2, 3))]
 NNGEOMETRY = {
     "Conv1d": lambda: ([nn.Conv1d(2, 3, 3, stride=2), nn.Tanh(), Sums(2), nn.Linear(3, 3)], (2, 8)),
-    "Conv2d": lambda: ([nn.Conv2d(2, 3, (2, 3), padding=1, dilation=(1, 2)), *POOL, nn.Linear(3, 3)], (2, 5, 6)),
-    "ConvTranspose2d": lambda: ([nn.ConvTranspose2d(2, 3, (3, 2)), *POOL, nn.Linear(3, 3)], (2, 3, 3)),
+    "Conv2d": lambda: (
+        [nn.Conv2d(2, 3, (2, 3), padding=1, dilation=(1, 2)), *POOL, nn.Linear(3, 3)],
+        (2, 5, 6),
+    ),
+    "ConvTranspose2d": lambda: (
+        [nn.ConvTranspose2d(2, 3, (3, 2)), *POOL, nn.Linear(3, 3)],
+        (2, 3, 3),
+    ),
     "LayerNorm": lambda: ([nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)], (4,)),
     "BatchNorm1d": lambda: ([nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)], (4,)),
-    "GroupNorm": lambda: ([nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), *POOL, nn.Linear(4, 3)], (2, 5, 5)),
+    "GroupNorm": lambda: (
+        [nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), *POOL, nn.Linear(4, 3)],
+        (2, 5, 5),
+    ),
 }
 
 

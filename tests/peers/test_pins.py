@@ -1,4 +1,6 @@
-"""requirements-peers.txt is installed without dependencies, so it must name all that its libraries import."""
+"""requirements-peers.txt is installed without dependencies, so it must name all that its libraries
+import.
+"""
 
 import ast
 import importlib.metadata
@@ -14,7 +16,8 @@ from tests.test_project import pins
 pytestmark = [pytest.mark.peers, pytest.mark.lightning]
 
 LEFT_OUT = {
-    "torchvision",  # cannot be imported beside the CPU build of torch; nngeometry and BackPACK do without it
+    # cannot be imported beside the CPU build of torch; nngeometry and BackPACK do without it
+    "torchvision",
 }
 
 
@@ -30,21 +33,32 @@ def modules_of_peers() -> list[str]:
     """The packages of every pinned peer, and the modules below them that a test imports."""
     owners = importlib.metadata.packages_distributions()
     peers = set(peer_pins())
-    packages = {name for name, found in owners.items() if peers & {canonicalize_name(owner) for owner in found}}
-    packages = {name for name in packages if name.isidentifier()}  # not the compiled libraries beside them
+    packages = {
+        name
+        for name, found in owners.items()
+        if peers & {canonicalize_name(owner) for owner in found}
+    }
+    # not the compiled libraries beside them
+    packages = {name for name in packages if name.isidentifier()}
     modules = set(packages)
     for path in (ROOT / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in packages:
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.partition(".")[0] in packages
+            ):
                 modules.add(node.module)
     return sorted(modules)
 
 
 def import_with(names: set[str], modules: list[str]) -> subprocess.CompletedProcess:
-    """Import the modules in a process that finds the distributions `names` alone, and print what was imported."""
+    """Import the modules in a process that finds the distributions `names` alone, and print what
+    was imported.
+    """
     code = (
-        "import sys; from tests.peers import provided; names, modules = map(str.split, sys.argv[1:]);"
-        "provided.hide_all_but(set(names)); print(*provided.imported_by(modules))"
+        "import sys; from tests.peers import provided; names, modules = map(str.split, "
+        "sys.argv[1:]);provided.hide_all_but(set(names)); print(*provided.imported_by(modules))"
     )
     arguments = [" ".join(names), " ".join(modules)]
     command = [sys.executable, "-c", code, *arguments]
@@ -53,13 +67,22 @@ def import_with(names: set[str], modules: list[str]) -> subprocess.CompletedProc
 
 def test_the_peers_import_nothing_but_what_is_pinned():
     modules = modules_of_peers()
-    assert {"curvlinops", "nngeometry", "backpack", "lightning", "nngeometry.object.pspace"} <= set(modules)
+    assert {"curvlinops", "nngeometry", "backpack", "lightning", "nngeometry.object.pspace"} <= set(
+        modules
+    )
     run = import_with(provided(), modules)
     # The last line names the module that is missing.
-    assert run.returncode == 0, f"add what is missing to requirements-peers.txt: {run.stderr.strip().splitlines()[-1]}"
+    assert run.returncode == 0, (
+        f"add what is missing to requirements-peers.txt: {run.stderr.strip().splitlines()[-1]}"
+    )
     imported = set(run.stdout.split())
     assert {"torch", "lightning", "pyyaml"} <= imported
-    assert not imported - {"fisher-lab"} - set(pins("constraints.txt")) - set(pins("requirements-peers.txt"))
+    assert (
+        not imported
+        - {"fisher-lab"}
+        - set(pins("constraints.txt"))
+        - set(pins("requirements-peers.txt"))
+    )
 
 
 def test_a_missing_pin_is_named():

@@ -28,14 +28,33 @@ def row(layer, label, value, error="frobenius", damping=None):
 
 
 def comparison(values=VALUES, error="frobenius"):
-    rows = [row(layer, label, value, error) for layer in ("0", "2", ALL) for label, value in values.items()]
-    costs = [Cost(layer, label, 0.1 * (i + 1), 100 * (i + 1)) for layer in ("0", "2") for i, label in enumerate(values)]
-    quantities = [
-        {"layer": layer, "approximation": label, "damping": None, "trace_exact": 2.0, "trace_approx": 2.0 + value}
+    rows = [
+        row(layer, label, value, error)
         for layer in ("0", "2", ALL)
         for label, value in values.items()
     ]
-    settings = {"fisher": "true", "N": 7, "problem": {"name": "toy"}, "layers": {"0": {"shape": [3, 4]}}}
+    costs = [
+        Cost(layer, label, 0.1 * (i + 1), 100 * (i + 1))
+        for layer in ("0", "2")
+        for i, label in enumerate(values)
+    ]
+    quantities = [
+        {
+            "layer": layer,
+            "approximation": label,
+            "damping": None,
+            "trace_exact": 2.0,
+            "trace_approx": 2.0 + value,
+        }
+        for layer in ("0", "2", ALL)
+        for label, value in values.items()
+    ]
+    settings = {
+        "fisher": "true",
+        "N": 7,
+        "problem": {"name": "toy"},
+        "layers": {"0": {"shape": [3, 4]}},
+    }
     return Comparison(tuple(rows), tuple(costs), settings, tuple(quantities))
 
 
@@ -98,7 +117,9 @@ def test_whiskers_are_drawn_where_rows_have_a_standard_error():
         rows: tuple
         settings: dict = field(default_factory=dict)
 
-    results = Results((Repeated("0", "KFAC", "frobenius", 0.5, 0.0), Repeated("0", "TN", "frobenius", 0.3, 0.0)))
+    results = Results(
+        (Repeated("0", "KFAC", "frobenius", 0.5, 0.0), Repeated("0", "TN", "frobenius", 0.3, 0.0))
+    )
     segments = plots.errors(results).axes[0].collections[0].get_segments()
     assert segments[0][:, 1] == pytest.approx([0.45, 0.55])
     assert not plots.errors(comparison()).axes[0].collections
@@ -137,23 +158,34 @@ def test_cost_adds_up_layers_and_draws_the_pareto_front():
 
 
 def test_the_front_keeps_what_nothing_beats():
-    assert front({"a": (1, 3.0), "b": (2, 3.0), "c": (2, 1.0), "d": (3, 2.0), "e": (1, 4.0)}) == ["a", "c"]
+    assert front({"a": (1, 3.0), "b": (2, 3.0), "c": (2, 1.0), "d": (3, 2.0), "e": (1, 4.0)}) == [
+        "a",
+        "c",
+    ]
 
 
 def test_cost_of_a_measure_that_is_exact_at_one_prefers_what_is_nearer_to_one():
     line = next(
         line
-        for line in plots.cost(comparison({"KFAC": 0.9, "TN": 0.5}, "cosine"), "cosine").axes[0].lines
+        for line in plots.cost(comparison({"KFAC": 0.9, "TN": 0.5}, "cosine"), "cosine")
+        .axes[0]
+        .lines
         if line.get_color() == "0.35"
     )
     np.testing.assert_allclose(line.get_xydata(), [[200, 0.9]])
 
 
 def test_training_puts_steps_across_and_layers_beside_each_other():
-    steps = {s: comparison({"KFAC": v, "TN": v / 2}) for s, v in ((100, 0.3), (0, 0.001), (1000, 0.6))}
+    steps = {
+        s: comparison({"KFAC": v, "TN": v / 2}) for s, v in ((100, 0.3), (0, 0.001), (1000, 0.6))
+    }
     figure = plots.training(steps)
     first, second, everything = (axes for axes in figure.axes if axes.get_visible())
-    assert [axes.get_title() for axes in (first, second, everything)] == ["0  3x4", "2", "all layers"]
+    assert [axes.get_title() for axes in (first, second, everything)] == [
+        "0  3x4",
+        "2",
+        "all layers",
+    ]
     np.testing.assert_allclose(first.lines[0].get_xydata(), [[0, 0.001], [100, 0.3], [1000, 0.6]])
     assert first.get_yscale() == "log"
     assert first.get_ylim()[0] < 0.0005
@@ -161,7 +193,9 @@ def test_training_puts_steps_across_and_layers_beside_each_other():
     assert second.get_ylim() == first.get_ylim()
     assert first.get_xlabel() == "training step"
     assert legend(figure) == ["KFAC", "TN"]
-    assert [axes.get_title() for axes in plots.training(steps, layers=["2"]).axes if axes.get_visible()] == ["2"]
+    assert [
+        axes.get_title() for axes in plots.training(steps, layers=["2"]).axes if axes.get_visible()
+    ] == ["2"]
 
 
 def test_damping_goes_across_on_a_log_axis():
@@ -180,7 +214,9 @@ def matrices():
     torch.manual_seed(0)
     model, x = torch.nn.Linear(3, 4).double(), torch.randn(8, 3, dtype=torch.float64)
     exact = fl.exact_fisher(model, fl.Categorical(), x)[""]
-    return exact, {a.label: fl.estimate(a, model, fl.Categorical(), x)[""] for a in (fl.KFAC(), fl.MiniBlock())}
+    return exact, {
+        a.label: fl.estimate(a, model, fl.Categorical(), x)[""] for a in (fl.KFAC(), fl.MiniBlock())
+    }
 
 
 def test_blocks_show_the_logarithm_of_the_matrices_and_of_their_inverses(matrices):
@@ -188,12 +224,16 @@ def test_blocks_show_the_logarithm_of_the_matrices_and_of_their_inverses(matrice
     figure = plots.blocks(exact, others, inverse_damping=0.1)
     images = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in images] == ["exact", "KFAC", "MiniBlock"] * 2
-    np.testing.assert_allclose(images[0].images[0].get_array(), exact.dense().abs().clamp(min=1e-300).log10())
+    np.testing.assert_allclose(
+        images[0].images[0].get_array(), exact.dense().abs().clamp(min=1e-300).log10()
+    )
     damped = exact.dense() + 0.1 * exact.trace() / 16 * torch.eye(16, dtype=torch.float64)
     expected = torch.linalg.inv(damped).abs()
     shown = 10 ** np.asarray(images[3].images[0].get_array())
     np.testing.assert_allclose(shown, expected, rtol=1e-6, atol=1e-8 * float(expected.max()))
-    assert sorted({line.get_ydata()[0] for line in images[0].lines if len(set(line.get_ydata())) == 1}) == [4, 8, 12]
+    assert sorted(
+        {line.get_ydata()[0] for line in images[0].lines if len(set(line.get_ydata())) == 1}
+    ) == [4, 8, 12]
     assert len({image.images[0].get_clim() for image in images}) == 2
 
 
@@ -246,8 +286,18 @@ def test_a_method_looks_the_same_in_every_figure_and_no_two_look_alike():
     assert len(set(STYLES.values())) == len(STYLES)
     looks = styles(registered)
     assert all(looks[name] == STYLES[name] for name in registered if name in STYLES)
-    assert len({(s.color, s.marker) for s in STYLES.values()}) == len({s.marker for s in STYLES.values()})
-    labels = ["MiniBlock", "MiniBlock(linear=col)", "MiniBlock(linear=row_avg)", "Mine", "Other", "Third", "Fourth"]
+    assert len({(s.color, s.marker) for s in STYLES.values()}) == len(
+        {s.marker for s in STYLES.values()}
+    )
+    labels = [
+        "MiniBlock",
+        "MiniBlock(linear=col)",
+        "MiniBlock(linear=row_avg)",
+        "Mine",
+        "Other",
+        "Third",
+        "Fourth",
+    ]
     assert len(set(styles(labels).values())) == len(labels)
     assert len({s.color for s in styles(labels).values()}) == len(labels)  # bars have no line
     assert styles(["Mine"])["Mine"] == styles(labels)["Mine"]
@@ -258,7 +308,10 @@ def test_figures_draws_all_that_the_numbers_allow_and_names_files(tmp_path):
     assert list(found) == ["errors-frobenius", "heatmap-frobenius", "traces", "cost"]
     again = plots.figures(comparison())
     for name, figure in found.items():
-        one, two = plots.save(figure, tmp_path / "one.svg"), plots.save(again[name], tmp_path / "two.svg")
+        one, two = (
+            plots.save(figure, tmp_path / "one.svg"),
+            plots.save(again[name], tmp_path / "two.svg"),
+        )
         assert one.read_bytes() == two.read_bytes()
     assert plots.svg(found["cost"]).startswith("<svg")
 

@@ -59,7 +59,9 @@ def clean_register(monkeypatch):
 
 
 def test_the_problems_of_the_main_job_are_listed_with_a_line_and_their_settings():
-    assert {"martens_grosse", "digits_mlp", "mnist_autoencoder", "iris_regression"} <= set(problems.names())
+    assert {"martens_grosse", "digits_mlp", "mnist_autoencoder", "iris_regression"} <= set(
+        problems.names()
+    )
     described = problems.describe()
     assert list(described) == problems.names()
     for summary, settings in described.values():
@@ -184,7 +186,11 @@ def test_settings_take_the_type_of_their_default(given, value):
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
-        ({"count": "1.5"}, ValueError, r"count='1.5': expected a whole number, such as the default 1"),
+        (
+            {"count": "1.5"},
+            ValueError,
+            r"count='1.5': expected a whole number, such as the default 1",
+        ),
         ({"count": 1.5}, TypeError, "count=1.5 of type float: expected a whole number"),
         ({"count": True}, TypeError, "expected a whole number"),
         ({"rate": "fast"}, ValueError, "expected a number"),
@@ -194,7 +200,11 @@ def test_settings_take_the_type_of_their_default(given, value):
         ({"word": 3}, TypeError, "expected a string"),
         ({"widths": "1,b"}, ValueError, "expected a whole number"),
         ({"widths": 3}, TypeError, "expected several values"),
-        ({"coutn": "1"}, ValueError, r"no setting 'coutn' \(did you mean 'count'\?\): its settings are count, rate"),
+        (
+            {"coutn": "1"},
+            ValueError,
+            r"no setting 'coutn' \(did you mean 'count'\?\): its settings are count, rate",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_in_one_sentence(given, error, words):

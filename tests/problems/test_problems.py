@@ -56,7 +56,10 @@ def test_data_and_outputs_have_the_promised_shapes(made):
 
 def test_the_model_is_ready_to_be_measured(made):
     assert not any(module.training for module in made.model.modules())
-    assert all(p.dtype == torch.float32 and p.grad is None and p.requires_grad for p in made.model.parameters())
+    assert all(
+        p.dtype == torch.float32 and p.grad is None and p.requires_grad
+        for p in made.model.parameters()
+    )
     assert all(b.dtype == torch.float32 for b in made.model.buffers() if b.is_floating_point())
     assert made.data[0].dtype in (torch.float32, torch.int64)
     assert made.data[1].dtype in (torch.float32, torch.int64)
@@ -81,7 +84,9 @@ def test_settings_are_json_and_make_the_same_problem_again(made):
     assert recorded == made.settings
     assert len(recorded["data_sha256"]) == 64
     arguments = problems.describe()[made.name].settings
-    again = problems.load(made.name, **{key: value for key, value in recorded.items() if key in arguments})
+    again = problems.load(
+        made.name, **{key: value for key, value in recorded.items() if key in arguments}
+    )
     assert again.settings == made.settings
     assert torch.equal(parameters(again), parameters(made))
     assert all(torch.equal(a, b) for a, b in zip(again.data, made.data, strict=True))
@@ -135,7 +140,8 @@ def test_an_output_depends_on_its_own_example_only(made):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, inside its jvp
+# torch's own, inside its jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_per_example_reverse_and_forward_mode_agree(made):
     """What the exact Fisher needs of a model: torch.func through vmap, both ways, in float64."""
     model = copy.deepcopy(made.model).double()
@@ -154,7 +160,9 @@ def test_per_example_reverse_and_forward_mode_agree(made):
         return sum((gradient[name] * direction[name]).sum() for name in theta)
 
     generator = torch.Generator().manual_seed(0)
-    direction = {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in theta.items()}
+    direction = {
+        name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in theta.items()
+    }
     tangents = torch.func.vmap(forwards)(x)
     weights = torch.randn(tangents.shape, generator=generator, dtype=tangents.dtype)
     products = torch.func.vmap(backwards)(x, weights)
@@ -177,7 +185,9 @@ def test_zero_steps_is_the_start():
     made = problems.load("digits_mlp", steps=0)
     with training.seeded(0):
         start = training.mlp((64, 20, 10), torch.nn.Tanh)
-    assert torch.equal(parameters(made), torch.cat([p.detach().flatten() for p in start.parameters()]))
+    assert torch.equal(
+        parameters(made), torch.cat([p.detach().flatten() for p in start.parameters()])
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +195,11 @@ def test_zero_steps_is_the_start():
     [
         ({"examples": 0}, ValueError, "examples=0, expected a whole number from 1 to 1400"),
         ({"examples": 1401}, ValueError, "there are no more training examples"),
-        ({"steps": -1}, ValueError, "steps=-1, expected a whole number, 0 or more: use 0 for the untrained model"),
+        (
+            {"steps": -1},
+            ValueError,
+            "steps=-1, expected a whole number, 0 or more: use 0 for the untrained model",
+        ),
         ({"batch": 0}, ValueError, "batch=0"),
         ({"batch": 1401}, ValueError, "batch=1401"),
         ({"seed": -1}, ValueError, "seed=-1"),
@@ -203,7 +217,10 @@ def test_bad_settings_are_refused_in_one_sentence(settings, error, words):
 
 
 def test_a_training_that_diverges_is_refused():
-    with pytest.raises(ValueError, match=r"training loss is (inf|nan) after 3 steps with lr=1e\+30.*use a smaller lr"):
+    with pytest.raises(
+        ValueError,
+        match=r"training loss is (inf|nan) after 3 steps with lr=1e\+30.*use a smaller lr",
+    ):
         quick("iris_regression", lr=1e30)
 
 
@@ -220,5 +237,7 @@ def test_importing_the_problems_imports_no_data_package():
     late = ["sklearn", "skimage", "mlxtend", "pandas", "matplotlib", "pydoc_data"]
     code = f"import sys, fisher_lab.problems; print([m for m in {late} if m in sys.modules])"
     root = Path(problems.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
+    )
     assert done.stdout.strip() == "[]"

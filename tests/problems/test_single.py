@@ -80,7 +80,9 @@ def test_patches_have_no_mean_colour():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "accuracy"), [("mnist_cnn", 0.75), ("mnist1d_conv1d", 0.6), ("martens_grosse", 0.85)])
+@pytest.mark.parametrize(
+    ("name", "accuracy"), [("mnist_cnn", 0.75), ("mnist1d_conv1d", 0.6), ("martens_grosse", 0.85)]
+)
 def test_default_training_classifies_new_examples(name, accuracy):
     made = problems.load(name)
     x, y = made.test_data

@@ -1,4 +1,6 @@
-"""Random small architectures: depth, layer types, options, batch sizes and likelihoods; invariants of every block."""
+"""Random small architectures: depth, layer types, options, batch sizes and likelihoods; invariants
+of every block.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from torch import Tensor, nn
 
 import fisher_lab as fl
 from tests.helpers import assert_psd, assert_same
-from tests.layers.oracle import flattened, generator, naive_block, normal, randomised, weight_and_bias
+from tests.layers.oracle import (
+    flattened,
+    generator,
+    naive_block,
+    normal,
+    randomised,
+    weight_and_bias,
+)
 
 KEEPS_TRACE = (
     fl.EKFAC(),
@@ -57,7 +66,11 @@ def convolution(draw: Any, channels: int) -> tuple[nn.Module, int]:
     if padding == "same":
         kernel = draw(st.sampled_from([1, 3, (1, 3)]))
     stride = 1 if padding == "same" else draw(st.integers(1, 2))
-    mode = "zeros" if padding == 0 else draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    mode = (
+        "zeros"
+        if padding == 0
+        else draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    )
     options = {
         "padding": padding,
         "stride": stride,
@@ -107,7 +120,10 @@ def vectors(draw: Any) -> tuple[nn.Module, tuple[int, ...]]:
         elif kind == "weight norm":
             layers.append(nn.utils.parametrizations.weight_norm(nn.Linear(width, width)))
     outputs = draw(st.integers(2, 3))
-    head: list[nn.Module] = [nn.Flatten(), nn.Linear(width * (3 if len(shape) == 2 else 1), outputs)]
+    head: list[nn.Module] = [
+        nn.Flatten(),
+        nn.Linear(width * (3 if len(shape) == 2 else 1), outputs),
+    ]
     return nn.Sequential(*layers, *head), shape
 
 
@@ -118,7 +134,13 @@ def problems(draw: Any) -> tuple[nn.Module, Tensor, Any]:
         model, shape = draw(st.one_of(images(), vectors()))
     seed = draw(st.integers(0, 1000))
     x = normal(draw(st.integers(1, 6)), *shape, seed=seed)
-    likelihoods = [fl.Categorical(), fl.Gaussian(variance=0.7), fl.Bernoulli(), nn.MSELoss(), nn.CrossEntropyLoss()]
+    likelihoods = [
+        fl.Categorical(),
+        fl.Gaussian(variance=0.7),
+        fl.Bernoulli(),
+        nn.MSELoss(),
+        nn.CrossEntropyLoss(),
+    ]
     return randomised(model, seed), x, draw(st.sampled_from(likelihoods))
 
 
@@ -140,7 +162,8 @@ def test_exact_agreement(problem: tuple[nn.Module, Tensor, Any]) -> None:
         assert difference <= 1e-10 * float(block.frobenius_norm()) + 1e-22 * scale
         assert_psd(block.dense())
     comparison = fl.compare(model, likelihood, x, [fl.Diagonal()], errors=["trace_ratio"])
-    assert all(row.checked < 1e-8 for row in comparison.rows)  # larger than elsewhere where gradients cancel
+    # larger than elsewhere where gradients cancel
+    assert all(row.checked < 1e-8 for row in comparison.rows)
 
 
 @settings(max_examples=10)
@@ -158,7 +181,11 @@ def test_naive_agreement(problem: tuple[nn.Module, Tensor, Any]) -> None:
         y = likelihood.sample(model(x), generator())
         kappa = likelihood.kappa(model(x[:1]))
     expected = naive_block(
-        model, parameters_of(module), pack, x, lambda z, n: -kappa * likelihood.log_prob(z, y[n : n + 1]).sum()
+        model,
+        parameters_of(module),
+        pack,
+        x,
+        lambda z, n: -kappa * likelihood.log_prob(z, y[n : n + 1]).sum(),
     )
     assert float((block.dense() - expected).norm()) <= 1e-10 * float(expected.norm()) + 1e-14
 
@@ -166,20 +193,36 @@ def test_naive_agreement(problem: tuple[nn.Module, Tensor, Any]) -> None:
 @few
 @given(problems())
 def test_traces_order_and_psd(problem: tuple[nn.Module, Tensor, Any]) -> None:
-    """PSD; traces that are kept; corrected eigenvalues and KPSVD are no worse than their bases in Frobenius norm."""
+    """PSD; traces that are kept; corrected eigenvalues and KPSVD are no worse than their bases in
+    Frobenius norm.
+    """
     model, x, likelihood = problem
     exact = {name: block.dense() for name, block in fl.exact_fisher(model, likelihood, x).items()}
 
     def found(approximation: fl.Approximation) -> dict[str, Tensor]:
-        return {name: M.dense() for name, M in fl.estimate(approximation, model, likelihood, x).items()}
+        return {
+            name: M.dense() for name, M in fl.estimate(approximation, model, likelihood, x).items()
+        }
 
     for approximation in KEEPS_TRACE:
         for name, M in found(approximation).items():
             assert_psd(M, scale=float(exact[name].norm()) + 1e-300)
-            assert abs(float(M.trace() - exact[name].trace())) <= 1e-9 * float(exact[name].trace()) + 1e-24
+            assert (
+                abs(float(M.trace() - exact[name].trace()))
+                <= 1e-9 * float(exact[name].trace()) + 1e-24
+            )
     error = {
-        approximation.label: {name: float((exact[name] - M).norm()) for name, M in found(approximation).items()}
-        for approximation in (*KRONECKER, fl.EKFAC(), fl.TEKFAC("full"), fl.KPSVD(), fl.Diagonal(), fl.MiniBlock("row"))
+        approximation.label: {
+            name: float((exact[name] - M).norm()) for name, M in found(approximation).items()
+        }
+        for approximation in (
+            *KRONECKER,
+            fl.EKFAC(),
+            fl.TEKFAC("full"),
+            fl.KPSVD(),
+            fl.Diagonal(),
+            fl.MiniBlock("row"),
+        )
     }
     for name, F in exact.items():
         slack = 1e-7 * float(F.norm()) + 1e-24
@@ -195,8 +238,19 @@ def test_traces_order_and_psd(problem: tuple[nn.Module, Tensor, Any]) -> None:
 def test_unequal_batches_are_one(problem: tuple[nn.Module, Tensor, Any], first: int) -> None:
     """Any split of the data gives the matrices of one batch."""
     model, x, likelihood = problem
-    batches = [(part, None) for part in x.split([min(first, len(x)), len(x) - min(first, len(x))]) if len(part)]
-    for approximation in (fl.Exact(), fl.KFAC(), fl.TKFAC("full"), fl.TN(), fl.MiniBlock(), fl.LNGD()):
+    batches = [
+        (part, None)
+        for part in x.split([min(first, len(x)), len(x) - min(first, len(x))])
+        if len(part)
+    ]
+    for approximation in (
+        fl.Exact(),
+        fl.KFAC(),
+        fl.TKFAC("full"),
+        fl.TN(),
+        fl.MiniBlock(),
+        fl.LNGD(),
+    ):
         whole = fl.estimate(approximation, model, likelihood, x)
         for name, matrix in fl.estimate(approximation, model, likelihood, batches).items():
             expected = whole[name].dense()

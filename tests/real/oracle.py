@@ -1,8 +1,10 @@
-"""A truth for models of other libraries: one example at a time, plain autograd, no method of the library.
+"""A truth for models of other libraries: one example at a time, plain autograd, no method of the
+library.
 
-For every example alone the model is called, every output entry differentiated, and the loss's Hessian applied to the
-Jacobian. Inputs and output gradients of a layer are recorded by a hook of this file's own, one example at a time, so
-that nothing is assumed of how the model lays out its batch.
+For every example alone the model is called, every output entry differentiated, and the loss's
+Hessian applied to the Jacobian. Inputs and output gradients of a layer are recorded by a hook of
+this file's own, one example at a time, so that nothing is assumed of how the model lays out its
+batch.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ Loss = Callable[[Tensor, int], Tensor]  # of the output [1, *output] of example 
 
 @dataclass
 class Example:
-    """What one example does: its output and, per use of the layer, its input and where its gradient arrives."""
+    """What one example does: its output and, per use of the layer, its input and where its gradient
+    arrives.
+    """
 
     z: Tensor
     uses: list[tuple[Tensor, Tensor]]
@@ -31,7 +35,9 @@ class Example:
 def run(model: nn.Module, call: Callable[[int], Tensor], layer: nn.Module, n: int) -> Example:
     """One example through the model."""
     uses: list[tuple[Tensor, Tensor]] = []
-    handle = layer.register_forward_hook(lambda _module, inputs, output: uses.append((inputs[0].detach(), output)))
+    handle = layer.register_forward_hook(
+        lambda _module, inputs, output: uses.append((inputs[0].detach(), output))
+    )
     try:
         z = call(n)
     finally:
@@ -40,7 +46,9 @@ def run(model: nn.Module, call: Callable[[int], Tensor], layer: nn.Module, n: in
 
 
 def factor(z: Tensor, loss: Loss, n: int) -> Tensor:
-    """A square root S `[R, *z.shape]` of the Hessian of the loss in the output, by its eigenvectors."""
+    """A square root S `[R, *z.shape]` of the Hessian of the loss in the output, by its
+    eigenvectors.
+    """
     size = z.numel()
     H = hessian(lambda out: loss(out, n), z.detach()).reshape(size, size)
     values, vectors = torch.linalg.eigh((H + H.T) / 2)
@@ -63,7 +71,10 @@ def dense_block(
         rows = []
         for entry in z.flatten():
             grads = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True)
-            filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+            filled = [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(parameters, grads, strict=True)
+            ]
             rows.append(pack(*filled).flatten())
         J = torch.stack(rows)
         H = hessian(lambda out, n=n: loss(out, n), z.detach()).reshape(len(J), len(J))
@@ -81,7 +92,8 @@ def layer_stats(
     kernel: tuple[int, ...],
     bias: bool,
 ) -> LayerStats:
-    """a and g of a layer that is used at T positions, from single examples; positions that one lacks are zeros.
+    """a and g of a layer that is used at T positions, from single examples; positions that one
+    lacks are zeros.
 
     Args:
         unroll: the layer's input for one example as `[T, d_in]`, bias column included.

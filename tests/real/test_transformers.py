@@ -1,4 +1,6 @@
-"""Models of the transformers library, small and with random weights, entry by entry against one example at a time."""
+"""Models of the transformers library, small and with random weights, entry by entry against one
+example at a time.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ METHODS = {
 
 @dataclass
 class Case:
-    """A model, its inputs as a mapping, the loss module, labels, and what the model is called with for one example."""
+    """A model, its inputs as a mapping, the loss module, labels, and what the model is called with
+    for one example.
+    """
 
     model: nn.Module
     inputs: dict[str, Tensor]
@@ -69,7 +73,9 @@ def gpt2(transformers: Any, **options: Any) -> Case:
         n_layer=1, n_embd=4, n_head=2, vocab_size=VOCABULARY, n_positions=L, bos_token_id=1, eos_token_id=2,
         tie_word_embeddings=False, attn_implementation="eager", **options,
     )  # fmt: skip
-    return Case(randomised(transformers.GPT2LMHeadModel(config)), {"input_ids": tokens(0)}, tokens(1))
+    return Case(
+        randomised(transformers.GPT2LMHeadModel(config)), {"input_ids": tokens(0)}, tokens(1)
+    )
 
 
 def llama(transformers: Any) -> Case:
@@ -77,7 +83,9 @@ def llama(transformers: Any) -> Case:
         hidden_size=4, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCABULARY,
         tie_word_embeddings=False, attn_implementation="eager", bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    return Case(randomised(transformers.LlamaForCausalLM(config)), {"input_ids": tokens(0)}, tokens(1))
+    return Case(
+        randomised(transformers.LlamaForCausalLM(config)), {"input_ids": tokens(0)}, tokens(1)
+    )
 
 
 def bert(transformers: Any) -> Case:
@@ -98,7 +106,9 @@ def vit(transformers: Any) -> Case:
         hidden_size=4, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2, image_size=4, patch_size=2,
         num_channels=1, num_labels=3, attn_implementation="eager",
     )  # fmt: skip
-    images = torch.randn(N, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images = torch.randn(
+        N, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     model = randomised(transformers.ViTForImageClassification(config))
     return Case(model, {"pixel_values": images}, torch.tensor([0, 2, 1, 1]))
 
@@ -119,11 +129,17 @@ def transformers() -> Any:
 
 def with_ones(x: Tensor, module: nn.Module) -> Tensor:
     x = x.reshape(-1, x.shape[-1])
-    return torch.cat([x, x.new_ones(len(x), 1)], 1) if getattr(module, "bias", None) is not None else x
+    return (
+        torch.cat([x, x.new_ones(len(x), 1)], 1) if getattr(module, "bias", None) is not None else x
+    )
 
 
-def form(module: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[..., Tensor], tuple[int, ...], bool] | None:
-    """How a module's input is unrolled, how its gradients form W, its kernel and bias; None for the gradient form."""
+def form(
+    module: nn.Module,
+) -> tuple[Callable[[Tensor], Tensor], Callable[..., Tensor], tuple[int, ...], bool] | None:
+    """How a module's input is unrolled, how its gradients form W, its kernel and bias; None for the
+    gradient form.
+    """
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, nn.Linear):
         pack = lambda w, *b: torch.cat([w, *(x[:, None] for x in b)], 1)  # noqa: E731
@@ -148,7 +164,9 @@ def packed(*gradients: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_block_equals_the_oracle(transformers: Any, name: str) -> None:
-    """Exact blocks of all layers, and every approximation of the layers with inputs and output gradients."""
+    """Exact blocks of all layers, and every approximation of the layers with inputs and output
+    gradients.
+    """
     case = CASES[name](transformers)
     tolerance = 1e-5 if name in SINGLE else 1e-9
     data = (case.inputs, case.y)
@@ -156,9 +174,14 @@ def test_every_block_equals_the_oracle(transformers: Any, name: str) -> None:
     setup = Setup(case.model, likelihood, data)
     assert (Source(setup).precision == torch.float32) == (name in SINGLE)
     exact = fl.estimate(fl.Exact(), case.model, likelihood, data)
-    owners = {n for n, m in case.model.named_modules() if any(True for _ in m.parameters(recurse=False))}
+    owners = {
+        n for n, m in case.model.named_modules() if any(True for _ in m.parameters(recurse=False))
+    }
     assert set(exact) == owners
-    estimates = {method: fl.estimate(getattr(fl, method)(), case.model, likelihood, data) for method in METHODS}
+    estimates = {
+        method: fl.estimate(getattr(fl, method)(), case.model, likelihood, data)
+        for method in METHODS
+    }
     for layer, block in exact.items():
         module = case.model.get_submodule(layer)
         known = form(module)
@@ -171,7 +194,9 @@ def test_every_block_equals_the_oracle(transformers: Any, name: str) -> None:
         if known is None or not isinstance(module, nn.Linear | nn.Embedding):
             continue
         unroll, _, kernel, bias = known
-        stats = oracle.layer_stats(case.model, case.call, N, module, unroll, case.loss, kernel, bias)
+        stats = oracle.layer_stats(
+            case.model, case.call, N, module, unroll, case.loss, kernel, bias
+        )
         for method, formula in METHODS.items():
             if method in ("EKFAC",) and name in SINGLE:
                 continue  # eigenvectors of nearly equal eigenvalues turn by more than the rounding
@@ -189,19 +214,25 @@ def test_lora_on_a_frozen_model(transformers: Any) -> None:
         warnings.simplefilter("ignore")
         peft = importlib.import_module("peft")
         case = llama(transformers)
-        config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, lora_alpha=4)
+        config = peft.LoraConfig(
+            r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, lora_alpha=4
+        )
         model = peft.get_peft_model(case.model, config).double().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
     case.model = model
-    comparison = fl.compare(model, fl.Categorical(), (case.inputs, case.y), [fl.KFAC()], errors=["frobenius"])
+    comparison = fl.compare(
+        model, fl.Categorical(), (case.inputs, case.y), [fl.KFAC()], errors=["frobenius"]
+    )
     assert len(comparison.layers) == 4
     assert all("lora_" in name for name in comparison.layers)
     assert comparison.settings["precision"].startswith("float32")
     assert all(row.noise > 1e-6 for row in comparison.rows)
-    for layer, block in fl.estimate(fl.Exact(), model, fl.Categorical(), (case.inputs, case.y)).items():
+    for layer, block in fl.estimate(
+        fl.Exact(), model, fl.Categorical(), (case.inputs, case.y)
+    ).items():
         parameters = list(model.get_submodule(layer).parameters(recurse=False))
         expected = oracle.dense_block(model, case.call, N, parameters, lambda w: w, case.loss)
         close(block.dense(), expected, 1e-5, layer)
@@ -219,7 +250,9 @@ def test_tied_embeddings_of_gpt2(transformers: Any) -> None:
 
 @pytest.mark.parametrize("fisher", ["mc", "empirical"])
 def test_other_kinds_of_fisher(transformers: Any, fisher: Any) -> None:
-    """Labels in the mapping, as the library's own batches have them; both truths agree on every layer."""
+    """Labels in the mapping, as the library's own batches have them; both truths agree on every
+    layer.
+    """
     case = bert(transformers)
     data = {**case.inputs, "labels": case.y}
     comparison = fl.compare(

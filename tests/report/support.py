@@ -57,11 +57,14 @@ class Page(HTMLParser):
 
 
 def hostile_file(path: Path, text: str, steps: int = 3) -> Path:
-    """A comparison file with the text in front of every string, and as a further key of every table of settings."""
+    """A comparison file with the text in front of every string, and as a further key of every table
+    of settings.
+    """
     body = _body(steps)
     version = {"format": body.pop("format"), "version": body.pop("version")}
     poisoned = {key: _poisoned(value, text) for key, value in body.items()}
-    for name in ("N", "R", "parameters", "seed"):  # where numbers are expected, but nothing is computed with them
+    # where numbers are expected, but nothing is computed with them
+    for name in ("N", "R", "parameters", "seed"):
         poisoned["settings"][name] = f"{text}{name}"
     path.write_text(json.dumps(version | poisoned))
     return path
@@ -80,20 +83,41 @@ def _poisoned(value: Any, text: str) -> Any:
 
 
 def _body(steps: int) -> dict[str, Any]:
-    """What `compare` writes, by hand: a layer and all together, damped and undamped errors that have figures."""
+    """What `compare` writes, by hand: a layer and all together, damped and undamped errors that
+    have figures.
+    """
     rows, costs, quantities, covariances = [], [], [], []
     places = [(layer, label) for layer in ("0", "(all)") for label in ("KFAC", "TN(modes=2)")]
     for index, (layer, label) in enumerate(places):
         for error, damping in (("frobenius", None), ("damped_cosine", 0.1), ("spectral", 0.01)):
-            row = {"layer": layer, "approximation": label, "error": error, "value": 0.1 * (index + 1), "noise": 1e-9}
-            rows.append(row | {"damping": damping, "checked": 1e-12, "fisher": "true", "stderr": 0.01})
+            row = {
+                "layer": layer,
+                "approximation": label,
+                "error": error,
+                "value": 0.1 * (index + 1),
+                "noise": 1e-9,
+            }
+            rows.append(
+                row | {"damping": damping, "checked": 1e-12, "fisher": "true", "stderr": 0.01}
+            )
         if layer == "(all)":
             continue
-        costs.append({"layer": layer, "approximation": label, "seconds": 0.1, "bytes": 100 * (index + 1)})
+        costs.append(
+            {"layer": layer, "approximation": label, "seconds": 0.1, "bytes": 100 * (index + 1)}
+        )
         traces = {"trace_exact": 2.0, "trace_approx": 2.1, "square": [1.0, 1e-9]}
         quantities.append({"layer": layer, "approximation": label, "damping": None, **traces})
-        covariances.append({"layer": layer, "error": "frobenius", "approximations": [label], "matrix": [[0.1]]})
-    about = {"type": "Linear", "shape": [3, 4], "bias": True, "route": "dense", "bytes": 8, "seconds": 0.1}
+        covariances.append(
+            {"layer": layer, "error": "frobenius", "approximations": [label], "matrix": [[0.1]]}
+        )
+    about = {
+        "type": "Linear",
+        "shape": [3, 4],
+        "bias": True,
+        "route": "dense",
+        "bytes": 8,
+        "seconds": 0.1,
+    }
     settings = {
         "problem": {"name": "toy", "steps": steps, "sha256": "0"}, "model": "Sequential", "parameters": 27,
         "fisher": "true", "likelihood": "Categorical()", "N": 7, "R": 1, "output": [3], "seed": 0,

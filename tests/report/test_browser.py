@@ -24,7 +24,9 @@ FLAGS = (
 @pytest.fixture(scope="module")
 def comparison():
     problem = problems.load("martens_grosse")
-    return fl.compare(problem.model, problem.likelihood, problem.data, problem=problem.settings, progress=False)
+    return fl.compare(
+        problem.model, problem.likelihood, problem.data, problem=problem.settings, progress=False
+    )
 
 
 @contextmanager
@@ -57,7 +59,11 @@ def page(comparison, tmp_path_factory):
 def requested(page):
     """Addresses that the page asked for, but for those of the browser's own new tab, open before."""
     messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    urls = [
+        m["params"]["request"]["url"]
+        for m in messages
+        if m["method"] == "Network.requestWillBeSent"
+    ]
     return [url for url in urls if not url.startswith(("chrome:", "chrome-untrusted:"))]
 
 
@@ -68,15 +74,16 @@ def column(page, number):
 
 def shown(page):
     script = (
-        "return [...document.querySelectorAll('.numbers tbody tr')].filter(r => r.offsetParent !== null)"
-        ".map(r => [r.dataset.layer, r.dataset.approximation])"
+        "return [...document.querySelectorAll('.numbers tbody tr')].filter(r => r.offsetParent "
+        "!== null).map(r => [r.dataset.layer, r.dataset.approximation])"
     )
     return [tuple(pair) for pair in page.execute_script(script)]
 
 
 def choose(page, name, value):
     page.execute_script(
-        "const e = document.querySelector(`.filters [name=${arguments[0]}]`); e.value = arguments[1];"
+        "const e = document.querySelector(`.filters [name=${arguments[0]}]`); e.value = "
+        "arguments[1];"
         "e.dispatchEvent(new Event('input', {bubbles: true}))", name, value,
     )  # fmt: skip
 
@@ -106,7 +113,8 @@ def test_a_click_sorts_by_the_number_and_a_second_one_the_other_way(page, compar
     sizes = page.execute_script(script, len(headings) - 1)
     known = [float(v) for v in sizes if v != ""]
     assert known == sorted(known)
-    assert sizes[: len(known)] == [v for v in sizes if v != ""]  # all layers together have no size: they come last
+    # all layers together have no size: they come last
+    assert sizes[: len(known)] == [v for v in sizes if v != ""]
     headings[1].find_element("tag name", "button").click()
     assert column(page, 1) == sorted(column(page, 1), key=str.lower)
     headings[0].find_element("tag name", "button").click()
@@ -157,11 +165,16 @@ def test_nothing_that_a_file_says_runs_or_loads(tmp_path):
         for element in page.find_elements("css selector", "summary, .numbers thead button"):
             page.execute_script("arguments[0].click()", element)
         assert page.execute_script("return window.hit") is None
-        assert page.execute_script("return document.querySelectorAll('script, img, iframe').length") == 1
+        assert (
+            page.execute_script("return document.querySelectorAll('script, img, iframe').length")
+            == 1
+        )
         assert len(page.find_elements("css selector", "section[id]")) == len(markup)
         # No complaint either: it is the escaping that holds, and the policy had nothing to stop.
         assert not page.get_log("browser")
-        assert [url.partition(":")[0] for url in requested(page) if not url.startswith("data:")] == ["file"]
+        assert [
+            url.partition(":")[0] for url in requested(page) if not url.startswith("data:")
+        ] == ["file"]
 
 
 SLIPPED = """
@@ -206,5 +219,8 @@ def test_should_markup_slip_through_the_policy_stops_it(tmp_path, outside, kept)
     with opened(path, tmp_path / "profile") as page:
         page.find_element("id", "slipped").click()
         assert page.execute_script("return window.hit") == (None if kept else 1)
-        assert page.find_element("css selector", ".filters output").text.endswith("rows")  # its own script runs
-    assert {path.partition(".")[0] for path in asked} == (set() if kept else {f"/{letter}" for letter in "abcdefgh"})
+        # its own script runs
+        assert page.find_element("css selector", ".filters output").text.endswith("rows")
+    assert {path.partition(".")[0] for path in asked} == (
+        set() if kept else {f"/{letter}" for letter in "abcdefgh"}
+    )

@@ -1,4 +1,6 @@
-"""Comparison files that strangers wrote: no string of theirs becomes markup, a script, or a file somewhere else."""
+"""Comparison files that strangers wrote: no string of theirs becomes markup, a script, or a file
+somewhere else.
+"""
 
 import base64
 import hashlib
@@ -23,7 +25,8 @@ OWN_TAGS = {
 every_text = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Glyph .* missing from font"),
-    pytest.mark.filterwarnings("ignore:constrained_layout not applied"),  # names as long as these leave no room
+    # names as long as these leave no room
+    pytest.mark.filterwarnings("ignore:constrained_layout not applied"),
 ]
 
 
@@ -34,14 +37,20 @@ def test_no_string_of_a_file_becomes_markup_of_the_page(tmp_path, text):
     assert sum(tag == "svg" for tag, _ in page.tags) == 6
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800]", page.source)
     if text.isprintable():
-        assert f"{text}KFAC" in [attributes.get("data-approximation") for _, attributes in page.tags]
+        assert f"{text}KFAC" in [
+            attributes.get("data-approximation") for _, attributes in page.tags
+        ]
         assert " ".join(f"{text}note".split()) in page.text
 
 
 def test_nor_where_several_files_are_one_training(tmp_path):
-    given = [hostile_file(tmp_path / f"at{steps}.json", HOSTILE["image"], steps) for steps in (3, 40)]
+    given = [
+        hostile_file(tmp_path / f"at{steps}.json", HOSTILE["image"], steps) for steps in (3, 40)
+    ]
     for path in given:  # the only error that is drawn along a training
-        path.write_text(path.read_text().replace(json.dumps(f"{HOSTILE['image']}frobenius"), '"frobenius"'))
+        path.write_text(
+            path.read_text().replace(json.dumps(f"{HOSTILE['image']}frobenius"), '"frobenius"')
+        )
     page = check(write_report(given, tmp_path / "report.html"))
     assert "Along the training" in page.text
     assert sum(tag == "svg" for tag, _ in page.tags) == 13
@@ -53,7 +62,9 @@ def check(path):
     assert {tag for tag, _ in page.tags} <= OWN_TAGS
     assert len(page.scripts) == sum(tag == "script" for tag, _ in page.tags) == 1
     for _, attributes in page.tags:
-        assert not [name for name in attributes if name.startswith("on") or name in ("autofocus", "srcdoc")]
+        assert not [
+            name for name in attributes if name.startswith("on") or name in ("autofocus", "srcdoc")
+        ]
         assert re.fullmatch(r"[A-Za-z][\w.-]*", attributes.get("id") or "a")
         for name in ("href", "xlink:href", "src", "action"):
             assert re.match(r"#[\w.-]+$|data:", attributes.get(name) or "#a"), attributes
@@ -67,7 +78,11 @@ def check(path):
 
 def test_the_page_allows_its_own_script_and_nothing_from_outside(tmp_path):
     page = Page(write_report(hostile_file(tmp_path / "run.json", "x"), tmp_path / "report.html"))
-    metas = [attributes for tag, attributes in page.tags if attributes.get("http-equiv") == "Content-Security-Policy"]
+    metas = [
+        attributes
+        for tag, attributes in page.tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert len(metas) == 1
     policy = dict(part.strip().split(" ", 1) for part in metas[0]["content"].split(";"))
     digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
@@ -88,7 +103,9 @@ def test_identifiers_of_a_drawing_take_letters_only(tmp_path, prefix):
 
 
 @pytest.mark.parametrize("name", ["image", "folder", "absolute", "half a character", "empty"])
-def test_figures_lie_in_their_folder_whatever_the_errors_are_called(tmp_path, monkeypatch, capsys, name):
+def test_figures_lie_in_their_folder_whatever_the_errors_are_called(
+    tmp_path, monkeypatch, capsys, name
+):
     monkeypatch.chdir(tmp_path)
     given = hostile_file(tmp_path / "run.json", HOSTILE[name])
     folder = tmp_path / "deep" / "er" / "figures"
@@ -134,7 +151,8 @@ def test_a_link_in_the_folder_is_not_followed(tmp_path, capsys):
     assert "expected one that lies in" in capsys.readouterr().err
     assert victim.read_text() == "precious"
     figure = plots.cost(fl.load_comparison(given))
-    plots.save(figure, folder / "cost.svg")  # a path that is given by name is the caller's: the link is replaced
+    # a path that is given by name is the caller's: the link is replaced
+    plots.save(figure, folder / "cost.svg")
     assert victim.read_text() == "precious"
     assert not (folder / "cost.svg").is_symlink()
 

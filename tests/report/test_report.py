@@ -1,4 +1,6 @@
-"""The report: what it says, that it needs nothing beside it, and that it is written whole or not at all."""
+"""The report: what it says, that it needs nothing beside it, and that it is written whole or not at
+all.
+"""
 
 import re
 
@@ -23,10 +25,23 @@ def comparison(steps=None, name="toy", label="KFAC", **settings):
         for (layer, approximation), pair in values.items()
         for error, value in zip(("frobenius", "cosine"), pair, strict=True)
     ]
-    rows += [Row(ALL, "TKFAC", "frobenius", 0.15, 1e-9), Row("0", "TKFAC", "damped_cosine", 0.6, 0, 0.1)]
-    costs = [Cost("0", "TKFAC", 0.1, 4000), Cost("0", "TN", 0.1, 3000), Cost("0", "EKFAC", 0.2, 1000)]
+    rows += [
+        Row(ALL, "TKFAC", "frobenius", 0.15, 1e-9),
+        Row("0", "TKFAC", "damped_cosine", 0.6, 0, 0.1),
+    ]
+    costs = [
+        Cost("0", "TKFAC", 0.1, 4000),
+        Cost("0", "TN", 0.1, 3000),
+        Cost("0", "EKFAC", 0.2, 1000),
+    ]
     problem = {"name": name} | ({} if steps is None else {"steps": steps})
-    base = {"problem": problem, "model": "Sequential", "N": 7, "fisher": "true", "layers": {"0": {"shape": [3, 4]}}}
+    base = {
+        "problem": problem,
+        "model": "Sequential",
+        "N": 7,
+        "fisher": "true",
+        "layers": {"0": {"shape": [3, 4]}},
+    }
     return Comparison(tuple(rows), tuple(costs), base | settings)
 
 
@@ -48,20 +63,33 @@ def test_what_is_exact_within_rounding_is_called_exact():
 
 def test_the_page_holds_every_number_the_settings_and_the_meaning_of_the_measures(tmp_path):
     page = Page(write_report(comparison(), tmp_path / "new" / "report.html"))
-    rows = [attributes for tag, attributes in page.tags if tag == "tr" and "data-layer" in attributes]
+    rows = [
+        attributes for tag, attributes in page.tags if tag == "tr" and "data-layer" in attributes
+    ]
     assert [(r["data-layer"], r["data-approximation"]) for r in rows] == [
         ("0", "KFAC"), ("0", "TKFAC"), ("0", "TN"), ("0", "EKFAC"), ("2", "KFAC"), ("2", "TKFAC"), (ALL, "TKFAC"),
     ]  # fmt: skip
     values = [attributes.get("data-value") for tag, attributes in page.tags if tag == "td"]
     assert {"0.5", "0.215", "0.6", "4000"} <= set(values)
-    for text in ("true Fisher", "7 examples of the problem toy", "problem / name", "|F^ - F|_F / |F|_F", "1.0e-12"):
+    for text in (
+        "true Fisher",
+        "7 examples of the problem toy",
+        "problem / name",
+        "|F^ - F|_F / |F|_F",
+        "1.0e-12",
+    ):
         assert text in page.text, text
     assert sum(tag == "svg" for tag, _ in page.tags) == 6
 
 
 def test_the_page_refers_to_nothing_outside_and_its_identifiers_are_unique(tmp_path):
     page = Page(write_report({"one": comparison(), "two": comparison()}, tmp_path / "report.html"))
-    links = [v for _, attributes in page.tags for k, v in attributes.items() if k in ("src", "href", "xlink:href")]
+    links = [
+        v
+        for _, attributes in page.tags
+        for k, v in attributes.items()
+        if k in ("src", "href", "xlink:href")
+    ]
     identifiers = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(set(identifiers)) == len(identifiers)
     assert not [link for link in links if not link.startswith(("#", "data:"))]
@@ -72,7 +100,11 @@ def test_the_page_refers_to_nothing_outside_and_its_identifiers_are_unique(tmp_p
 
 def test_names_cannot_become_markup(tmp_path):
     hostile = "<script>alert(1)</script>"
-    page = Page(write_report(comparison(name=hostile, label=hostile, note=hostile), tmp_path / "report.html"))
+    page = Page(
+        write_report(
+            comparison(name=hostile, label=hostile, note=hostile), tmp_path / "report.html"
+        )
+    )
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert "alert(1)" in page.text
 
@@ -80,7 +112,11 @@ def test_names_cannot_become_markup(tmp_path):
 def test_files_and_several_comparisons_make_one_page(tmp_path):
     saved = comparison().save(tmp_path / "run.json")
     page = Page(write_report([saved, comparison(), str(saved)], tmp_path / "report.html"))
-    assert [i["id"] for t, i in page.tags if t == "section" and "id" in i] == ["section0", "section1", "section2"]
+    assert [i["id"] for t, i in page.tags if t == "section" and "id" in i] == [
+        "section0",
+        "section1",
+        "section2",
+    ]
     assert {"toy", "toy (2)", "toy (3)"} <= set(page.texts)
     assert "Along the training" not in page.text
 

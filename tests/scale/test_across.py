@@ -28,11 +28,16 @@ def test_off_block_equals_the_dense_fisher_of_the_network(loss: nn.Module) -> No
     U = torch.cat([s.gradients().flatten(2).flatten(0, 1) for s in stats.values()], 1)
     F = U.T @ U
     blocks = torch.block_diag(
-        *(F[p : p + s.dim, p : p + s.dim] for p, s in zip(_starts(stats), stats.values(), strict=True))
+        *(
+            F[p : p + s.dim, p : p + s.dim]
+            for p, s in zip(_starts(stats), stats.values(), strict=True)
+        )
     )
     assert share(found) == pytest.approx(float((F - blocks).norm() / F.norm()), rel=1e-10)
     assert 0.1 < share(found) < 1
-    pieces = fl.compare(network(), loss, list(x.split(3)), [fl.KFAC()], errors=["frobenius", "off_block"])
+    pieces = fl.compare(
+        network(), loss, list(x.split(3)), [fl.KFAC()], errors=["frobenius", "off_block"]
+    )
     assert share(pieces) == pytest.approx(share(found), rel=1e-10)
 
 
@@ -43,17 +48,28 @@ def _starts(stats: dict[str, fl.LayerStats]) -> list[int]:
 
 def test_one_layer_has_nothing_outside() -> None:
     x = torch.randn(4, 1, 4, 4)
-    found = fl.compare(network(), nn.CrossEntropyLoss(), x, [fl.KFAC()], layers=["3"], errors=["trace", "off_block"])
+    found = fl.compare(
+        network(),
+        nn.CrossEntropyLoss(),
+        x,
+        [fl.KFAC()],
+        layers=["3"],
+        errors=["trace", "off_block"],
+    )
     assert share(found) == 0
 
 
 def test_off_block_alone(tmp_path) -> None:
     """One row, which can be saved, shown and gone on from like any other."""
     x = torch.randn(4, 1, 4, 4)
-    both = fl.compare(network(), nn.CrossEntropyLoss(), x, [fl.KFAC()], errors=["trace", "off_block"])
+    both = fl.compare(
+        network(), nn.CrossEntropyLoss(), x, [fl.KFAC()], errors=["trace", "off_block"]
+    )
     path = tmp_path / "run.json"
     for _ in range(2):
-        alone = fl.compare(network(), nn.CrossEntropyLoss(), x, [fl.KFAC()], errors="off_block", resume=path)
+        alone = fl.compare(
+            network(), nn.CrossEntropyLoss(), x, [fl.KFAC()], errors="off_block", resume=path
+        )
         assert [row.error for row in alone.rows] == ["off_block"]
         assert share(alone) == share(both)
     assert "off block" in str(fl.load_comparison(path))

@@ -1,4 +1,6 @@
-"""Matrix-free quantities against dense formulas; totals; noise floors; cancellation; equal matrices; routes."""
+"""Matrix-free quantities against dense formulas; totals; noise floors; cancellation; equal
+matrices; routes.
+"""
 
 import math
 
@@ -53,7 +55,9 @@ def dense_errors(F: Tensor, A: Tensor) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_every_default_error_equals_its_dense_definition(stats: LayerStats, held: bool, monkeypatch) -> None:
+def test_every_default_error_equals_its_dense_definition(
+    stats: LayerStats, held: bool, monkeypatch
+) -> None:
     large(monkeypatch)
     sums = Sums(stats)
     if held:
@@ -68,7 +72,10 @@ def test_every_default_error_equals_its_dense_definition(stats: LayerStats, held
         for m in errors.chosen("default"):
             value, noise = m.formula(pair)
             slack = 2e-3 if m.name == "spectral" else 2e-7
-            assert abs(value - expected[m.name]) < slack * (1 + abs(expected[m.name])) + noise, (label, m.name)
+            assert abs(value - expected[m.name]) < slack * (1 + abs(expected[m.name])) + noise, (
+                label,
+                m.name,
+            )
 
 
 def test_totals_are_those_of_the_block_diagonal_matrix() -> None:
@@ -79,12 +86,16 @@ def test_totals_are_those_of_the_block_diagonal_matrix() -> None:
     F = torch.block_diag(*(contractions.dense(s) for s in layers))
     A = torch.block_diag(*(pair.approx.dense() for pair in pairs))
     for name, value in dense_errors(F, A).items():
-        assert math.isclose(errors.MEASURES[name].formula(together).value, value, rel_tol=1e-9), name
+        assert math.isclose(errors.MEASURES[name].formula(together).value, value, rel_tol=1e-9), (
+            name
+        )
 
 
 def test_equal_matrices_share_one_pair() -> None:
     stats = random_stats(0, N=6, R=2, d_out=3, d_in=4)
-    pairs = errors.pairs(LowRank(stats), {a.label: build(a, stats) for a in (fl.TKFAC(), fl.KFAC(), fl.TN())})
+    pairs = errors.pairs(
+        LowRank(stats), {a.label: build(a, stats) for a in (fl.TKFAC(), fl.KFAC(), fl.TN())}
+    )
     assert pairs["TKFAC"] is pairs["TN"]
     assert pairs["TKFAC"] is not pairs["KFAC"]
 
@@ -99,17 +110,27 @@ def test_a_sub_sample_of_the_columns_is_recognised_and_only_then() -> None:
     assert torch.allclose(LowRank(stats).minus(copied)(X), LowRank(stats) @ X - copied @ X)
 
 
-# -- cancellation -----------------------------------------------------------------------------------------------------
+# -- cancellation ----------------------------------------------------------------------------------
 def nearly_kronecker(distance: float, N: int = 6) -> LayerStats:
-    """Columns whose block is a Kronecker product up to about `distance`: equal g for all examples, but for a little."""
+    """Columns whose block is a Kronecker product up to about `distance`: equal g for all examples,
+    but for a little.
+    """
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(N, 1, 1, 5, dtype=torch.float64, generator=generator)
-    g = torch.randn(3, 1, 1, 1, 4, dtype=torch.float64, generator=generator).expand(3, N, 1, 1, 4).clone()
-    return LayerStats(a, g + distance * torch.randn(g.shape, dtype=torch.float64, generator=generator))
+    g = (
+        torch.randn(3, 1, 1, 1, 4, dtype=torch.float64, generator=generator)
+        .expand(3, N, 1, 1, 4)
+        .clone()
+    )
+    return LayerStats(
+        a, g + distance * torch.randn(g.shape, dtype=torch.float64, generator=generator)
+    )
 
 
 @pytest.mark.parametrize("distance", [1e-3, 1e-6, 1e-9, 1e-12])
-@pytest.mark.parametrize("approximation", [fl.KFAC(), fl.TKFAC(), fl.KPSVD(), fl.LNGD()], ids=lambda a: a.label)
+@pytest.mark.parametrize(
+    "approximation", [fl.KFAC(), fl.TKFAC(), fl.KPSVD(), fl.LNGD()], ids=lambda a: a.label
+)
 def test_centred_features_do_not_cancel(distance: float, approximation: fl.Approximation) -> None:
     stats = nearly_kronecker(distance)
     matrix = build(approximation, stats)
@@ -122,7 +143,9 @@ def test_centred_features_do_not_cancel(distance: float, approximation: fl.Appro
 
 
 @pytest.mark.parametrize("distance", [1e-5, 1e-7, 1e-10, 0.0])
-def test_a_tiny_error_is_right_within_its_floor_where_the_expansion_sees_nothing(distance: float, monkeypatch) -> None:
+def test_a_tiny_error_is_right_within_its_floor_where_the_expansion_sees_nothing(
+    distance: float, monkeypatch
+) -> None:
     large(monkeypatch)
     stats = nearly_kronecker(distance)
     matrix = build(fl.KFAC(), stats)
@@ -137,12 +160,14 @@ def test_where_nothing_better_is_allowed_the_floor_of_the_expansion_is_stated(mo
     large(monkeypatch)
     monkeypatch.setattr("fisher_lab.errors.pair.DIRECT_FLOPS", 0)
     stats = nearly_kronecker(1e-10)
-    value, noise = errors.MEASURES["frobenius"].formula(Pair(LowRank(stats), build(fl.KFAC(), stats)))
+    value, noise = errors.MEASURES["frobenius"].formula(
+        Pair(LowRank(stats), build(fl.KFAC(), stats))
+    )
     assert value == 0 or noise > 1e-9
     assert noise < 1e-6
 
 
-# -- Lanczos ----------------------------------------------------------------------------------------------------------
+# -- Lanczos ---------------------------------------------------------------------------------------
 def test_lanczos_finds_the_dominating_end_within_its_residual_and_its_vector() -> None:
     generator = torch.Generator().manual_seed(0)
     Q = torch.linalg.qr(torch.randn(300, 300, dtype=torch.float64, generator=generator))[0]
@@ -158,25 +183,35 @@ def test_lanczos_finds_the_dominating_end_within_its_residual_and_its_vector() -
 
 
 def test_the_route_of_every_exact_block_is_reported() -> None:
-    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 20), nn.Linear(20, 2)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 20), nn.Linear(20, 2)
+    ).eval()
     x = torch.randn(4, 2, 6, 6)
     found = fl.compare(model, nn.CrossEntropyLoss(), x, [fl.KFAC()]).settings["layers"]
     assert {name: about["route"] for name, about in found.items()} == {
         "0": "dense", "3": "columns", "4": "dense",
     }  # fmt: skip
     wide = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 2)).eval()
-    about = fl.compare(wide, nn.CrossEntropyLoss(), torch.randn(4, 8, 6, 6), [fl.KFAC()], layers=["0"])
+    about = fl.compare(
+        wide, nn.CrossEntropyLoss(), torch.randn(4, 8, 6, 6), [fl.KFAC()], layers=["0"]
+    )
     assert about.settings["layers"]["0"]["route"] == "columns, gradients formed once"
 
 
 def test_exact_block_of_pieces_equals_that_of_one_batch() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 40), nn.Linear(40, 3)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 40), nn.Linear(40, 3)
+    ).eval()
     x = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     names = ["trace", "frobenius", "spectral"]
     whole = fl.compare(model, nn.CrossEntropyLoss(), x, errors=names)
     chosen = [a for a in default_approximations() if a.label != "TENGraD"]
     pieces = fl.compare(
-        model, nn.CrossEntropyLoss(), list(x.split(5)), chosen, errors=["trace", "frobenius", "spectral"]
+        model,
+        nn.CrossEntropyLoss(),
+        list(x.split(5)),
+        chosen,
+        errors=["trace", "frobenius", "spectral"],
     )
     for row in pieces.rows:
         value = whole.value(row.layer, row.approximation, row.error)

@@ -53,7 +53,9 @@ print(json.dumps({"grown": after - before, "route": found.settings["layers"]["2"
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def output(process: subprocess.Popen[str]) -> str:
@@ -62,7 +64,9 @@ def output(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_a_run_killed_without_warning_goes_on_with_the_layers_it_had_finished(tmp_path: Path) -> None:
+def test_a_run_killed_without_warning_goes_on_with_the_layers_it_had_finished(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "run.json"
     killed = python(KILLED, path, "stop")
     assert killed.stdout is not None
@@ -80,10 +84,15 @@ def test_a_run_killed_without_warning_goes_on_with_the_layers_it_had_finished(tm
 
 
 @pytest.mark.parametrize(("width", "N", "memory"), [(32, 60, 200), (32, 60, 2000)])
-def test_memory_stays_near_the_budget_and_small_budgets_choose_another_route(width: int, N: int, memory: int) -> None:
+def test_memory_stays_near_the_budget_and_small_budgets_choose_another_route(
+    width: int, N: int, memory: int
+) -> None:
     found = json.loads(output(python(MEMORY, width, N, memory)))
     assert found["grown"] < memory * 2**20 + 400e6  # working pieces of 64 MB each come on top
-    assert found["route"] in ("columns, gradients formed once", "columns, gradients formed piece by piece")
+    assert found["route"] in (
+        "columns, gradients formed once",
+        "columns, gradients formed piece by piece",
+    )
 
 
 def test_columns_beyond_the_budget_are_read_anew_for_every_product() -> None:

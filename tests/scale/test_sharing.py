@@ -19,15 +19,21 @@ def shared(N: int = 8, T: int = 5, d_out: int = 4, d_in: int = 7, R: int = 2) ->
     return LayerStats(a, torch.randn(R, N, T, 1, d_out, generator=generator, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("plain", "corrected"), [(fl.KFAC(), fl.EKFAC()), (fl.TKFAC(), fl.TEKFAC())])
-def test_inner_products_from_known_squares(plain: fl.Approximation, corrected: fl.Approximation, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("plain", "corrected"), [(fl.KFAC(), fl.EKFAC()), (fl.TKFAC(), fl.TEKFAC())]
+)
+def test_inner_products_from_known_squares(
+    plain: fl.Approximation, corrected: fl.Approximation, monkeypatch
+) -> None:
     stats = shared()
     sums = Sums(stats)
     K = build(plain, sums)
     expected = float((K.dense() * contractions.dense(stats)).sum())
     assert float(K.quadratic(sums)) == pytest.approx(expected, rel=1e-12)
     build(corrected, sums)
-    monkeypatch.setattr(Sums, "left", lambda *_: pytest.fail("the squares in the eigenbasis are known"))
+    monkeypatch.setattr(
+        Sums, "left", lambda *_: pytest.fail("the squares in the eigenbasis are known")
+    )
     assert float(K.quadratic(sums)) == pytest.approx(expected, rel=1e-12)
 
 
@@ -47,7 +53,9 @@ def test_norms_from_one_gram_matrix(monkeypatch) -> None:
     assert contractions.gram_pays(stats)
     dense = contractions.dense(stats)
     F = LowRank(stats)
-    assert float(F.spectral_norm()) == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-10)
+    assert float(F.spectral_norm()) == pytest.approx(
+        float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-10
+    )
     monkeypatch.setattr(contractions, "gram", lambda *_: pytest.fail("it is known"))
     assert float(F.frobenius_norm()) == pytest.approx(float(dense.norm()), rel=1e-12)
     assert not contractions.gram_pays(shared(T=1, d_out=9, d_in=11))
@@ -59,7 +67,10 @@ def test_norms_from_one_gram_matrix(monkeypatch) -> None:
 def test_one_batch_captured_in_pieces_is_kept_as_one() -> None:
     """Where the backward pass needs more memory than the columns do."""
     torch.manual_seed(0)
-    hidden = [nn.Linear(4, 4), *(layer for _ in range(40) for layer in (nn.Tanh(), nn.Linear(40, 40)))]
+    hidden = [
+        nn.Linear(4, 4),
+        *(layer for _ in range(40) for layer in (nn.Tanh(), nn.Linear(40, 40))),
+    ]
     hidden[0] = nn.Linear(4, 40)
     model = nn.Sequential(*hidden, nn.Tanh(), nn.Linear(40, 3))
     x, y = torch.randn(20, 4), torch.arange(20) % 3
@@ -81,7 +92,9 @@ def test_kpsvd_without_room_for_what_the_lanczos_method_saw(kept: int, monkeypat
     expected = build(fl.KPSVD(), stats).dense()
     monkeypatch.setattr("fisher_lab.approximations.kpsvd.KEPT_BYTES", kept)
     calls, right = [], contractions.right
-    monkeypatch.setattr(contractions, "right", lambda stats, G=None: (calls.append(stats), right(stats, G))[1])
+    monkeypatch.setattr(
+        contractions, "right", lambda stats, G=None: (calls.append(stats), right(stats, G))[1]
+    )
     found = build(fl.KPSVD(), stats).dense()
     few = len(calls)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

@@ -1,4 +1,6 @@
-"""Every contraction against its naive form on every route: few and many examples, positions, groups, P formed."""
+"""Every contraction against its naive form on every route: few and many examples, positions,
+groups, P formed.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,9 @@ def test_products(stats: LayerStats, factors: LayerStats, many: int) -> None:
     s = torch.einsum("rnoi,boi->brn", P, X)
     assert_equal(contractions.project(stats, X), s)
     assert_equal(contractions.combine(stats, s), torch.einsum("brn,rnoi->boi", s, P))
-    weight = torch.rand(many, stats.N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weight = torch.rand(
+        many, stats.N, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     expected = torch.einsum("brn,bn,rnoi->boi", s, weight, P)
     assert_equal(contractions.apply(stats, X, weight), expected)
     F = dense_fisher(factors)
@@ -190,7 +194,12 @@ def test_row_and_column_blocks(stats: LayerStats, factors: LayerStats) -> None:
 def test_squares(stats: LayerStats, factors: LayerStats, turned: str) -> None:
     left = torch.stack([random_orthogonal(stats.d_out, q) for q in range(stats.Q)])
     right = torch.stack([random_orthogonal(stats.d_in, q) for q in range(stats.Q)])
-    basis = {"neither": (None, None), "left": (left, None), "right": (None, right), "both": (left, right)}[turned]
+    basis = {
+        "neither": (None, None),
+        "left": (left, None),
+        "right": (None, right),
+        "both": (left, right),
+    }[turned]
     P = gradients(factors)
     if basis[0] is not None:
         P = left.mT @ P
@@ -266,8 +275,22 @@ def test_worked_examples_of_the_shapes() -> None:
     cases = [
         (nn.Linear(4, 3), torch.randn(N, 4), (N, 1, 1, 5), (N, 1, 1, 3), (3, 5), (4,)),
         (nn.Linear(4, 3), torch.randn(N, 7, 4), (N, 7, 1, 5), (N, 7, 1, 3), (3, 5), (4,)),
-        (nn.Conv2d(4, 6, 3), torch.randn(N, 4, 8, 8), (N, 36, 1, 37), (N, 36, 1, 6), (6, 37), (4, 3, 3)),
-        (nn.Conv2d(4, 6, 3, groups=2), torch.randn(N, 4, 8, 8), (N, 36, 2, 19), (N, 36, 2, 3), (6, 19), (2, 3, 3)),
+        (
+            nn.Conv2d(4, 6, 3),
+            torch.randn(N, 4, 8, 8),
+            (N, 36, 1, 37),
+            (N, 36, 1, 6),
+            (6, 37),
+            (4, 3, 3),
+        ),
+        (
+            nn.Conv2d(4, 6, 3, groups=2),
+            torch.randn(N, 4, 8, 8),
+            (N, 36, 2, 19),
+            (N, 36, 2, 3),
+            (6, 19),
+            (2, 3, 3),
+        ),
         (Tied(), torch.randn(N, 4), (N, 2, 1, 5), (N, 2, 1, 4), (4, 5), (4,)),
         (nn.LayerNorm(4), torch.randn(N, 4), (N, 1, 1, 1), (N, 1, 1, 8), (8, 1), (1,)),
     ]

@@ -110,12 +110,32 @@ def test_squares_are_known_by_the_numbers_of_their_basis(stats: LayerStats) -> N
 
 def test_sums_answer_for_their_statistics(stats: LayerStats) -> None:
     sums = Sums(stats)
-    for name in ("a", "g", "R", "N", "T", "Q", "d_in", "d_out", "shape", "dim", "kernel", "bias", "rank_one"):
-        assert getattr(sums, name) is getattr(stats, name) or getattr(sums, name) == getattr(stats, name)
+    for name in (
+        "a",
+        "g",
+        "R",
+        "N",
+        "T",
+        "Q",
+        "d_in",
+        "d_out",
+        "shape",
+        "dim",
+        "kernel",
+        "bias",
+        "rank_one",
+    ):
+        assert getattr(sums, name) is getattr(stats, name) or getattr(sums, name) == getattr(
+            stats, name
+        )
     assert torch.equal(sums.gradients(), stats.gradients())
     assert torch.equal(sums.dense(), contractions.dense(stats))
-    assert torch.equal(sums.examples(slice(0, 2)).left(), contractions.left(stats.examples(slice(0, 2))))
-    assert torch.equal(sums.inputs(slice(0, 2)).right(), contractions.right(stats.inputs(slice(0, 2))))
+    assert torch.equal(
+        sums.examples(slice(0, 2)).left(), contractions.left(stats.examples(slice(0, 2)))
+    )
+    assert torch.equal(
+        sums.inputs(slice(0, 2)).right(), contractions.right(stats.inputs(slice(0, 2)))
+    )
     X = torch.ones(stats.shape, dtype=torch.float64)
     s = sums.project(X)
     assert torch.equal(sums.apply(X), contractions.apply(stats, X))
@@ -141,12 +161,16 @@ def slow(monkeypatch) -> None:
     """Sums that take their time."""
     for name in ("left", "right", "input_and_gradient_moments", "gram"):
         of = getattr(contractions, name)
-        monkeypatch.setattr(contractions, name, lambda *given, of=of: (time.sleep(SLOW), of(*given))[1])
+        monkeypatch.setattr(
+            contractions, name, lambda *given, of=of: (time.sleep(SLOW), of(*given))[1]
+        )
 
 
 def seconds(chosen: list[fl.Approximation]) -> dict[str, float]:
     torch.manual_seed(0)
-    comparison = fl.compare(nn.Linear(3, 2), fl.Categorical(), torch.randn(8, 3), chosen, progress=False)
+    comparison = fl.compare(
+        nn.Linear(3, 2), fl.Categorical(), torch.randn(8, 3), chosen, progress=False
+    )
     return {cost.approximation: cost.seconds for cost in comparison.costs}
 
 

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from fisher_lab.statistics import LayerStats
 from tests import helpers, naive
-from tests.helpers import assert_psd, assert_same, dense, dense_fisher, explicit_stats, gradients, random_stats
+from tests.helpers import (
+    assert_psd,
+    assert_same,
+    dense,
+    dense_fisher,
+    explicit_stats,
+    gradients,
+    random_stats,
+)
 
 # approximation, options, naive transcription
 TABLE: list[tuple[str, dict, Callable[..., Tensor]]] = [
@@ -75,8 +83,12 @@ def check(name: str, options: dict, naive: Callable[..., Tensor], stats: LayerSt
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("setting", SETTINGS)
 @EVERY
-def test_definition(name: str, options: dict, naive: Callable[..., Tensor], setting: str, seed: int) -> None:
-    """Definition: dense() equals the formula, per group (T = 1, T = 3, Q = 2, sides of size one, N = 1)."""
+def test_definition(
+    name: str, options: dict, naive: Callable[..., Tensor], setting: str, seed: int
+) -> None:
+    """Definition: dense() equals the formula, per group (T = 1, T = 3, Q = 2, sides of size one, N
+    = 1).
+    """
     sizes = {"N": 6, "R": 2, "d_out": 3, "d_in": 2, **SETTINGS[setting]}
     check(name, options, naive, random_stats(seed, helpers.KINDS[seed % 3], **sizes))
 
@@ -87,7 +99,9 @@ def test_definition(name: str, options: dict, naive: Callable[..., Tensor], sett
 def test_definition_on_convolutions(
     name: str, options: dict, naive: Callable[..., Tensor], setting: str, seed: int
 ) -> None:
-    """Definition on convolutions: three modes for TN, kernel blocks; the bias is a part of its own there."""
+    """Definition on convolutions: three modes for TN, kernel blocks; the bias is a part of its own
+    there.
+    """
     sizes = {"N": 12, "R": 2, "T": 3, "d_out": 2, "kernel": (2, 1, 2), **CONVOLUTIONS[setting]}
     check(name, options, naive, random_stats(seed, helpers.KINDS[seed % 2], **sizes))
 
@@ -105,8 +119,12 @@ def test_definition_of_modes(modes: int | None, bias: bool, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @EVERY
-def test_definition_from_explicit_gradients(name: str, options: dict, naive: Callable[..., Tensor], seed: int) -> None:
-    """Definition: methods that need P only give the same matrix from explicit gradients; the others refuse them."""
+def test_definition_from_explicit_gradients(
+    name: str, options: dict, naive: Callable[..., Tensor], seed: int
+) -> None:
+    """Definition: methods that need P only give the same matrix from explicit gradients; the others
+    refuse them.
+    """
     stats = random_stats(seed, N=6, T=1, d_out=3, d_in=2)
     explicit = explicit_stats(gradients(stats)[:, :, 0])
     if name in ("KFAC", "EKFAC"):

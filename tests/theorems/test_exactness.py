@@ -1,7 +1,7 @@
 """When an approximation is the exact block (P16-P23).
 
-P24 (K-BFGS keeps its inverse positive and contracts) belongs to the tests of that optimizer. P25 (iEF) is about
-something the library does not have.
+P24 (K-BFGS keeps its inverse positive and contracts) belongs to the tests of that optimizer. P25
+(iEF) is about something the library does not have.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def inputs(*shape: int, seed: int = 100) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def both(name: str, model: nn.Module, likelihood, data, options: dict | None = None, **settings) -> dict:
+def both(
+    name: str, model: nn.Module, likelihood, data, options: dict | None = None, **settings
+) -> dict:
     """{layer: (exact block, approximation)}, dense."""
     approximation = getattr(fl, name)(**(options or {}))
     exact = fl.exact_fisher(model, likelihood, data, **settings)
@@ -64,7 +66,9 @@ def both(name: str, model: nn.Module, likelihood, data, options: dict | None = N
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", KRONECKER_EXACT)
 def test_p16_one_example(name: str, seed: int) -> None:
-    """P16: Linear, T = 1, N = 1, any number of directions: F = (sum d d^T) (x) x x^T and these methods are exact."""
+    """P16: Linear, T = 1, N = 1, any number of directions: F = (sum d d^T) (x) x x^T and these
+    methods are exact.
+    """
     stats = random_stats(seed, N=1, R=1 + seed % 3, d_out=3, d_in=4)
     assert_same(dense(name, stats), dense_fisher(stats), 1e-8)
 
@@ -83,7 +87,9 @@ def test_p16_needs_one_position(name: str) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_p17_deep_linear_network(bias: bool, name: str) -> None:
     """P17: deep linear net, squared error, label expectation: exact at every layer."""
-    model = network(nn.Linear(4, 3, bias=bias), nn.Linear(3, 3, bias=bias), nn.Linear(3, 2, bias=bias))
+    model = network(
+        nn.Linear(4, 3, bias=bias), nn.Linear(3, 3, bias=bias), nn.Linear(3, 2, bias=bias)
+    )
     blocks = both(name, model, fl.Gaussian(), (inputs(7, 4), inputs(7, 2, seed=3)))
     assert len(blocks) == 3
     for exact, approximate in blocks.values():
@@ -93,10 +99,14 @@ def test_p17_deep_linear_network(bias: bool, name: str) -> None:
 
 @pytest.mark.parametrize("fisher", ["empirical", "mc"])
 def test_p17_needs_the_label_expectation(fisher: str) -> None:
-    """P17 fails for the empirical Fisher and for one Monte-Carlo draw: the gradients then depend on the example."""
+    """P17 fails for the empirical Fisher and for one Monte-Carlo draw: the gradients then depend on
+    the example.
+    """
     model = network(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2))
     data = (inputs(7, 4), inputs(7, 2, seed=3))
-    for exact, approximate in both("KFAC", model, fl.Gaussian(), data, fisher=fisher, seed=0).values():
+    for exact, approximate in both(
+        "KFAC", model, fl.Gaussian(), data, fisher=fisher, seed=0
+    ).values():
         assert_differs(approximate, exact, 0.05)
 
 
@@ -120,7 +130,9 @@ def tanh_network(outputs: int = 3) -> nn.Sequential:
 
 @pytest.mark.parametrize(("name", "options"), LAST_LAYER_EXACT)
 def test_p18_last_layer_with_squared_error(name: str, options: dict) -> None:
-    """P18: last layer, squared error, any nonlinearity below: F = I (x) A, and these methods are exact."""
+    """P18: last layer, squared error, any nonlinearity below: F = I (x) A, and these methods are
+    exact.
+    """
     model, x = tanh_network(), inputs(8, 4)
     exact, approximate = both(name, model, fl.Gaussian(), (x, inputs(8, 3, seed=1)), options)["2"]
     hidden = torch.cat([model[:2](x).detach(), torch.ones(8, 1, dtype=torch.float64)], 1)
@@ -131,7 +143,9 @@ def test_p18_last_layer_with_squared_error(name: str, options: dict) -> None:
 @pytest.mark.parametrize("name", ["Shampoo", "Diagonal"])
 def test_p18_not_exact(name: str) -> None:
     """P18: Shampoo and the diagonal are not exact at the last layer with squared error."""
-    exact, approximate = both(name, tanh_network(), fl.Gaussian(), (inputs(8, 4), inputs(8, 3, seed=1)))["2"]
+    exact, approximate = both(
+        name, tanh_network(), fl.Gaussian(), (inputs(8, 4), inputs(8, 3, seed=1))
+    )["2"]
     assert_differs(approximate, exact, 0.05)
 
 
@@ -144,17 +158,23 @@ def test_p18_last_layer_with_bernoulli_outputs() -> None:
     assert_differs(kfac, exact)
 
 
-@pytest.mark.parametrize(("name", "options"), [*LAST_LAYER_EXACT, ("Diagonal", {}), ("Shampoo", {})])
+@pytest.mark.parametrize(
+    ("name", "options"), [*LAST_LAYER_EXACT, ("Diagonal", {}), ("Shampoo", {})]
+)
 def test_p18_softmax_is_not_exact(name: str, options: dict) -> None:
     """P18: with softmax none of them is exact at the last layer."""
-    exact, approximate = both(name, tanh_network(), fl.Categorical(), (inputs(8, 4), torch.arange(8) % 3), options)["2"]
+    exact, approximate = both(
+        name, tanh_network(), fl.Categorical(), (inputs(8, 4), torch.arange(8) % 3), options
+    )["2"]
     assert_differs(approximate, exact)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_p18_logit_shift_is_in_the_null_space(seed: int) -> None:
     """P18: with softmax, 1 (x) v is in the null space of the last block for every v."""
-    exact = fl.exact_fisher(tanh_network(), fl.Categorical(), (inputs(8, 4), torch.arange(8) % 3))["2"]
+    exact = fl.exact_fisher(tanh_network(), fl.Categorical(), (inputs(8, 4), torch.arange(8) % 3))[
+        "2"
+    ]
     shift = torch.ones(3, 1, dtype=torch.float64) * inputs(1, 6, seed=seed)
     assert frobenius(exact @ shift) <= 1e-12 * frobenius(exact.dense()) * frobenius(shift)
     assert frobenius(exact @ inputs(3, 6, seed=seed)) > 1e-3 * frobenius(exact.dense())
@@ -191,9 +211,15 @@ def test_p20_kfac_exact_means_kronecker(seed: int) -> None:
 
 
 def test_p20_the_converse_is_false() -> None:
-    """P20: examples with g = 0 change A but not the directions of F: F stays Kronecker, KFAC is wrong, TKFAC is not."""
-    X, G = torch.eye(2, dtype=torch.float64), torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)
-    D = torch.stack([G, G], 1)  # [R = 2, N = 2, 2]: every example has the same directions, so F = G' (x) A
+    """P20: examples with g = 0 change A but not the directions of F: F stays Kronecker, KFAC is
+    wrong, TKFAC is not.
+    """
+    X, G = (
+        torch.eye(2, dtype=torch.float64),
+        torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64),
+    )
+    # [R = 2, N = 2, 2]: every example has the same directions, so F = G' (x) A
+    D = torch.stack([G, G], 1)
     assert_same(dense("KFAC", linear_stats(X, D)), dense_fisher(linear_stats(X, D)))
     X = torch.cat([X, torch.tensor([[3.0, 1.0]], dtype=torch.float64)])
     D = torch.cat([D, torch.zeros(2, 1, 2, dtype=torch.float64)], 1)
@@ -215,7 +241,9 @@ def spd(n: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_p21_tensor_normal_block(seed: int) -> None:
-    """P21: F = B1 (x) B2 (x) B3: TN with these three modes is exact, and so is TN with two modes (B1, B2 (x) B3)."""
+    """P21: F = B1 (x) B2 (x) B3: TN with these three modes is exact, and so is TN with two modes
+    (B1, B2 (x) B3).
+    """
     B1, B2, B3 = spd(2, seed), spd(3, seed + 10), spd(2, seed + 20)
     F = kron(B1, B2, B3)
     stats = stats_with_block(F, 2, 6, kernel=(3, 2))
@@ -231,7 +259,9 @@ def test_p21_convolution_modes() -> None:
 
 
 def test_p21_with_samples() -> None:
-    """P21: with S samples of a tensor-normal gradient, TN is off by O(1/sqrt S), far less than the sample F itself."""
+    """P21: with S samples of a tensor-normal gradient, TN is off by O(1/sqrt S), far less than the
+    sample F itself.
+    """
     F = kron(spd(2, 0), spd(3, 1))
     root = torch.linalg.cholesky(F)
     errors = []
@@ -255,7 +285,9 @@ def test_p22_tengrad_is_exact_on_its_batch(T: int, seed: int) -> None:
     batch = 4
     F = fisher_of(gradients(stats)[:, :batch])
     V, damping = inputs(3, 4, seed=seed), 0.3
-    expected = torch.linalg.solve(F + damping * torch.eye(12, dtype=torch.float64), V.reshape(-1)).reshape(3, 4)
+    expected = torch.linalg.solve(
+        F + damping * torch.eye(12, dtype=torch.float64), V.reshape(-1)
+    ).reshape(3, 4)
     assert_same(build("TENGraD", stats, batch=batch).solve(V, damping=damping), expected)
     assert_same(dense("TENGraD", stats), dense_fisher(stats))
 
@@ -264,7 +296,9 @@ def test_p22_tengrad_is_exact_on_its_batch(T: int, seed: int) -> None:
 
 
 class Pooled(nn.Module):
-    """A deep linear net on sequences: two layers at every position, a pooling over positions, a last layer."""
+    """A deep linear net on sequences: two layers at every position, a pooling over positions, a
+    last layer.
+    """
 
     def __init__(self, pooling: str):
         super().__init__()
@@ -287,19 +321,29 @@ def pooled(pooling: str) -> Pooled:
 
 
 def test_p23_expand_is_exact_with_a_loss_per_position() -> None:
-    """P23: deep linear net on sequences with squared error at every position: KFAC expand is exact, reduce is not."""
+    """P23: deep linear net on sequences with squared error at every position: KFAC expand is exact,
+    reduce is not.
+    """
     data = (inputs(6, 3, 3), inputs(6, 3, 2, seed=5))
-    for exact, expand in both("KFAC", pooled("none"), fl.Gaussian(), data, {"spatial": "expand"}).values():
+    for exact, expand in both(
+        "KFAC", pooled("none"), fl.Gaussian(), data, {"spatial": "expand"}
+    ).values():
         assert_same(expand, exact, 1e-9)
-    for exact, reduce in both("KFAC", pooled("none"), fl.Gaussian(), data, {"spatial": "reduce"}).values():
+    for exact, reduce in both(
+        "KFAC", pooled("none"), fl.Gaussian(), data, {"spatial": "reduce"}
+    ).values():
         assert_differs(reduce, exact, 0.1)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "sum"])
 def test_p23_reduce_is_exact_with_pooling(pooling: str) -> None:
-    """P23: with mean or sum pooling over positions KFAC reduce is exact, expand is not (below the pooling)."""
+    """P23: with mean or sum pooling over positions KFAC reduce is exact, expand is not (below the
+    pooling).
+    """
     data = (inputs(6, 3, 3), inputs(6, 2, seed=5))
-    for exact, reduce in both("KFAC", pooled(pooling), fl.Gaussian(), data, {"spatial": "reduce"}).values():
+    for exact, reduce in both(
+        "KFAC", pooled(pooling), fl.Gaussian(), data, {"spatial": "reduce"}
+    ).values():
         assert_same(reduce, exact, 1e-9)
     blocks = both("KFAC", pooled(pooling), fl.Gaussian(), data, {"spatial": "expand"})
     for layer in ("first", "second"):

@@ -33,7 +33,8 @@ from tests.helpers import (
 )
 from tests.naive import kron
 
-# Each claim's counterexample: inputs a_n and gradients g_n of four examples, one direction, F their mean.
+# Each claim's counterexample: inputs a_n and gradients g_n of four examples, one direction, F their
+# mean.
 X1 = ([(-2, 0), (0, -2), (0, 2), (0, 1)], [(0, 1), (1, 0), (0, -1), (1, 0)])
 X2_SPECTRAL = ([(2, 2), (2, -1), (-2, 1), (-1, 0)], [(0, -1), (1, 2), (1, 2), (-2, 2)])
 X2_INVERSE = ([(0, 1), (-2, -2), (1, 1), (-1, 0)], [(-2, 1), (-2, 2), (1, 0), (-2, 1)])
@@ -42,7 +43,8 @@ X3_TEKFAC = ([(0, 1), (1, 2), (-2, 1), (1, 2)], [(-1, 2), (0, 2), (2, 1), (-1, 1
 X3_EKFAC = ([(-2, 0), (1, 1), (0, 0), (-1, 0)], [(0, 2), (0, 1), (-2, -1), (1, 0)])
 X3_DIAGONAL = ([(2, 0), (-1, 0), (0, -1), (0, 0)], [(2, 0), (2, 0), (0, 1), (-1, -2)])
 X5 = ([(1, 0), (1, 1), (0, 2), (2, -1)], [(1, 1), (0, 2), (1, -1), (1, 2)])
-X11 = [[(-1, -1, 1, 1), (1, 1, -1, -1)], [(1, 0, 1, 1), (0, -1, 0, 1)]]  # gradients P of two examples, [2, 4] each
+# gradients P of two examples, [2, 4] each
+X11 = [[(-1, -1, 1, 1), (1, 1, -1, -1)], [(1, 0, 1, 1), (0, -1, 0, 1)]]
 X4 = ([(1, 2), (2, 1), (0, 2), (-1, 2)], [(0, 0), (0, -2), (1, 0), (2, 0)])
 
 
@@ -69,7 +71,9 @@ def test_x1_tkfac_is_not_always_better_than_kfac() -> None:
 
 
 def test_x2_ekfac_is_not_better_in_spectral_norm() -> None:
-    """X2: "EKFAC is better than KFAC" is about the Frobenius norm; here it is worse in the spectral norm."""
+    """X2: "EKFAC is better than KFAC" is about the Frobenius norm; here it is worse in the spectral
+    norm.
+    """
     found = errors(X2_SPECTRAL, spectral)
     assert found["EKFAC"] > 1.2 * found["KFAC"]
     assert errors(X2_SPECTRAL)["EKFAC"] <= errors(X2_SPECTRAL)["KFAC"]
@@ -105,7 +109,9 @@ def test_x3_tekfac_can_be_worse_than_ekfac() -> None:
 
 
 def test_x3_ekfac_can_be_worse_than_tkfac_and_kpsvd() -> None:
-    """X3: "EKFAC <= TKFAC" and "EKFAC <= KPSVD" are false: F is nearly a Kronecker product, but not of KFAC's basis."""
+    """X3: "EKFAC <= TKFAC" and "EKFAC <= KPSVD" are false: F is nearly a Kronecker product, but not
+    of KFAC's basis.
+    """
     found = errors(X3_EKFAC)
     assert found["EKFAC"] > 10 * found["TKFAC"]
     assert found["EKFAC"] > 10 * found["KPSVD"]
@@ -134,7 +140,9 @@ def test_x5_kfac_and_kpsvd_do_not_keep_the_trace() -> None:
 
 
 def test_x6_shampoo_is_not_exact_on_kronecker_products() -> None:
-    """X6: Shampoo is not exact where F is a Kronecker product (but for projectors), and it is not F^2."""
+    """X6: Shampoo is not exact where F is a Kronecker product (but for projectors), and it is not
+    F^2.
+    """
     F = kron(diagonal(1, 4), diagonal(1, 9))
     stats = stats_with_block(F, 2, 2)
     for options in ({"match_trace": True}, {"match_trace": False}):
@@ -147,7 +155,9 @@ def test_x6_shampoo_is_not_exact_on_kronecker_products() -> None:
 
 
 def test_x7_kfac_is_not_exact_for_linear_nets_with_the_empirical_fisher() -> None:
-    """X7: "KFAC is exact for linear nets" holds for the label expectation of the squared error only (P17)."""
+    """X7: "KFAC is exact for linear nets" holds for the label expectation of the squared error only
+    (P17).
+    """
     model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False)).double()
     model[0].weight.data = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, -1.0]], dtype=torch.float64)
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -161,14 +171,17 @@ def test_x7_kfac_is_not_exact_for_linear_nets_with_the_empirical_fisher() -> Non
 
 @pytest.mark.parametrize("name", ["KFAC", "TN", "TKFAC"])
 def test_x8_one_example_is_not_enough_with_positions(name: str) -> None:
-    """X8: "exact for one example" is false where the weight is shared: [1 0; 0 2] is no rank-one gradient."""
+    """X8: "exact for one example" is false where the weight is shared: [1 0; 0 2] is no rank-one
+    gradient.
+    """
     a = torch.eye(2, dtype=torch.float64).reshape(1, 2, 1, 2)
     g = torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64)).reshape(1, 1, 2, 1, 2)
     stats = LayerStats(a, g)
     assert_differs(dense(name, stats), dense_fisher(stats), 0.3)
 
 
-# ---------------------------------------------------------------- batch-mean gradients, by enumerating all labels
+# ---------------------------------------------------------------- batch-mean gradients, by
+# enumerating all labels
 
 
 def softmax_layer(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -190,7 +203,9 @@ def mean_gradient(a: Tensor, p: Tensor, labels: tuple[int, ...]) -> Tensor:
 
 
 def expectation(a: Tensor, p: Tensor, function) -> Tensor:
-    """Mean of `function(batch-mean gradient)` over all label combinations, with their model probabilities."""
+    """Mean of `function(batch-mean gradient)` over all label combinations, with their model
+    probabilities.
+    """
     m, C = p.shape
     total = 0.0
     for labels in itertools.product(range(C), repeat=m):
@@ -203,12 +218,16 @@ def expectation(a: Tensor, p: Tensor, function) -> Tensor:
 
 def true_stats(a: Tensor, p: Tensor) -> LayerStats:
     """Statistics of the layer with the categorical factor of the library."""
-    return LayerStats(a[:, None, None, :], columns_at(fl.Categorical(), p.log(), "true")[:, :, None, None, :])
+    return LayerStats(
+        a[:, None, None, :], columns_at(fl.Categorical(), p.log(), "true")[:, :, None, None, :]
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_x9_batch_mean_gradients_with_sampled_labels(seed: int) -> None:
-    """X9, the true part: with labels drawn from the model, E[gbar gbar^T] = F / m, by enumeration of all labels."""
+    """X9, the true part: with labels drawn from the model, E[gbar gbar^T] = F / m, by enumeration
+    of all labels.
+    """
     a, p = softmax_layer(seed)
     F = dense_fisher(true_stats(a, p))
     mean = expectation(a, p, lambda gbar: outer(gbar.reshape(-1), gbar.reshape(-1)))
@@ -217,14 +236,19 @@ def test_x9_batch_mean_gradients_with_sampled_labels(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_x9_batch_mean_gradients_with_true_labels(seed: int) -> None:
-    """X9: with true labels it is F_emp / m + (1 - 1/m) gradL gradL^T (batches of m independent examples)."""
+    """X9: with true labels it is F_emp / m + (1 - 1/m) gradL gradL^T (batches of m independent
+    examples).
+    """
     a, p = softmax_layer(seed)
     labels, m = (0, 2, 1), 2
-    per_example = torch.stack([mean_gradient(a[n : n + 1], p[n : n + 1], (labels[n],)) for n in range(3)])
+    per_example = torch.stack(
+        [mean_gradient(a[n : n + 1], p[n : n + 1], (labels[n],)) for n in range(3)]
+    )
     empirical = fisher_of(per_example[None])
     whole = mean_gradient(a, p, labels).reshape(-1)
     mean = torch.zeros_like(empirical)
-    for batch in itertools.product(range(3), repeat=m):  # all batches drawn with replacement from the three examples
+    # all batches drawn with replacement from the three examples
+    for batch in itertools.product(range(3), repeat=m):
         gbar = per_example[list(batch)].mean(0).reshape(-1)
         mean += outer(gbar, gbar) / 3**m
     assert_same(mean, empirical / m + (1 - 1 / m) * outer(whole, whole))
@@ -236,7 +260,9 @@ def test_x11_more_modes_are_not_a_refinement() -> None:
     """X11: TN with three modes is a coarser model than with two, but neither is always better."""
     worse = random_stats(0, N=6, d_out=2, kernel=(2, 2))
     F = dense_fisher(worse)
-    assert frobenius(F - dense("TN", worse, modes=3)) > 1.01 * frobenius(F - dense("TN", worse, modes=2))
+    assert frobenius(F - dense("TN", worse, modes=3)) > 1.01 * frobenius(
+        F - dense("TN", worse, modes=2)
+    )
     better = explicit_stats(X11, kernel=(2, 2))
     F = dense_fisher(better)
     assert frobenius(F - dense("TN", better, modes=2)) == pytest.approx(2.577210, abs=1e-6)
@@ -245,7 +271,9 @@ def test_x11_more_modes_are_not_a_refinement() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_x12_eigenvalues_from_batch_mean_gradients(seed: int) -> None:
-    """X12: squared batch-mean gradients in a fixed basis are EKFAC's s only times m, in expectation over labels."""
+    """X12: squared batch-mean gradients in a fixed basis are EKFAC's s only times m, in expectation
+    over labels.
+    """
     a, p = softmax_layer(seed)
     left, right = random_orthogonal(3, seed), random_orthogonal(2, seed + 1)
     basis = kron(left, right)
@@ -262,7 +290,12 @@ def test_stored_cases_are_not_degenerate() -> None:
         stats = linear_stats(*case)
         P = gradients(stats)[0, :, 0]
         a, g = stats.a[:, 0, 0], stats.g[0, :, 0, 0]
-        for M in (a.T @ a, g.T @ g, torch.einsum("noi,npi->op", P, P), torch.einsum("noi,noj->ij", P, P)):
+        for M in (
+            a.T @ a,
+            g.T @ g,
+            torch.einsum("noi,npi->op", P, P),
+            torch.einsum("noi,noj->ij", P, P),
+        ):
             low, high = torch.linalg.eigvalsh(M)
             assert high - low > 0.1
     assert build("KFAC", linear_stats(*X1)).shape == (2, 2)

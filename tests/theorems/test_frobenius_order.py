@@ -51,7 +51,9 @@ def assert_at_most(stats, one: float, other: float) -> None:
 
 def convolution(seed: int):
     """A convolution with two groups, with and without bias."""
-    return random_stats(seed, "norm-dependent", T=3, Q=2, N=5, d_out=2, kernel=(2, 1, 2), bias=seed % 2 == 0)
+    return random_stats(
+        seed, "norm-dependent", T=3, Q=2, N=5, d_out=2, kernel=(2, 1, 2), bias=seed % 2 == 0
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -60,7 +62,9 @@ def convolution(seed: int):
 def test_p9_ekfac_is_at_least_as_good_as_kfac(spatial: str, T: int, seed: int) -> None:
     """P9: |F - EKFAC| <= |F - KFAC|: the optimal diagonal in a basis beats any other."""
     stats = random_case(seed, T=T)
-    assert_at_most(stats, error(stats, "EKFAC", spatial=spatial), error(stats, "KFAC", spatial=spatial))
+    assert_at_most(
+        stats, error(stats, "EKFAC", spatial=spatial), error(stats, "KFAC", spatial=spatial)
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -69,13 +73,17 @@ def test_p9_ekfac_is_at_least_as_good_as_kfac(spatial: str, T: int, seed: int) -
 def test_p10_tekfac_is_at_least_as_good_as_tkfac(spatial: str, T: int, seed: int) -> None:
     """P10: |F - TEKFAC| <= |F - TKFAC|."""
     stats = random_case(seed, T=T)
-    assert_at_most(stats, error(stats, "TEKFAC", spatial=spatial), error(stats, "TKFAC", spatial=spatial))
+    assert_at_most(
+        stats, error(stats, "TEKFAC", spatial=spatial), error(stats, "TKFAC", spatial=spatial)
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize(("name", "options"), KRONECKER)
-def test_p11_kpsvd_is_the_best_kronecker_product(name: str, options: dict, T: int, seed: int) -> None:
+def test_p11_kpsvd_is_the_best_kronecker_product(
+    name: str, options: dict, T: int, seed: int
+) -> None:
     """P11: |F - KPSVD| <= |F - S (x) T| for every Kronecker product."""
     stats = random_case(seed, T=T)
     assert_at_most(stats, error(stats, "KPSVD"), error(stats, name, **options))
@@ -84,7 +92,9 @@ def test_p11_kpsvd_is_the_best_kronecker_product(name: str, options: dict, T: in
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("T", [1, 3])
 def test_p11_error_of_kpsvd(T: int, seed: int) -> None:
-    """P11: |F - KPSVD|^2 = sum over k >= 2 of sigma_k(Z(F))^2, and no other Kronecker product tried is better."""
+    """P11: |F - KPSVD|^2 = sum over k >= 2 of sigma_k(Z(F))^2, and no other Kronecker product tried
+    is better.
+    """
     stats = random_case(seed, T=T)
     F = dense_fisher(stats)
     tail = torch.linalg.svdvals(rearranged(F, stats.d_out, stats.d_in))[1:]
@@ -93,7 +103,10 @@ def test_p11_error_of_kpsvd(T: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     S, A = left_of(gradients(stats)[:, :, 0]), right_of(gradients(stats)[:, :, 0])
     for _ in range(5):
-        noisy = [M + 0.1 * M.norm() * torch.randn(M.shape, generator=generator, dtype=M.dtype) for M in (S, A)]
+        noisy = [
+            M + 0.1 * M.norm() * torch.randn(M.shape, generator=generator, dtype=M.dtype)
+            for M in (S, A)
+        ]
         assert_at_most(stats, best, frobenius(F - kron(*noisy) / torch.trace(S)))
 
 
@@ -101,7 +114,9 @@ def test_p11_error_of_kpsvd(T: int, seed: int) -> None:
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize("coarse", ["row", "col"])
 def test_p12_coarser_masks_win(coarse: str, T: int, seed: int) -> None:
-    """P12: |F - mini-blocks| <= |F - diag|; row blocks are also at least as good as LNGD, which lives on them."""
+    """P12: |F - mini-blocks| <= |F - diag|; row blocks are also at least as good as LNGD, which
+    lives on them.
+    """
     stats = random_case(seed, T=T)
     blocks = error(stats, "MiniBlock", linear=coarse)
     assert_at_most(stats, blocks, error(stats, "Diagonal"))
@@ -124,9 +139,11 @@ def test_p12_coarser_masks_win_on_convolutions(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("T", [1, 3])
 def test_p13_tkfac_is_quasi_optimal(T: int, seed: int) -> None:
-    """P13: |F - TKFAC| <= k1 k2 e (1 + e sqrt(d)/tr KPSVD) and <= t sqrt((1 - |U1/t|^2)(1 - |U2/t|^2)) <= t.
+    """P13: |F - TKFAC| <= k1 k2 e (1 + e sqrt(d)/tr KPSVD) and <= t sqrt((1 - |U1/t|^2)(1 -
+    |U2/t|^2)) <= t.
 
-    e is the error of KPSVD, k1 = sqrt(d_out) |U1| / t, k2 = sqrt(d_in) |U2| / t. T = 1, or spatial = full.
+    e is the error of KPSVD, k1 = sqrt(d_out) |U1| / t, k2 = sqrt(d_in) |U2| / t. T = 1, or spatial
+    = full.
     """
     stats = random_case(seed, T=T)
     F, P = dense_fisher(stats), gradients(stats)[:, :, 0]
@@ -141,7 +158,8 @@ def test_p13_tkfac_is_quasi_optimal(T: int, seed: int) -> None:
     assert_at_most(stats, tkfac, k1 * k2 * best * (1 + best * size / trace))
     if T == 1:  # the second bound needs features of unit trace, which rank-one gradients have
         spread = max(0.0, 1 - frobenius(U1 / t) ** 2) * max(0.0, 1 - frobenius(U2 / t) ** 2)
-        assert tkfac <= t * math.sqrt(spread) + 1e-7 * t  # 1 - |.|^2 loses half the digits near rank one
+        # 1 - |.|^2 loses half the digits near rank one
+        assert tkfac <= t * math.sqrt(spread) + 1e-7 * t
         assert_at_most(stats, tkfac, t)
 
 
@@ -153,9 +171,13 @@ def as_matrix(matrix, damping: float, style: str, p: float = -1.0) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("name", "options"), [("KFAC", {}), ("TKFAC", {}), ("TN", {}), ("KPSVD", {})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("KFAC", {}), ("TKFAC", {}), ("TN", {}), ("KPSVD", {})]
+)
 def test_p14_factored_damping_dominates_exact_damping(name: str, options: dict, seed: int) -> None:
-    """P14: (G + g/pi)(x)(A + pi g) >= G (x) A + g^2, so the factored inverse is the smaller one in the PSD order."""
+    """P14: (G + g/pi)(x)(A + pi g) >= G (x) A + g^2, so the factored inverse is the smaller one in
+    the PSD order.
+    """
     stats = random_case(seed)
     matrix = build(name, stats, **options)
     damping = 0.1 * float(matrix.trace()) / (stats.d_out * stats.d_in)
@@ -176,7 +198,9 @@ def test_p14_three_modes(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_p14_the_pi_split(seed: int) -> None:
-    """P14: KFAC's factored damping is (G + gamma/pi)(x)(A + pi gamma), gamma^2 = damping, pi^2 the ratio of means."""
+    """P14: KFAC's factored damping is (G + gamma/pi)(x)(A + pi gamma), gamma^2 = damping, pi^2 the
+    ratio of means.
+    """
     stats = random_case(seed)
     X, D = columns(stats)
     A, G = X.T @ X / stats.R / stats.N, D.T @ D
@@ -190,7 +214,9 @@ def test_p14_the_pi_split(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_p15_error_of_kfac(seed: int) -> None:
-    """P15: |F - KFAC|^2 = 1/N^2 sum of (H K_G H) o (H K_A H), the HSIC of g g^T and a a^T over examples (T = 1)."""
+    """P15: |F - KFAC|^2 = 1/N^2 sum of (H K_G H) o (H K_A H), the HSIC of g g^T and a a^T over
+    examples (T = 1).
+    """
     stats = random_case(seed)
     N = stats.N
     G = torch.einsum("rno,rnp->nop", stats.g[:, :, 0, 0], stats.g[:, :, 0, 0]).reshape(N, -1)
@@ -202,7 +228,9 @@ def test_p15_error_of_kfac(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_p15_error_of_tkfac(seed: int) -> None:
-    """P15: TKFAC is KFAC of the norm-weighted directions: weights |x|^2|d|^2/t, unit vectors, prefactor t^2 (T = 1)."""
+    """P15: TKFAC is KFAC of the norm-weighted directions: weights |x|^2|d|^2/t, unit vectors,
+    prefactor t^2 (T = 1).
+    """
     stats = random_case(seed)
     X, D = columns(stats)
     w = X.square().sum(1) * D.square().sum(1)
@@ -214,7 +242,9 @@ def test_p15_error_of_tkfac(seed: int) -> None:
     K_X, K_D = (H @ (M @ M.T) ** 2 @ H.T for M in (X, D))
     closed = t**2 * (w[:, None] * w[None, :] * K_X * K_D).sum()
     scale = frobenius(dense_fisher(stats))
-    assert error(stats, "TKFAC") == pytest.approx(math.sqrt(max(float(closed), 0.0)), rel=1e-7, abs=1e-7 * scale)
+    assert error(stats, "TKFAC") == pytest.approx(
+        math.sqrt(max(float(closed), 0.0)), rel=1e-7, abs=1e-7 * scale
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -225,4 +255,6 @@ def test_p15_error_of_row_blocks(seed: int) -> None:
     closed = ((X @ X.T) ** 2 * ((D @ D.T) ** 2 - D.square() @ D.square().T)).sum()
     scale = frobenius(dense_fisher(stats))
     expected = math.sqrt(max(float(closed), 0.0))
-    assert error(stats, "MiniBlock", linear="row") == pytest.approx(expected, rel=REL, abs=1e-7 * scale)
+    assert error(stats, "MiniBlock", linear="row") == pytest.approx(
+        expected, rel=REL, abs=1e-7 * scale
+    )

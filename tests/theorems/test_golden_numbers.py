@@ -31,7 +31,8 @@ VECTOR = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
 DAMPING = 0.1
 PRINTED = 1.01e-6  # six decimals were printed
 
-# approximation, options: trace, |F - F^|, |F - F^|_2, lambda_max, cosine and efficiency of the damped direction
+# approximation, options: trace, |F - F^|, |F - F^|_2, lambda_max, cosine and efficiency of the
+# damped direction
 TABLE = {
     "KFAC": ("KFAC", {}, 9.750000, 3.742701, 2.812647, 4.607369, 0.951239, 0.398497),
     "EKFAC": ("EKFAC", {}, 10.750000, 3.509671, 2.364042, 5.832921, 0.912972, 0.290655),
@@ -40,9 +41,27 @@ TABLE = {
     "TEKFAC": ("TEKFAC", {}, 10.750000, 2.505192, 1.647298, 6.611910, 0.868737, 0.270486),
     "KPSVD": ("KPSVD", {}, 9.783410, 2.445476, 2.194035, 6.806409, 0.861446, 0.297815),
     "LNGD": ("LNGD", {}, 10.750000, 3.871718, 2.620594, 5.563953, 0.922381, 0.278772),
-    "rows": ("MiniBlock", {"linear": "row"}, 10.750000, 3.824265, 2.575184, 5.630199, 0.935720, 0.296514),
+    "rows": (
+        "MiniBlock",
+        {"linear": "row"},
+        10.750000,
+        3.824265,
+        2.575184,
+        5.630199,
+        0.935720,
+        0.296514,
+    ),
     "diagonal": ("Diagonal", {}, 10.750000, 4.138236, 3.121298, 5.250000, 0.928779, 0.281639),
-    "raw Shampoo": ("Shampoo", {"match_trace": False}, 19.960178, 5.604798, 4.097867, 7.960545, 0.907107, 0.320569),
+    "raw Shampoo": (
+        "Shampoo",
+        {"match_trace": False},
+        19.960178,
+        5.604798,
+        4.097867,
+        7.960545,
+        0.907107,
+        0.320569,
+    ),
 }
 ROWS = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
 
@@ -66,7 +85,9 @@ def test_b1_the_block(stats) -> None:
     assert_same(4 * right_of(P), matrix((26, -6), (-6, 17)))
     assert_same(4 * contractions.left(stats)[0], matrix((10, 7), (7, 33)))
     assert_same(4 * contractions.right(stats)[0], matrix((26, -6), (-6, 17)))
-    assert_same(16 * dense("KFAC", stats), torch.kron(matrix((3, 2), (2, 10)), matrix((6, -1), (-1, 6))))
+    assert_same(
+        16 * dense("KFAC", stats), torch.kron(matrix((3, 2), (2, 10)), matrix((6, -1), (-1, 6)))
+    )
     exact = build("Exact", stats)
     assert float(exact.trace()) == pytest.approx(10.75)
     assert float(exact.frobenius_norm()) == pytest.approx(7.537407, abs=PRINTED)
@@ -78,7 +99,9 @@ def test_b1_the_block(stats) -> None:
 def test_b1_exact_direction(stats) -> None:
     """B.1: (F + 0.1 I)^-1 g."""
     direction = build("Exact", stats).solve(VECTOR, damping=DAMPING)
-    assert direction.reshape(-1).tolist() == pytest.approx([5.167755, 1.350922, -1.605006, 1.689745], abs=PRINTED)
+    assert direction.reshape(-1).tolist() == pytest.approx(
+        [5.167755, 1.350922, -1.605006, 1.689745], abs=PRINTED
+    )
 
 
 def test_b1_eigenvalues(stats) -> None:
@@ -92,7 +115,10 @@ def test_b1_pi(stats) -> None:
     """B.1: pi = 0.960769, so factored damping adds gamma/pi to G and pi gamma to A."""
     pi, gamma = 0.960769, DAMPING**0.5
     eye = torch.eye(2, dtype=torch.float64)
-    damped = torch.kron(matrix((3, 2), (2, 10)) / 4 + gamma / pi * eye, matrix((6, -1), (-1, 6)) / 4 + pi * gamma * eye)
+    damped = torch.kron(
+        matrix((3, 2), (2, 10)) / 4 + gamma / pi * eye,
+        matrix((6, -1), (-1, 6)) / 4 + pi * gamma * eye,
+    )
     got = build("KFAC", stats).solve(VECTOR, damping=DAMPING, style="factored")
     expected = torch.linalg.solve(damped, VECTOR.reshape(-1)).reshape(2, 2)
     assert_same(got, expected, 1e-5)
@@ -112,10 +138,15 @@ def test_b1_table(stats, row: tuple) -> None:
 
 @ROWS
 def test_b1_damped_directions(stats, row: tuple) -> None:
-    """B.1: cosine with the exact damped direction, and efficiency (y.g)^2 / (y'(F + c)y g'(F + c)^-1 g)."""
+    """B.1: cosine with the exact damped direction, and efficiency (y.g)^2 / (y'(F + c)y g'(F +
+    c)^-1 g).
+    """
     name, options, *_, cosine, efficiency = row
     F, g = dense_fisher(stats) + DAMPING * torch.eye(4, dtype=torch.float64), VECTOR.reshape(-1)
-    x, y = torch.linalg.solve(F, g), build(name, stats, **options).solve(VECTOR, damping=DAMPING).reshape(-1)
+    x, y = (
+        torch.linalg.solve(F, g),
+        build(name, stats, **options).solve(VECTOR, damping=DAMPING).reshape(-1),
+    )
     assert float(x @ y / x.norm() / y.norm()) == pytest.approx(cosine, abs=PRINTED)
     assert float((y @ g) ** 2 / ((y @ F @ y) * (g @ x))) == pytest.approx(efficiency, abs=PRINTED)
 
@@ -125,7 +156,9 @@ def test_b1_error_measures(stats, row: tuple) -> None:
     """B.1 through the library's error measures, which are relative to F."""
     name, options, trace, norm, norm2, *_ = row
     exact, approximate = build("Exact", stats), build(name, stats, **options)
-    assert fl.errors.trace(exact, approximate) == pytest.approx((trace - 10.75) / 10.75, abs=PRINTED)
+    assert fl.errors.trace(exact, approximate) == pytest.approx(
+        (trace - 10.75) / 10.75, abs=PRINTED
+    )
     assert fl.errors.frobenius(exact, approximate) == pytest.approx(norm / 7.537407, abs=PRINTED)
     assert fl.errors.spectral(exact, approximate) == pytest.approx(norm2 / 6.876559, abs=PRINTED)
 
@@ -139,7 +172,8 @@ def test_b1_who_is_best() -> None:
 
 def test_b2_three_modes() -> None:
     """B.2: TN with modes (2, 2, 2) of two gradients."""
-    P = matrix(tuple(range(1, 9)), (1, 0, -1, 2, 0, 1, 1, -1)).reshape(2, 1, 2, 4)  # two directions of one example
+    # two directions of one example
+    P = matrix(tuple(range(1, 9)), (1, 0, -1, 2, 0, 1, 1, -1)).reshape(2, 1, 2, 4)
     stats = explicit_stats(P, kernel=(2, 2))
     F = dense_fisher(stats)
     U = [torch.zeros(2, 2, dtype=torch.float64) for _ in range(3)]
@@ -158,11 +192,15 @@ def test_b2_three_modes() -> None:
 
 
 def test_b3_softmax_root() -> None:
-    """B.3: the root with columns sqrt(p_c) (e_c - p) at p = (0.5, 0.3, 0.2), and ours with one column less."""
+    """B.3: the root with columns sqrt(p_c) (e_c - p) at p = (0.5, 0.3, 0.2), and ours with one
+    column less.
+    """
     p = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
     S = fl.Categorical().factor(p.log())[:, 0]
     expected = matrix(
-        (0.353553, -0.212132, -0.141421), (-0.273861, 0.383406, -0.109545), (-0.223607, -0.134164, 0.357771)
+        (0.353553, -0.212132, -0.141421),
+        (-0.273861, 0.383406, -0.109545),
+        (-0.223607, -0.134164, 0.357771),
     )
     assert S.shape == (2, 3)
     assert float((S.T @ S - expected.T @ expected).abs().max()) < PRINTED
@@ -170,7 +208,9 @@ def test_b3_softmax_root() -> None:
 
 
 def test_b5_tkfac_worse_than_kfac() -> None:
-    """B.5: the counterexample X1: Frobenius errors 0.728869 and 0.769231, spectral errors 0.5 and 0.384615."""
+    """B.5: the counterexample X1: Frobenius errors 0.728869 and 0.769231, spectral errors 0.5 and
+    0.384615.
+    """
     stats = linear_stats([(-2, 0), (0, -2), (0, 2), (0, 1)], [(0, 1), (1, 0), (0, -1), (1, 0)])
     F = dense_fisher(stats)
     for name, norm, norm2 in (("KFAC", 0.728869, 0.5), ("TKFAC", 0.769231, 0.384615)):

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from fisher_lab.statistics import LayerStats, contractions
-from tests.helpers import assert_differs, assert_same, dense, dense_fisher, frobenius, random_orthogonal, random_stats
+from tests.helpers import (
+    assert_differs,
+    assert_same,
+    dense,
+    dense_fisher,
+    frobenius,
+    random_orthogonal,
+    random_stats,
+)
 from tests.naive import kron
 
 SEEDS = range(6)
@@ -27,7 +35,13 @@ FUNCTIONS_OF_F = [
     ("TENGraD", {}),
 ]
 SHARED = [("TKFAC", {"spatial": "full"}), ("TEKFAC", {"spatial": "full"}), *FUNCTIONS_OF_F[2:]]
-ALL = [*FUNCTIONS_OF_F, ("KFAC", {}), ("KFAC", {"spatial": "reduce"}), ("EKFAC", {}), ("TKFAC", {"spatial": "full"})]
+ALL = [
+    *FUNCTIONS_OF_F,
+    ("KFAC", {}),
+    ("KFAC", {"spatial": "reduce"}),
+    ("EKFAC", {}),
+    ("TKFAC", {"spatial": "full"}),
+]
 
 
 def rescaled(stats: LayerStats, s: Tensor) -> LayerStats:
@@ -55,7 +69,9 @@ def test_p26_rescaling_within_examples(name: str, options: dict, seed: int) -> N
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("name", "options"), SHARED)
 def test_p26_with_several_positions(name: str, options: dict, seed: int) -> None:
-    """P26 for T = 3, where TKFAC is a function of F only with spatial = full; scales may differ by position."""
+    """P26 for T = 3, where TKFAC is a function of F only with spatial = full; scales may differ by
+    position.
+    """
     stats = random_stats(seed, N=8, T=3, d_out=3, d_in=3)
     s = scales(24, seed).reshape(8, 3, 1, 1)
     other = LayerStats(stats.a / s, stats.g * s[None])
@@ -118,14 +134,19 @@ def transformation(kind: str, n: int, seed: int) -> Tensor:
     if kind == "general":
         return noise + 2 * torch.eye(n, dtype=torch.float64)
     permutation = torch.eye(n, dtype=torch.float64)[torch.randperm(n, generator=generator)]
-    return permutation * (noise[0].sign() if kind == "signed permutation" else noise[0] + noise[0].sign())
+    return permutation * (
+        noise[0].sign() if kind == "signed permutation" else noise[0] + noise[0].sign()
+    )
 
 
 def transformed(
     stats: LayerStats, name: str, options: dict, kinds: tuple[str, str], seed: int
 ) -> tuple[Tensor, Tensor]:
     """(approximation in new coordinates, old approximation carried over)."""
-    Q, P = transformation(kinds[0], stats.d_out, seed), transformation(kinds[1], stats.d_in, seed + 50)
+    Q, P = (
+        transformation(kinds[0], stats.d_out, seed),
+        transformation(kinds[1], stats.d_in, seed + 50),
+    )
     other = LayerStats(stats.a @ P.T, stats.g @ Q.T, stats.kernel)
     change = kron(Q, P)
     assert_same(dense_fisher(other), change @ dense_fisher(stats) @ change.T)
@@ -135,8 +156,12 @@ def transformed(
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize(("name", "options", "kinds"), EQUIVARIANT)
-def test_p27_equivariance(name: str, options: dict, kinds: tuple[str, str], T: int, seed: int) -> None:
-    """P27: x -> P x, d -> Q d carries F^ to (Q (x) P) F^ (Q (x) P)^T, for the transformations of the master table."""
+def test_p27_equivariance(
+    name: str, options: dict, kinds: tuple[str, str], T: int, seed: int
+) -> None:
+    """P27: x -> P x, d -> Q d carries F^ to (Q (x) P) F^ (Q (x) P)^T, for the transformations of
+    the master table.
+    """
     stats = random_stats(seed, N=8, T=T, d_out=3, d_in=4)
     got, expected = transformed(stats, name, options, kinds, seed)
     assert_same(got, expected, 1e-8)
@@ -151,9 +176,15 @@ def test_p27_not_equivariant(name: str, options: dict, kinds: tuple[str, str]) -
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_p27_kernel_blocks_and_modes(seed: int) -> None:
-    """P27 on a convolution: kernel blocks carry over P = I (x) P_k, three-mode TN rotations of every mode."""
+    """P27 on a convolution: kernel blocks carry over P = I (x) P_k, three-mode TN rotations of
+    every mode.
+    """
     stats = random_stats(seed, N=8, T=3, d_out=2, kernel=(2, 1, 3))
-    Q, channels, area = random_orthogonal(2, seed), random_orthogonal(2, seed + 1), random_orthogonal(3, seed + 2)
+    Q, channels, area = (
+        random_orthogonal(2, seed),
+        random_orthogonal(2, seed + 1),
+        random_orthogonal(3, seed + 2),
+    )
     general = transformation("general", 3, seed)
     eye = torch.eye(2, dtype=torch.float64)
     for name, Q_out, P in [("MiniBlock", eye, kron(eye, general)), ("TN", Q, kron(channels, area))]:
@@ -180,10 +211,14 @@ def test_p28_homogeneity_and_order_of_examples(name: str, options: dict, T: int,
 # ---------------------------------------------------------------- P29
 
 
-def halves(seed: int, T: int, kind: str = "norm-dependent") -> tuple[LayerStats, LayerStats, LayerStats]:
+def halves(
+    seed: int, T: int, kind: str = "norm-dependent"
+) -> tuple[LayerStats, LayerStats, LayerStats]:
     """(all 8 examples, the first 3, the last 5)."""
     stats = random_stats(seed, kind, N=8, T=T, d_out=3, d_in=2)
-    return stats, *(LayerStats(stats.a[part], stats.g[:, part]) for part in (slice(0, 3), slice(3, 8)))
+    return stats, *(
+        LayerStats(stats.a[part], stats.g[:, part]) for part in (slice(0, 3), slice(3, 8))
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -212,8 +247,14 @@ def test_p29_additive_contractions(T: int, seed: int) -> None:
     """P29: U1, U2 and the squares in a fixed basis are additive over examples."""
     together, first, second = halves(seed, T)
     basis = (random_orthogonal(3, seed)[None], random_orthogonal(2, seed)[None])
-    for contraction in (contractions.left, contractions.right, lambda stats: contractions.squares(stats, basis)):
-        assert_same(contraction(together)[0], 3 / 8 * contraction(first)[0] + 5 / 8 * contraction(second)[0])
+    for contraction in (
+        contractions.left,
+        contractions.right,
+        lambda stats: contractions.squares(stats, basis),
+    ):
+        assert_same(
+            contraction(together)[0], 3 / 8 * contraction(first)[0] + 5 / 8 * contraction(second)[0]
+        )
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -1,4 +1,6 @@
-"""Pinchings F^ = sum_i P_i F P_i with orthogonal projectors P_i: EKFAC, TEKFAC, diagonal, mini-blocks (P6-P8)."""
+"""Pinchings F^ = sum_i P_i F P_i with orthogonal projectors P_i: EKFAC, TEKFAC, diagonal,
+mini-blocks (P6-P8).
+"""
 
 from __future__ import annotations
 
@@ -28,23 +30,39 @@ PINCHINGS = [
     ("MiniBlock", {"linear": "row"}),
     ("MiniBlock", {"linear": "col"}),
 ]
-CONVOLUTION = [("MiniBlock", {"conv": "kernel"}), ("MiniBlock", {"conv": "filter"}), ("EKFAC", {}), ("Diagonal", {})]
+CONVOLUTION = [
+    ("MiniBlock", {"conv": "kernel"}),
+    ("MiniBlock", {"conv": "filter"}),
+    ("EKFAC", {}),
+    ("Diagonal", {}),
+]
 
 
 def cases() -> list:
-    """Every pinching on plain layers (T = 1 and T = 3), and those of convolutions (two groups, bias)."""
+    """Every pinching on plain layers (T = 1 and T = 3), and those of convolutions (two groups,
+    bias).
+    """
     plain = [
-        pytest.param(name, options, lambda T=T, seed=seed: random_case(seed, T=T), id=f"{name}{options}-T{T}-{seed}")
+        pytest.param(
+            name,
+            options,
+            lambda T=T, seed=seed: random_case(seed, T=T),
+            id=f"{name}{options}-T{T}-{seed}",
+        )
         for name, options in PINCHINGS
         for T in (1, 3)
         for seed in SEEDS
     ]
 
     def convolution(seed: int):
-        return random_stats(seed, "relu", T=3, Q=2, N=4, d_out=2, kernel=(2, 1, 2), bias=seed % 2 == 0)
+        return random_stats(
+            seed, "relu", T=3, Q=2, N=4, d_out=2, kernel=(2, 1, 2), bias=seed % 2 == 0
+        )
 
     return plain + [
-        pytest.param(name, options, lambda seed=seed: convolution(seed), id=f"{name}{options}-conv-{seed}")
+        pytest.param(
+            name, options, lambda seed=seed: convolution(seed), id=f"{name}{options}-conv-{seed}"
+        )
         for name, options in CONVOLUTION
         for seed in range(4)
     ]
@@ -64,7 +82,9 @@ def number_of_blocks(name: str, options: dict, stats) -> int:
 
 @pytest.mark.parametrize(("name", "options", "make"), cases())
 def test_p6_pythagoras(name: str, options: dict, make) -> None:
-    """P6: |F - F^|^2 = |F|^2 - |F^|^2: a pinching is the orthogonal projection of F on a linear subspace."""
+    """P6: |F - F^|^2 = |F|^2 - |F^|^2: a pinching is the orthogonal projection of F on a linear
+    subspace.
+    """
     stats = make()
     F, approximate = dense_fisher(stats), dense(name, stats, **options)
     norm = frobenius(F) ** 2
@@ -74,21 +94,26 @@ def test_p6_pythagoras(name: str, options: dict, make) -> None:
 
 @pytest.mark.parametrize(("name", "options", "make"), cases())
 def test_p7_eigenvalues_are_majorised(name: str, options: dict, make) -> None:
-    """P7: PSD; partial sums of ordered eigenvalues are at most those of F; log det(F^ + c) >= log det(F + c)."""
+    """P7: PSD; partial sums of ordered eigenvalues are at most those of F; log det(F^ + c) >= log
+    det(F + c).
+    """
     stats = make()
     F, approximate = dense_fisher(stats), dense(name, stats, **options)
     slack = SLACK * frobenius(F)
     assert_psd(approximate)
     ordered = [torch.linalg.eigvalsh(M).flip(0).cumsum(0) for M in (F, approximate)]
     assert bool((ordered[1] <= ordered[0] + slack).all())
-    assert float(ordered[0][-1]) == pytest.approx(float(ordered[1][-1]), rel=1e-9)  # majorised, not only sub-majorised
+    # majorised, not only sub-majorised
+    assert float(ordered[0][-1]) == pytest.approx(float(ordered[1][-1]), rel=1e-9)
     shift = 0.1 * torch.eye(len(F), dtype=F.dtype) * torch.trace(F) / len(F)
     assert torch.logdet(approximate + shift) >= torch.logdet(F + shift) - 1e-9
 
 
 @pytest.mark.parametrize(("name", "options", "make"), cases())
 def test_p7_bounds_with_the_number_of_blocks(name: str, options: dict, make) -> None:
-    """P7: with m blocks F <= m F^, so lambda_max(F - F^) <= (1 - 1/m) lambda_max(F); and |F - F^|_2 <= |F|_2."""
+    """P7: with m blocks F <= m F^, so lambda_max(F - F^) <= (1 - 1/m) lambda_max(F); and |F - F^|_2
+    <= |F|_2.
+    """
     stats = make()
     F, approximate = dense_fisher(stats), dense(name, stats, **options)
     m, slack = number_of_blocks(name, options, stats), SLACK * frobenius(F)
@@ -100,7 +125,9 @@ def test_p7_bounds_with_the_number_of_blocks(name: str, options: dict, make) -> 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("T", [1, 3])
 def test_p8_largest_eigenvalue_of_tkfac(T: int, seed: int) -> None:
-    """P8: lambda_max(TKFAC) <= min(lambda_max(U1), lambda_max(U2)) <= tr F, for T = 1 or spatial = full."""
+    """P8: lambda_max(TKFAC) <= min(lambda_max(U1), lambda_max(U2)) <= tr F, for T = 1 or spatial =
+    full.
+    """
     stats = random_case(seed, T=T)
     F, P = dense_fisher(stats), gradients(stats)[:, :, 0]
     bound = min(lambda_max(left_of(P)), lambda_max(right_of(P)))

@@ -36,7 +36,12 @@ KEEP_TRACE_ALWAYS = [
     ("MiniBlock", {"linear": "col_avg"}),
     ("Shampoo", {}),
 ]
-CONVOLUTION = [("TN", {}), ("MiniBlock", {"conv": "kernel"}), ("MiniBlock", {"conv": "filter"}), ("LNGD", {})]
+CONVOLUTION = [
+    ("TN", {}),
+    ("MiniBlock", {"conv": "kernel"}),
+    ("MiniBlock", {"conv": "filter"}),
+    ("LNGD", {}),
+]
 
 
 def trace(M: torch.Tensor) -> float:
@@ -47,14 +52,20 @@ def trace(M: torch.Tensor) -> float:
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize(("name", "options"), KEEP_TRACE_ALWAYS)
 def test_p1_trace_is_kept(name: str, options: dict, T: int, seed: int) -> None:
-    """P1: tr F^ = tr F for TKFAC full, TN, LNGD, EKFAC, TEKFAC, diag, mini-blocks (and trace-matched Shampoo)."""
+    """P1: tr F^ = tr F for TKFAC full, TN, LNGD, EKFAC, TEKFAC, diag, mini-blocks (and
+    trace-matched Shampoo).
+    """
     stats = random_case(seed, T=T)
-    assert trace(dense(name, stats, **options)) == pytest.approx(trace(dense_fisher(stats)), rel=REL)
+    assert trace(dense(name, stats, **options)) == pytest.approx(
+        trace(dense_fisher(stats)), rel=REL
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_p1_tkfac_expand_keeps_the_trace_at_one_position(seed: int) -> None:
-    """P1: tr TKFAC(expand) = tr F for T = 1; for T > 1 it keeps the trace of the expand surrogate instead."""
+    """P1: tr TKFAC(expand) = tr F for T = 1; for T > 1 it keeps the trace of the expand surrogate
+    instead.
+    """
     stats = random_case(seed)
     assert trace(dense("TKFAC", stats)) == pytest.approx(trace(dense_fisher(stats)), rel=REL)
     shared = random_case(seed, T=3)
@@ -69,7 +80,9 @@ def test_p1_tkfac_expand_keeps_the_trace_at_one_position(seed: int) -> None:
 def test_p1_trace_is_kept_on_convolutions(name: str, options: dict, bias: bool, seed: int) -> None:
     """P1: tr F^ = tr F for TN with three modes and for blocks of kernels and filters, two groups."""
     stats = random_stats(seed, T=3, Q=2, d_out=2, kernel=(2, 1, 2), bias=bias)
-    assert trace(dense(name, stats, **options)) == pytest.approx(trace(dense_fisher(stats)), rel=REL)
+    assert trace(dense(name, stats, **options)) == pytest.approx(
+        trace(dense_fisher(stats)), rel=REL
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -87,7 +100,9 @@ def test_p2_fails_with_several_positions() -> None:
     """P2 is about T = 1: with T = 3 the trace of KFAC expand is another number."""
     stats = random_stats(0, T=3)
     size_a, size_g = stats.a.square().sum((1, 2, 3)), stats.g.square().sum((0, 2, 3, 4))
-    formula = torch.trace(dense_fisher(stats)) - ((size_a * size_g).mean() - size_a.mean() * size_g.mean())
+    formula = torch.trace(dense_fisher(stats)) - (
+        (size_a * size_g).mean() - size_a.mean() * size_g.mean()
+    )
     assert trace(dense("KFAC", stats)) != pytest.approx(float(formula), rel=1e-3)
 
 
@@ -96,8 +111,11 @@ def test_p3_kpsvd_does_not_keep_the_trace() -> None:
     P = torch.zeros(3, 1, 2, 2, dtype=torch.float64)
     P[0, 0, 0, 0] = P[1, 0, 0, 1] = P[2, 0, 1, 0] = 1.0
     stats = explicit_stats(P)
-    assert_same(dense_fisher(stats), torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)))
-    # [[1, 1], [1, 0]] has top eigenvalue phi (the golden ratio) and eigenvector (phi, 1) / sqrt(1 + phi^2)
+    assert_same(
+        dense_fisher(stats), torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64))
+    )
+    # [[1, 1], [1, 0]] has top eigenvalue phi (the golden ratio) and eigenvector (phi, 1) / sqrt(1 +
+    # phi^2)
     phi = (1 + 5**0.5) / 2
     expected = phi * (phi + 1) ** 2 / (1 + phi**2)
     assert expected == pytest.approx(3.0652, abs=5e-5)
@@ -124,7 +142,9 @@ def test_p4_equality_for_rank_one_factors() -> None:
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize(("name", "options"), [("TKFAC", {"spatial": "full"}), ("TN", {})])
 def test_p5_partial_traces(name: str, options: dict, T: int, seed: int) -> None:
-    """P5: TKFAC (T = 1 or full) and two-mode TN have the partial traces U1 and U2 of F, which determine them."""
+    """P5: TKFAC (T = 1 or full) and two-mode TN have the partial traces U1 and U2 of F, which
+    determine them.
+    """
     stats = random_case(seed, T=T)
     P = gradients(stats)[:, :, 0]
     d_out, d_in = P.shape[-2:]
@@ -138,7 +158,9 @@ def test_p5_partial_traces(name: str, options: dict, T: int, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_p5_tkfac_of_one_position(seed: int) -> None:
-    """P5 for T = 1: sum |x_r|^2 d_r d_r^T and sum |d_r|^2 x_r x_r^T are the partial traces of default TKFAC."""
+    """P5 for T = 1: sum |x_r|^2 d_r d_r^T and sum |d_r|^2 x_r x_r^T are the partial traces of
+    default TKFAC.
+    """
     stats = random_case(seed)
     X, D = columns(stats)
     approximate = dense("TKFAC", stats).reshape(stats.d_out, stats.d_in, stats.d_out, stats.d_in)

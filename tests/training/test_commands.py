@@ -7,7 +7,12 @@ import torch
 
 from fisher_lab import problems, training
 
-TINY = {"problem": "mnist_autoencoder", "settings": {"widths": (8, 3), "examples": 20}, "epochs": 1, "batch": 500}
+TINY = {
+    "problem": "mnist_autoencoder",
+    "settings": {"widths": (8, 3), "examples": 20},
+    "epochs": 1,
+    "batch": 500,
+}
 
 
 @pytest.mark.parametrize("optimizer", ["TNT", "SGD"])
@@ -42,9 +47,20 @@ def test_output_must_be_json_lines(tmp_path):
 
 def test_tuning_tries_the_grid_once_and_sorts_by_loss(tmp_path, monkeypatch):
     output = tmp_path / "trials.json"
-    arguments = {**TINY, "optimizer": "KFAC", "lrs": (0.001, 0.1), "dampings": (0.1, 1.0), "output": output}
+    arguments = {
+        **TINY,
+        "optimizer": "KFAC",
+        "lrs": (0.001, 0.1),
+        "dampings": (0.1, 1.0),
+        "output": output,
+    }
     trials = training.tune_command(**arguments)
-    assert {(t["lr"], t["damping"]) for t in trials} == {(0.001, 0.1), (0.001, 1.0), (0.1, 0.1), (0.1, 1.0)}
+    assert {(t["lr"], t["damping"]) for t in trials} == {
+        (0.001, 0.1),
+        (0.001, 1.0),
+        (0.1, 0.1),
+        (0.1, 1.0),
+    }
     losses = [t["loss"] for t in trials if t["loss"] is not None]
     assert losses == sorted(losses)
     saved = json.loads(output.read_text())
@@ -52,7 +68,9 @@ def test_tuning_tries_the_grid_once_and_sorts_by_loss(tmp_path, monkeypatch):
     output.write_text(json.dumps(saved))
     fitted = []
     original = training.commands.fit
-    monkeypatch.setattr(training.commands, "fit", lambda *a, **o: fitted.append(1) or original(*a, **o))
+    monkeypatch.setattr(
+        training.commands, "fit", lambda *a, **o: fitted.append(1) or original(*a, **o)
+    )
     again = training.tune_command(**arguments)
     assert len(fitted) == 1
     strip = lambda found: [{k: v for k, v in t.items() if k != "seconds"} for t in found]  # noqa: E731
@@ -60,7 +78,13 @@ def test_tuning_tries_the_grid_once_and_sorts_by_loss(tmp_path, monkeypatch):
 
 
 def test_trials_of_another_budget_are_not_mixed_in(tmp_path):
-    arguments = {**TINY, "optimizer": "SGD", "lrs": (0.01,), "dampings": (1.0,), "output": tmp_path / "trials.json"}
+    arguments = {
+        **TINY,
+        "optimizer": "SGD",
+        "lrs": (0.01,),
+        "dampings": (1.0,),
+        "output": tmp_path / "trials.json",
+    }
     training.tune_command(**arguments)
     with pytest.raises(ValueError, match="another problem or budget"):
         training.tune_command(**{**arguments, "epochs": 2})

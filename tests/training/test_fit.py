@@ -35,7 +35,9 @@ def test_every_optimizer_trains_and_records(name, tmp_path):
     model, opt, (x, y) = parts(name)
     y = (x.sum(1) > 0) + (x[:, 0] > 0).to(torch.int64)
     file = tmp_path / "metrics.jsonl"
-    records = training.fit(model, opt, LIKELIHOOD, (x, y), 5, batch=20, test_data=(x, y), metrics=file)
+    records = training.fit(
+        model, opt, LIKELIHOOD, (x, y), 5, batch=20, test_data=(x, y), metrics=file
+    )
     assert [json.loads(line) for line in file.read_text().splitlines()] == records
     assert [r["step"] for r in records] == [3, 6, 9, 12, 15]
     assert all({"epoch", "step", "loss", "seconds", "lr", "test_loss"} <= set(r) for r in records)
@@ -70,7 +72,9 @@ def kill_at(step):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("killed_after", [4, 5, 8])
 def test_a_killed_run_goes_on_bit_by_bit(name, killed_after, tmp_path):
-    """Checkpoints every 2 steps, 3 steps an epoch: the kill is inside an epoch, after a checkpoint or between two."""
+    """Checkpoints every 2 steps, 3 steps an epoch: the kill is inside an epoch, after a checkpoint
+    or between two.
+    """
     arguments = {"batch": 20, "checkpoint_every": 2, "seed": 3}
     whole, opt, data = parts(name, dropout=0.3)
     torch.manual_seed(0)
@@ -88,7 +92,9 @@ def test_a_killed_run_goes_on_bit_by_bit(name, killed_after, tmp_path):
     model, opt, data = parts(name, dropout=0.3)
     torch.manual_seed(99)
     schedule = torch.optim.lr_scheduler.StepLR(opt, 1, 0.9)
-    found = training.fit(model, opt, LIKELIHOOD, data, 4, schedule=schedule, resume=True, **arguments, **files)
+    found = training.fit(
+        model, opt, LIKELIHOOD, data, 4, schedule=schedule, resume=True, **arguments, **files
+    )
     assert same(model, whole)
     strip = lambda records: [{k: v for k, v in r.items() if k != "seconds"} for r in records]  # noqa: E731
     assert strip(found) == strip(expected)
@@ -126,7 +132,9 @@ def test_a_process_killed_outright_leaves_a_checkpoint_that_loads(tmp_path):
     training.fit(model, opt, LIKELIHOOD, data, 40, batch=20)
     found = torch.load(tmp_path / "done.pt", weights_only=True)
     assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
-    assert [json.loads(line)["epoch"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == list(range(1, 41))
+    assert [
+        json.loads(line)["epoch"] for line in (tmp_path / "m.jsonl").read_text().splitlines()
+    ] == list(range(1, 41))
 
 
 def test_without_resume_an_old_run_is_begun_anew(tmp_path):
@@ -143,7 +151,14 @@ def test_more_epochs_go_on_from_a_finished_run(tmp_path):
     for epochs in (2, 5):
         model, opt, data = parts()
         records = training.fit(
-            model, opt, LIKELIHOOD, data, epochs, batch=20, checkpoint=tmp_path / "run.pt", resume=True
+            model,
+            opt,
+            LIKELIHOOD,
+            data,
+            epochs,
+            batch=20,
+            checkpoint=tmp_path / "run.pt",
+            resume=True,
         )
     assert same(model, whole)
     assert len(records) == 5
@@ -161,7 +176,9 @@ def test_a_bad_batch_does_not_end_a_run_of_an_optimizer_that_skips_it():
     model, opt, (x, y) = parts("KFAC")
     x[7] = float("nan")
     with pytest.warns(RuntimeWarning, match="non-finite"):
-        records = training.fit(model, opt, LIKELIHOOD, [(x[i : i + 20], y[i : i + 20]) for i in (0, 20, 40)], 3)
+        records = training.fit(
+            model, opt, LIKELIHOOD, [(x[i : i + 20], y[i : i + 20]) for i in (0, 20, 40)], 3
+        )
     assert len(records) == 3
     assert not any("diverged" in r for r in records)
 
@@ -178,7 +195,9 @@ def test_batches_of_a_data_loader_and_evaluation_mode_come_back():
 def test_errors_of_the_matrices_in_use_are_recorded_along_a_training(tmp_path):
     model, opt, data = parts(dtype=torch.float64)
     measure = training.record_errors(data, every=2, errors=["frobenius"])
-    records = training.fit(model, opt, LIKELIHOOD, data, 4, batch=20, callbacks=[measure], metrics=tmp_path / "m.jsonl")
+    records = training.fit(
+        model, opt, LIKELIHOOD, data, 4, batch=20, callbacks=[measure], metrics=tmp_path / "m.jsonl"
+    )
     assert ["errors" in r for r in records] == [False, True, False, True]
     row = records[1]["errors"][0]
     assert row["layer"] == "0"
@@ -242,7 +261,10 @@ def test_empirical_statistics_get_the_labels():
 def test_optimizers_by_name():
     model = net()
     assert isinstance(training.make_optimizer("TNT", model, LIKELIHOOD, 0.1, 0.5), optim.TNT)
-    assert training.make_optimizer("KFAC", model, LIKELIHOOD, 0.1, 0.5).param_groups[0]["damping"] == 0.5
+    assert (
+        training.make_optimizer("KFAC", model, LIKELIHOOD, 0.1, 0.5).param_groups[0]["damping"]
+        == 0.5
+    )
     assert training.make_optimizer("SGD", model, LIKELIHOOD, 0.1).param_groups[0]["momentum"] == 0.9
     with pytest.raises(ValueError, match="expected one of TNT"):
         training.make_optimizer("Newton", model, LIKELIHOOD, 0.1)
@@ -267,7 +289,10 @@ def test_metrics_are_not_appended_through_a_link(tmp_path):
 
 
 def test_going_on_rewrites_the_metrics_and_not_what_a_link_points_to(tmp_path):
-    victim, files = tmp_path / "victim", {"metrics": tmp_path / "m.jsonl", "checkpoint": tmp_path / "c.pt"}
+    victim, files = (
+        tmp_path / "victim",
+        {"metrics": tmp_path / "m.jsonl", "checkpoint": tmp_path / "c.pt"},
+    )
     victim.write_text("precious")
     for epochs in (1, 2):
         model, opt, data = parts("SGD")
@@ -298,7 +323,9 @@ def test_an_interrupted_checkpoint_leaves_the_old_one_and_nothing_else(tmp_path,
 
 
 def test_errors_of_a_net_without_a_dense_block_are_recorded():
-    """Every layer of the autoencoder is too large for a dense block, so that nothing but ready matrices is measured."""
+    """Every layer of the autoencoder is too large for a dense block, so that nothing but ready
+    matrices is measured.
+    """
     from fisher_lab import problems
 
     problem = problems.load("mnist_autoencoder", steps=0, examples=20)

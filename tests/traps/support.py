@@ -8,7 +8,11 @@ from torch import Tensor, nn
 import fisher_lab as fl
 from tests.layers.oracle import naive_block, normal, randomised, weight_and_bias
 
-SCALES = {"CrossEntropyLoss": nn.CrossEntropyLoss, "MSELoss": nn.MSELoss, "BCEWithLogitsLoss": nn.BCEWithLogitsLoss}
+SCALES = {
+    "CrossEntropyLoss": nn.CrossEntropyLoss,
+    "MSELoss": nn.MSELoss,
+    "BCEWithLogitsLoss": nn.BCEWithLogitsLoss,
+}
 
 
 class Lambda(nn.Module):
@@ -29,7 +33,12 @@ def mlp() -> nn.Sequential:
 def labels_for(loss: nn.Module, *shape: int) -> Tensor:
     """Labels of outputs `[N, C, *positions]`."""
     if isinstance(loss, nn.CrossEntropyLoss):
-        return torch.arange(shape[0] * int(torch.Size(shape[2:]).numel())).reshape(shape[0], *shape[2:]) % shape[1]
+        return (
+            torch.arange(shape[0] * int(torch.Size(shape[2:]).numel())).reshape(
+                shape[0], *shape[2:]
+            )
+            % shape[1]
+        )
     return (normal(*shape, seed=9) > 0).double()
 
 
@@ -42,5 +51,9 @@ def expected(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, layer: str
     """The Gauss-Newton matrix of the mean over examples of the loss."""
     module = model.get_submodule(layer)
     return naive_block(
-        model, dict(module.named_parameters()), weight_and_bias(module), x, lambda z, n: loss(z, y[n : n + 1])
+        model,
+        dict(module.named_parameters()),
+        weight_and_bias(module),
+        x,
+        lambda z, n: loss(z, y[n : n + 1]),
     )

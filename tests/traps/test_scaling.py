@@ -1,4 +1,5 @@
-"""What other curvature libraries were found to get wrong: scales and positions. One test per trap, named after it.
+"""What other curvature libraries were found to get wrong: scales and positions. One test per trap,
+named after it.
 
 Expected blocks come from loops over plain autograd (tests/layers/oracle.py).
 """
@@ -30,21 +31,30 @@ def test_01_mean_loss_divides_by_n_once(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SCALES)
 def test_02_positions_of_the_output_not_of_the_layer(kind: str) -> None:
-    """In a U-Net a layer has other positions than the loss; "mean" is "sum" over N and the output's own terms."""
+    """In a U-Net a layer has other positions than the loss; "mean" is "sum" over N and the output's
+    own terms.
+    """
     model = randomised(
         nn.Sequential(
-            nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Upsample(scale_factor=2), nn.Conv2d(3, 3, 1)
+            nn.Conv2d(2, 3, 3, stride=2, padding=1),
+            nn.Tanh(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(3, 3, 1),
         )
     )
     x, y = normal(3, 2, 4, 4), labels_for(SCALES[kind](), 3, 3, 4, 4)
     terms = 3 * 4 * 4 * (1 if kind == "CrossEntropyLoss" else 3)
     for approximation in (fl.Exact(), fl.KFAC(), fl.KFAC("reduce")):
         mean, total = (
-            fl.estimate(approximation, model, SCALES[kind](reduction=reduction), (x, y))["0"].dense()
+            fl.estimate(approximation, model, SCALES[kind](reduction=reduction), (x, y))[
+                "0"
+            ].dense()
             for reduction in ("mean", "sum")
         )
         assert_same(mean, total / terms, 1e-10)
-    assert_same(block(model, SCALES[kind](), (x, y), "0"), expected(model, SCALES[kind](), x, y, "0"), 1e-10)
+    assert_same(
+        block(model, SCALES[kind](), (x, y), "0"), expected(model, SCALES[kind](), x, y, "0"), 1e-10
+    )
 
 
 @pytest.mark.parametrize("kind", SCALES)
@@ -54,7 +64,9 @@ def test_03_and_04_sampled_fisher_has_the_scale_of_the_true_one(kind: str) -> No
     loss, x = SCALES[kind](), normal(60, 2, 4)
     y = labels_for(loss, 60, 3, 3)
     true = float(block(model, loss, (x, y), "2").trace())
-    draws = [float(block(model, loss, (x, y), "2", fisher="mc", seed=seed).trace()) for seed in range(30)]
+    draws = [
+        float(block(model, loss, (x, y), "2", fisher="mc", seed=seed).trace()) for seed in range(30)
+    ]
     assert sum(draws) / len(draws) == pytest.approx(true, rel=0.1)
 
 
@@ -76,7 +88,9 @@ def test_05_linear_on_a_sequence_is_a_pointwise_convolution(spatial: str) -> Non
 
 
 def test_06_and_07_kfc_normalisation() -> None:
-    """Expand divides once by the positions; it is right where positions do not interact in a deep linear network."""
+    """Expand divides once by the positions; it is right where positions do not interact in a deep
+    linear network.
+    """
     model = randomised(nn.Sequential(nn.Conv2d(2, 3, 2), nn.Conv2d(3, 2, 1)))
     x = normal(5, 2, 4, 4)
     found = fl.estimate(fl.KFAC(), model, fl.Gaussian(), x)
@@ -91,25 +105,35 @@ def test_08_stride_counts_in_the_positions() -> None:
     from tests.helpers import captured
 
     model = randomised(
-        nn.Sequential(nn.Conv2d(1, 2, 3, stride=(2, 3), padding=1), nn.Flatten(), nn.Linear(2 * 3 * 3, 2))
+        nn.Sequential(
+            nn.Conv2d(1, 2, 3, stride=(2, 3), padding=1), nn.Flatten(), nn.Linear(2 * 3 * 3, 2)
+        )
     )
     layers = select(model).layers
     assert captured(model, layers, fl.Gaussian(), normal(2, 1, 5, 7), "true")["0"].T == 3 * 3
 
 
 def test_09_factor_two_of_squared_errors() -> None:
-    """Gaussian() is half the squared error; MSELoss(sum) has Hessian 2 and an empirical Fisher 4 times as large."""
+    """Gaussian() is half the squared error; MSELoss(sum) has Hessian 2 and an empirical Fisher 4
+    times as large.
+    """
     x, y, model = normal(5, 4), normal(5, 3, seed=2), mlp()
     N = len(x)
     assert_same(
-        block(model, nn.MSELoss(reduction="sum"), (x, y), "0"), 2 * N * block(model, fl.Gaussian(), x, "0"), 1e-10
+        block(model, nn.MSELoss(reduction="sum"), (x, y), "0"),
+        2 * N * block(model, fl.Gaussian(), x, "0"),
+        1e-10,
     )
     empirical = {"fisher": "empirical"}
     ours = block(model, fl.Gaussian(), (x, y), "0", **empirical)
-    assert_same(block(model, nn.MSELoss(reduction="sum"), (x, y), "0", **empirical), 4 * N * ours, 1e-10)
+    assert_same(
+        block(model, nn.MSELoss(reduction="sum"), (x, y), "0", **empirical), 4 * N * ours, 1e-10
+    )
 
 
-@pytest.mark.parametrize("approximation", [fl.KFAC(), fl.EKFAC(), fl.TKFAC(), fl.TN()], ids=lambda a: a.label)
+@pytest.mark.parametrize(
+    "approximation", [fl.KFAC(), fl.EKFAC(), fl.TKFAC(), fl.TN()], ids=lambda a: a.label
+)
 def test_10_batches_count_once(approximation) -> None:
     """Unequal batches, one of a single example, give the factors of one batch."""
     x, y = normal(8, 4), torch.arange(8) % 3
@@ -130,7 +154,9 @@ def test_11_n_is_what_was_seen() -> None:
     )
 
 
-@pytest.mark.parametrize("approximation", fl.approximations.default_approximations(), ids=lambda a: a.label)
+@pytest.mark.parametrize(
+    "approximation", fl.approximations.default_approximations(), ids=lambda a: a.label
+)
 def test_12_damping_is_not_kept(approximation) -> None:
     """Solving twice gives the same result and leaves the matrix as it was."""
     matrix = fl.estimate(approximation, mlp(), fl.Gaussian(), normal(6, 4))["0"]
@@ -154,7 +180,9 @@ def test_13_a_module_called_twice() -> None:
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_14_tokens_are_not_examples(pooled: bool) -> None:
-    """A sequence is one example: the sum over its tokens comes before the outer product; 3-D cross-entropy works."""
+    """A sequence is one example: the sum over its tokens comes before the outer product; 3-D
+    cross-entropy works.
+    """
     tail = Lambda((lambda x: x.tanh().mean(1)) if pooled else (lambda x: x.tanh().cumsum(1)))
     last = Lambda((lambda x: x) if pooled else (lambda x: x.transpose(1, 2)))
     model = randomised(nn.Sequential(nn.Linear(4, 5), tail, nn.Linear(5, 3), last))
@@ -165,7 +193,9 @@ def test_14_tokens_are_not_examples(pooled: bool) -> None:
 
 def test_15_and_36_every_route_gives_the_same() -> None:
     """A budget so small that examples come one at a time changes nothing, for any approximation."""
-    model = randomised(nn.Sequential(nn.Conv1d(2, 3, 2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(15, 3)))
+    model = randomised(
+        nn.Sequential(nn.Conv1d(2, 3, 2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(15, 3))
+    )
     x, y = normal(7, 2, 4), torch.arange(7) % 3
     assert Source(Setup(model, nn.CrossEntropyLoss(), (x, y), memory=2e-5)).chunk < 4
     for approximation in fl.approximations.default_approximations():
@@ -176,22 +206,35 @@ def test_15_and_36_every_route_gives_the_same() -> None:
 
 
 def test_16_eigenvalue_correction_with_positions() -> None:
-    """EKFAC sums over positions before it squares: with outputs at positions too its trace is the exact one."""
+    """EKFAC sums over positions before it squares: with outputs at positions too its trace is the
+    exact one.
+    """
     model = randomised(nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Conv1d(3, 3, 1)))
     loss, x = nn.CrossEntropyLoss(), normal(5, 2, 4)
     y = labels_for(loss, 5, 3, 3)
     for approximation in (fl.EKFAC(), fl.EKFAC("reduce"), fl.TEKFAC()):
         found = fl.estimate(approximation, model, loss, (x, y))
-        assert float(found["0"].trace()) == pytest.approx(float(expected(model, loss, x, y, "0").trace()), rel=1e-10)
+        assert float(found["0"].trace()) == pytest.approx(
+            float(expected(model, loss, x, y, "0").trace()), rel=1e-10
+        )
 
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_17_expand_and_reduce_in_their_settings(pooled: bool) -> None:
-    """In a deep linear network expand is exact for losses per position and reduce for pooled ones, not the other."""
+    """In a deep linear network expand is exact for losses per position and reduce for pooled ones,
+    not the other.
+    """
     layers = [nn.Linear(3, 4), nn.Linear(4, 2)] + [Lambda(lambda x: x.mean(1))] * pooled
     model, x = randomised(nn.Sequential(*layers)), normal(6, 3, 3)
     truth = fl.exact_fisher(model, fl.Gaussian(), x)
     right, wrong = ("reduce", "expand") if pooled else ("expand", "reduce")
     for layer in truth:
-        assert_same(fl.estimate(fl.KFAC(right), model, fl.Gaussian(), x)[layer].dense(), truth[layer].dense(), 1e-10)
-        assert_differs(fl.estimate(fl.KFAC(wrong), model, fl.Gaussian(), x)[layer].dense(), truth[layer].dense())
+        assert_same(
+            fl.estimate(fl.KFAC(right), model, fl.Gaussian(), x)[layer].dense(),
+            truth[layer].dense(),
+            1e-10,
+        )
+        assert_differs(
+            fl.estimate(fl.KFAC(wrong), model, fl.Gaussian(), x)[layer].dense(),
+            truth[layer].dense(),
+        )

@@ -1,7 +1,9 @@
-"""Sums over examples, positions and directions as pure functions of LayerStats, each in the order that costs least.
+"""Sums over examples, positions and directions as pure functions of LayerStats, each in the order
+that costs least.
 
-Symbols as in `layer_stats`: a `[N, T, Q, d_in]`, g `[R, N, T, Q, d_out]`, P = sum_t g a^T `[R, N, Q, d_out, d_in]`.
-Every docstring names the naive form of its formula and the test that holds both together.
+Symbols as in `layer_stats`: a `[N, T, Q, d_in]`, g `[R, N, T, Q, d_out]`, P = sum_t g a^T
+`[R, N, Q, d_out, d_in]`. Every docstring names the naive form of its formula and the test that
+holds both together.
 """
 
 from fisher_lab.statistics.contractions.blocks import Basis as Basis

@@ -11,7 +11,8 @@ from fisher_lab.statistics import pieces
 from fisher_lab.statistics.contractions.products import rows_of
 from fisher_lab.statistics.layer_stats import LayerStats
 
-Basis = tuple[Tensor | None, Tensor | None]  # orthogonal B_1 [Q, d_out, d_out], B_2 [Q, d_in, d_in]; None: identity
+# orthogonal B_1 [Q, d_out, d_out], B_2 [Q, d_in, d_in]; None: identity
+Basis = tuple[Tensor | None, Tensor | None]
 
 
 def dense(stats: LayerStats) -> Tensor:
@@ -39,7 +40,8 @@ def _dense_of_rank_one(stats: LayerStats) -> Tensor:
 
 
 def row_blocks(stats: LayerStats, width: int) -> Tensor:
-    """Diagonal blocks of F over pieces of `width` entries of a row of W: `[d / width, width, width]`.
+    """Diagonal blocks of F over pieces of `width` entries of a row of W:
+    `[d / width, width, width]`.
 
     Naive form: slices of `dense(stats)`; tests/statistics/test_contractions.py.
     """

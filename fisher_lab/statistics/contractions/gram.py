@@ -1,4 +1,6 @@
-"""Inner products of per-example gradients, and what follows from them: norms and products of blocks never formed."""
+"""Inner products of per-example gradients, and what follows from them: norms and products of blocks
+never formed.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,15 @@ from fisher_lab.statistics.contractions.blocks import outer_products
 from fisher_lab.statistics.contractions.products import rows_of
 from fisher_lab.statistics.layer_stats import LayerStats
 
-Piece = tuple[slice, slice, Tensor]  # examples of the one side, of the other, and what belongs to them
+# examples of the one side, of the other, and what belongs to them
+Piece = tuple[slice, slice, Tensor]
 
 
-# -- which way costs less ----------------------------------------------------------------------------
+# -- which way costs less --------------------------------------------------------------------------
 def gram_pays(stats: LayerStats) -> bool:
-    """Whether products with the Gram matrix cost less than with the columns, and it is small enough to keep."""
+    """Whether products with the Gram matrix cost less than with the columns, and it is small enough
+    to keep.
+    """
     columns = stats.R * stats.N
     if stats.rank_one or columns >= stats.dim:
         return False
@@ -25,7 +30,9 @@ def gram_pays(stats: LayerStats) -> bool:
 
 
 def route(stats: LayerStats) -> str:
-    """How norms and products of the block are computed: from inputs and output gradients, or from P."""
+    """How norms and products of the block are computed: from inputs and output gradients, or from
+    P.
+    """
     if stats.rank_one:
         return "columns"
     if _few_positions(stats, stats):
@@ -43,7 +50,7 @@ def _few_positions(stats: LayerStats, other: LayerStats) -> bool:
     return through_positions <= stats.d_out * stats.d_in
 
 
-# -- inner products of columns -----------------------------------------------------------------------
+# -- inner products of columns ---------------------------------------------------------------------
 def gram(stats: LayerStats, other: LayerStats | None = None) -> Tensor:
     """<P_rn, P'_sm> `[R * N, R' * N']` with the columns of `other` (default: the same).
 
@@ -61,7 +68,9 @@ def gram(stats: LayerStats, other: LayerStats | None = None) -> Tensor:
 
 
 def gram_pieces(stats: LayerStats, other: LayerStats) -> Iterator[Piece]:
-    """Pieces `[R, n, R', m]` of the Gram matrix with their examples; half of them where `other` is `stats`."""
+    """Pieces `[R, n, R', m]` of the Gram matrix with their examples; half of them where `other` is
+    `stats`.
+    """
     if _few_positions(stats, other):
         return _gram_through_positions(stats, other)
     return _gram_through_gradients(stats, other)
@@ -71,7 +80,8 @@ def _gram_through_positions(stats: LayerStats, other: LayerStats) -> Iterator[Pi
     """As `gram_pieces`; all examples of `other` at once."""
     b, h = other.factors()
     everyone = slice(0, other.N)
-    # products of positions for one direction on each side, or products of directions where these are more
+    # products of positions for one direction on each side, or products of directions where these
+    # are more
     directions = max(1, stats.R * other.R // stats.T)
     products = stats.T * other.T * other.N * directions
     for mine in pieces.slices(stats.N, products * stats.itemsize):
@@ -115,7 +125,8 @@ def _is_mirrored(stats: LayerStats, other: LayerStats, mine: slice, theirs: slic
 
 
 def position_gram(a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
-    """<P_rn, P'_sm> `[R, n, R', m]` by the double sum over positions, for few positions of a large weight.
+    """<P_rn, P'_sm> `[R, n, R', m]` by the double sum over positions, for few positions of a large
+    weight.
 
     Naive form: sum_{t,u} (g_t . h_u)(a_t . b_u); tests/statistics/test_contractions.py.
 
@@ -155,11 +166,13 @@ def _gram_of_rank_one(a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
     return G.view(R, n, S, m) * A[None, :, None, :]
 
 
-# -- inner products of examples' blocks --------------------------------------------------------------
+# -- inner products of examples' blocks ------------------------------------------------------------
 def squared_gram(stats: LayerStats, known: Tensor | None = None) -> Tensor:
-    """<F_n, F_m>_Frobenius `[N, N]` of the examples' own blocks F_n = sum_r vec(P) vec(P)^T; |F|^2 is its mean.
+    """<F_n, F_m>_Frobenius `[N, N]` of the examples' own blocks F_n = sum_r vec(P) vec(P)^T; |F|^2
+    is its mean.
 
-    Naive form: sums over directions of the squared Gram matrix; tests/statistics/test_contractions.py.
+    Naive form: sums over directions of the squared Gram matrix;
+    tests/statistics/test_contractions.py.
 
     Args:
         stats: the columns.
@@ -192,7 +205,9 @@ def overlap(stats: LayerStats, other: LayerStats) -> Tensor:
 
 
 def example_grams(stats: LayerStats, q: int = 0) -> tuple[Tensor, Tensor]:
-    """K_X = (a_n . a_m)^2 and K_G = sum_{r,s} (g_rn . g_sm)^2 `[N, N]` of a group, for rank-one columns."""
+    """K_X = (a_n . a_m)^2 and K_G = sum_{r,s} (g_rn . g_sm)^2 `[N, N]` of a group, for rank-one
+    columns.
+    """
     a, g = stats.vectors(q)
     products = a @ a.T
     return products.square(), outer_gram(g)

@@ -70,8 +70,8 @@ def _through_factors(stats: LayerStats, many: int) -> bool:
     """Whether products with a and g cost less than with P, for `many` arrays at once."""
     if stats.rank_one or stats.a is None:
         return True
-    # with every array the factors take two products at each position, P once formed only one; forming it pays off
-    # unless the arrays are few
+    # with every array the factors take two products at each position, P once formed only one;
+    # forming it pays off unless the arrays are few
     return not stats.formed and 2 * many < stats.R
 
 

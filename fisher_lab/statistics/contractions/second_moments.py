@@ -1,4 +1,6 @@
-"""Second moments of the rows and columns of the per-example gradients, and of inputs and output gradients alone."""
+"""Second moments of the rows and columns of the per-example gradients, and of inputs and output
+gradients alone.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,8 @@ def right(stats: LayerStats, G: Tensor | None = None) -> Tensor:
 
 
 def _through_positions(stats: LayerStats, per_position: float) -> bool:
-    """Whether a second moment costs less through positions than through P, which must be formed unless at hand.
+    """Whether a second moment costs less through positions than through P, which must be formed
+    unless at hand.
 
     Args:
         stats: the columns.
@@ -98,7 +101,8 @@ def _left_through_positions(a: Tensor, g: Tensor, A: Tensor | None) -> Tensor:
     Q, d_out = g.shape[3:]
     total = g.new_zeros(Q, d_out, d_out)
     for x, y in _position_pieces(a, g):
-        K = times(x, A) @ x.transpose(-1, -2)  # [n, Q, T, T], products of the inputs at two positions
+        # [n, Q, T, T], products of the inputs at two positions
+        K = times(x, A) @ x.transpose(-1, -2)
         z = (K @ y.flatten(3)).view(y.shape)
         Y = _joined(y.flatten(2, 3))
         Z = _joined(z.flatten(2, 3))
@@ -120,7 +124,9 @@ def _right_through_positions(a: Tensor, g: Tensor, G: Tensor | None) -> Tensor:
 
 
 def _position_pieces(a: Tensor, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs `[n, Q, T, d_in]` and gradients `[n, Q, T, R, d_out]` of some examples after the other."""
+    """Inputs `[n, Q, T, d_in]` and gradients `[n, Q, T, R, d_out]` of some examples after the
+    other.
+    """
     R, N, T, Q, d_out = g.shape
     # of an example: K, inputs, gradients and their images
     numbers = 2 * T + a.shape[-1] + 2 * R * d_out
@@ -173,7 +179,7 @@ def times(x: Tensor, factor: Tensor | None) -> Tensor:
     return x * factor.unsqueeze(-2)
 
 
-# -- of inputs and output gradients apart ------------------------------------------------------------
+# -- of inputs and output gradients apart ----------------------------------------------------------
 def input_and_gradient_moments(stats: LayerStats, spatial: str) -> tuple[Tensor, Tensor]:
     """A `[Q, d_in, d_in]` and G `[Q, d_out, d_out]` of KFAC.
 
@@ -181,8 +187,8 @@ def input_and_gradient_moments(stats: LayerStats, spatial: str) -> tuple[Tensor,
 
     Args:
         stats: the columns, as factors.
-        spatial: "expand" takes positions as examples: A = 1/(N T) sum a a^T, G = 1/N sum g g^T; "reduce" first takes
-            the mean of a and the sum of g over the positions.
+        spatial: "expand" takes positions as examples: A = 1/(N T) sum a a^T, G = 1/N sum g g^T;
+            "reduce" first takes the mean of a and the sum of g over the positions.
     """
     a, g = stats.factors()
     if spatial == "reduce":
@@ -195,7 +201,8 @@ def input_and_gradient_moments(stats: LayerStats, spatial: str) -> tuple[Tensor,
 
 
 def uncorrelated_positions(stats: LayerStats) -> tuple[Tensor, Tensor]:
-    """U1 = 1/N sum_t |a|^2 g g^T and U2 = 1/N sum_t |g|^2 a a^T: `left` and `right` without products of positions.
+    """U1 = 1/N sum_t |a|^2 g g^T and U2 = 1/N sum_t |g|^2 a a^T: `left` and `right` without
+    products of positions.
 
     Naive form: tests/naive.py (tkfac_factors, "expand").
     """
@@ -209,9 +216,10 @@ def uncorrelated_positions(stats: LayerStats) -> tuple[Tensor, Tensor]:
     return U1, U2
 
 
-# -- of the modes of a weight tensor -----------------------------------------------------------------
+# -- of the modes of a weight tensor ---------------------------------------------------------------
 def modes(stats: LayerStats, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """U_i = 1/N sum mat_i(P) mat_i(P)^T `[Q, n_i, n_i]` for every mode of the weight proper, the output first.
+    """U_i = 1/N sum mat_i(P) mat_i(P)^T `[Q, n_i, n_i]` for every mode of the weight proper, the
+    output first.
 
     Naive form: tests/naive.py (unfold, over_modes).
 

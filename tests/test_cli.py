@@ -359,6 +359,11 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message) -
     assert err.count("\n") == 1
 
 
+def heed_interrupts() -> None:
+    """A shell starts what runs in its background with interrupts ignored, and children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_stopped_run_keeps_what_it_finished_and_goes_on(tmp_path, own) -> None:
     path = tmp_path / "run.json"
     command = [
@@ -379,7 +384,12 @@ def test_a_stopped_run_keeps_what_it_finished_and_goes_on(tmp_path, own) -> None
     hold = tmp_path / "hold"
     hold.touch()
     process = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
     partial = tmp_path / ".run.partial.json"
     for _ in range(2000):

@@ -3,7 +3,9 @@
 All formulas are about one weight matrix W `[Q * d_out, d_in]`. For direction r and example n its
 gradient is
 
-    P_rn = sum_t g_rnt a_nt^T          and the exact block is          F = 1/N sum_{r,n} vec(P_rn) vec(P_rn)^T,
+    P_rn = sum_t g_rnt a_nt^T,         and the exact block is
+
+    F = 1/N sum_{r,n} vec(P_rn) vec(P_rn)^T,
 
 with row-major vec, so that a Kronecker product reads G (x) A. The gradients g are those of one
 example's loss: every 1/N stands in the sums (`statistics.contractions`), never in g.
@@ -40,8 +42,7 @@ from fisher_lab.statistics import pieces
 
 
 class LayerStats:
-    """Inputs `a` and unnormalised output gradients `g` of one layer over a batch; a value, nothing
-    in it changes.
+    """Inputs `a` and unnormalised output gradients `g` of one layer over a batch; never changed.
 
     Args:
         a: layer inputs `[N, T, Q, d_in]`; the bias, if any, is a last column of ones. None: see
@@ -86,7 +87,8 @@ class LayerStats:
         if kernel is None:
             kernel = (d_in - self.bias,)
         self.kernel = tuple(kernel)
-        if math.prod(self.kernel) + self.bias != d_in:
+        columns = math.prod(self.kernel) + self.bias
+        if columns != d_in:
             raise ValueError(
                 f"LayerStats got kernel={self.kernel} and bias={self.bias} for d_in={d_in}; "
                 "the product of the kernel sizes plus the bias column must be d_in."
@@ -101,14 +103,14 @@ class LayerStats:
         kernel: Sequence[int] | None = None,
         bias: bool = False,
     ) -> LayerStats:
-        """Stats whose per-example gradients P `[R, N, Q, d_out, d_in]` are given, not their
-        factors.
-        """
+        """Stats of given per-example gradients P `[R, N, Q, d_out, d_in]`, without factors."""
         return cls(None, P, kernel, bias)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the gradients formed, which are large and come again."""
-        return {**self.__dict__, "_formed": None}
+        state = dict(self.__dict__)
+        state["_formed"] = None
+        return state
 
     # -- sizes -------------------------------------------------------------------------------------
     @property
@@ -143,7 +145,8 @@ class LayerStats:
     @property
     def gradient_bytes(self) -> int:
         """Bytes of one example's gradients P `[R, Q, d_out, d_in]`."""
-        return self.R * self.dim * self.itemsize
+        numbers = self.R * self.dim
+        return numbers * self.itemsize
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """`a` and `g`.
@@ -161,7 +164,9 @@ class LayerStats:
     def vectors(self, q: int = 0) -> tuple[Tensor, Tensor]:
         """a `[N, d_in]` and g `[R, N, d_out]` of one group, for one position: P_rn = g_rn a_n^T."""
         a, g = self.factors()
-        return a[:, 0, q], g[:, :, 0, q]
+        inputs = a[:, 0, q]
+        gradients = g[:, :, 0, q]
+        return inputs, gradients
 
     # -- views -------------------------------------------------------------------------------------
     def like(self, a: Tensor | None, g: Tensor) -> LayerStats:
@@ -173,7 +178,8 @@ class LayerStats:
         a = None
         if self.a is not None:
             a = self.a[part]
-        some = self.like(a, self.g[:, part])
+        g = self.g[:, part]
+        some = self.like(a, g)
         if self._formed is not None:
             some._formed = self._formed[part]
         return some
@@ -181,19 +187,20 @@ class LayerStats:
     def inputs(self, part: slice) -> LayerStats:
         """The stats of some of the columns of W, as one mode."""
         if self.a is None:
-            return LayerStats.of_gradients(self.g[..., part])
-        some = LayerStats(self.a[..., part], self.g)
+            P = self.g[..., part]
+            return LayerStats.of_gradients(P)
+        a = self.a[..., part]
+        some = LayerStats(a, self.g)
         if self._formed is not None:
             some._formed = self._formed[..., part]
         return some
 
     def with_positions(self, T: int) -> LayerStats:
-        """The same gradients with T positions, those that are missing zero: sequences of different
-        length fit.
-        """
+        """The same gradients with T positions, the missing ones zero: so sequences join."""
         if self.a is None or self.T >= T:
             return self
-        missing = (0, 0, 0, 0, 0, T - self.T)  # behind the last of the third axis from the right
+        # zeros before and behind each axis, the last axis first: positions are the third of both
+        missing = (0, 0, 0, 0, 0, T - self.T)
         a = pad(self.a, missing)
         g = pad(self.g, missing)
         return self.like(a, g)
@@ -222,16 +229,16 @@ class LayerStats:
         return self.a is None or self._formed is not None
 
     def with_gradients(self) -> LayerStats:
-        """The same statistics with P formed once and for all, for sums that would form it again and
-        again.
-        """
+        """The same statistics with P formed once, for sums that would form it again and again."""
         if self.formed:
             return self
-        shape = (self.N, self.R, self.Q, self.d_out, self.d_in)
-        P = self.g.new_empty(shape)
+        of_example = (self.R, self.Q, self.d_out, self.d_in)
+        # example first, so that those of a piece lie together
+        P = self.g.new_empty(self.N, *of_example)
         for part in self.pieces(pieces.STREAM_BYTES):
-            some = self.examples(part).gradients()  # [R, n, Q, d_out, d_in]
-            P[part] = some.transpose(0, 1)
+            some = self.examples(part)
+            gradients = some.gradients()  # [R, n, Q, d_out, d_in]
+            P[part] = gradients.transpose(0, 1)
         found = self.like(self.a, self.g)
         found._formed = P
         return found
@@ -243,31 +250,25 @@ class LayerStats:
         if self.a is None:
             return self.g
         if self.T == 1:
-            column = self.g[:, :, 0, :, :, None]  # [R, N, Q, d_out, 1]
-            row = self.a[None, :, 0, :, None, :]  # [1, N, Q, 1, d_in]
-            return column * row
-        # all directions of an example in one product over its positions
-        g = self.g.permute(1, 3, 2, 0, 4)  # [N, Q, T, R, d_out]
-        g = g.flatten(3)  # [N, Q, T, R d_out]
-        a = self.a.transpose(1, 2)  # [N, Q, T, d_in]
-        P = g.transpose(-1, -2) @ a  # [N, Q, R d_out, d_in]
-        P = P.unflatten(2, (self.R, -1))  # [N, Q, R, d_out, d_in]
-        return P.permute(2, 0, 1, 3, 4)
+            return _products_of_vectors(self.a, self.g)
+        return _products_over_positions(self.a, self.g)
 
     def per_example(self, chunk_bytes: float | None = None) -> Iterator[Tensor]:
         """Per-example gradients in chunks of examples: P `[R, n, Q, d_out, d_in]`."""
         for part in self.pieces(chunk_bytes):
-            yield self.examples(part).gradients()
+            some = self.examples(part)
+            yield some.gradients()
 
     def pieces(self, chunk_bytes: float | None = None, start: int = 0) -> Iterator[slice]:
-        """The examples from `start` on, in pieces whose gradients take at most `chunk_bytes` (or
-        one example).
+        """The examples from `start` on, in pieces whose gradients take at most `chunk_bytes`.
+
+        A piece is one example at least.
         """
         return pieces.slices(self.N, self.gradient_bytes, chunk_bytes, start)
 
 
 def joined(parts: Sequence[LayerStats]) -> LayerStats:
-    """The stats of all examples of pieces of one batch; positions that some pieces lack are zeros."""
+    """The stats of all examples of pieces of one batch; positions that a piece lacks are zeros."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -284,18 +285,38 @@ def joined(parts: Sequence[LayerStats]) -> LayerStats:
     return first.like(a, g)
 
 
+def _products_of_vectors(a: Tensor, g: Tensor) -> Tensor:
+    """P = g a^T of one position."""
+    columns = g[:, :, 0, :, :, None]  # [R, N, Q, d_out, 1]
+    rows = a[None, :, 0, :, None, :]  # [1, N, Q, 1, d_in]
+    return columns * rows
+
+
+def _products_over_positions(a: Tensor, g: Tensor) -> Tensor:
+    """P = sum_t g a^T, all directions of an example in one product over its positions."""
+    R = len(g)
+    g = g.permute(1, 3, 2, 0, 4)  # [N, Q, T, R, d_out]
+    g = g.flatten(3)  # [N, Q, T, R d_out]
+    a = a.transpose(1, 2)  # [N, Q, T, d_in]
+    P = g.mT @ a  # [N, Q, R d_out, d_in]
+    P = P.unflatten(2, (R, -1))  # [N, Q, R, d_out, d_in]
+    return P.permute(2, 0, 1, 3, 4)
+
+
 def _times(x: Tensor, M: Tensor) -> Tensor:
     """x `[..., Q, n]` times M `[Q, n, n]`."""
     if len(M) == 1:  # one product, not one for each group and vector
         return x @ M[0]
-    return (x.unsqueeze(-2) @ M).squeeze(-2)
+    rows = x.unsqueeze(-2)
+    products = rows @ M
+    return products.squeeze(-2)
 
 
 def _check_shapes(a: Tensor | None, g: Tensor) -> None:
     fits = g.ndim == 5
     if fits and a is not None:
         of_positions = g.shape[1:4]
-        fits = a.ndim == 4 and a.shape[:3] == of_positions
+        fits = a.shape[:-1] == of_positions
     if not fits:
         shape = None if a is None else tuple(a.shape)
         raise ValueError(

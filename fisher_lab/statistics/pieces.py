@@ -35,7 +35,8 @@ def slices(
     fitting = chunk_bytes // max(1, bytes_each)
     step = max(1, int(fitting))
     for begin in range(start, count, step):
-        yield slice(begin, min(count, begin + step))
+        end = min(count, begin + step)
+        yield slice(begin, end)
 
 
 def accumulated(parts: Iterator[Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ Name = tuple[Any, ...]  # what tells sums apart: the word for it, then its optio
 
 @dataclass
 class Bill:
-    """What one reader owes: its own time, and that of every sum it read, whoever had it computed."""
+    """What one reader owes: its own time, and that of every sum it read, by whomever computed."""
 
     own: float = 0.0
     read: dict[Name, float] = field(default_factory=dict)
@@ -35,7 +35,8 @@ class Bill:
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.own + sum(self.read.values())
+        of_sums = sum(self.read.values())
+        return self.own + of_sums
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Sums:
         return self.stats.formed
 
     def free(self) -> None:
-        """Forget all sums and the gradients held; what is asked for afterwards is computed again."""
+        """Forget all sums and the gradients held; what is asked for later is computed again."""
         self.stats = self._given
         self._kept.clear()
         self._bases.clear()
@@ -137,83 +138,101 @@ class Sums:
     def _settle(self, reader: Hashable, bill: Bill) -> None:
         """Take from a bill what its reader paid before."""
         paid = self._paid.setdefault(reader, set())
-        for name in paid & set(bill.read):
+        again = paid & set(bill.read)
+        for name in again:
             del bill.read[name]
         paid.update(bill.read)
 
     @property
     def seconds(self) -> dict[str, float]:
         """Own seconds of every sum computed so far, by its name."""
-        return {" ".join(map(str, name)): kept.bill.own for name, kept in self._kept.items()}
+        found = {}
+        for name, kept in self._kept.items():
+            words = " ".join(map(str, name))
+            found[words] = kept.bill.own
+        return found
 
-    def _sum(self, name: Name, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """A sum by its name, computed for the first who asks; every reader gets tensors of their
-        own.
+    def _sum(
+        self,
+        name: Name,
+        compute: Callable[..., tuple[Tensor, ...]],
+        *options: Any,
+    ) -> tuple[Tensor, ...]:
+        """A sum, computed for the first who asks; every reader gets tensors of their own.
+
+        Args:
+            name: of the sum.
+            compute: the function of the statistics that gives it.
+            options: its further arguments.
         """
         if not self.shared:
-            return compute()
+            return compute(self.stats, *options)
         if name not in self._kept:
             with self.billed() as bill:
-                value = compute()
+                value = compute(self.stats, *options)
             self._kept[name] = _Kept(value, bill)
         kept = self._kept[name]
         if self._running:
+            # the reader owes this sum, and all that went into it
             read = self._running[-1].bill.read
-            read |= kept.bill.read
+            read.update(kept.bill.read)
             read[name] = kept.bill.own
+        # they may be worked on in place
         return tuple(x.clone() for x in kept.value)
 
-    def _one(self, name: Name, compute: Callable[[], Tensor]) -> Tensor:
-        (value,) = self._sum(name, lambda: (compute(),))
+    def _one(self, name: Name, compute: Callable[..., Tensor], *options: Any) -> Tensor:
+        """As `_sum`, of one tensor."""
+
+        def alone(*arguments: Any) -> tuple[Tensor]:
+            return (compute(*arguments),)
+
+        (value,) = self._sum(name, alone, *options)
         return value
 
     # -- shared sums -------------------------------------------------------------------------------
     def left(self, A: Tensor | None = None) -> Tensor:
-        """1/N sum P A P^T `[Q, d_out, d_out]`; U1 without A `[Q, d_in, d_in]` (or a diagonal
-        `[Q, d_in]`).
+        """1/N sum P A P^T `[Q, d_out, d_out]`; U1 without A.
+
+        Args:
+            A: symmetric `[Q, d_in, d_in]`, or a diagonal `[Q, d_in]`.
         """
-        if A is not None:  # a factor of somebody's own
+        if A is not None:  # a factor of somebody's own: no other reader will ask for it
             return contractions.left(self.stats, A)
-        return self._one(("left",), lambda: contractions.left(self.stats))
+        return self._one(("left",), contractions.left)
 
     def right(self, G: Tensor | None = None) -> Tensor:
-        """1/N sum P^T G P `[Q, d_in, d_in]`; U2 without G `[Q, d_out, d_out]` (or a diagonal
-        `[Q, d_out]`).
+        """1/N sum P^T G P `[Q, d_in, d_in]`; U2 without G.
+
+        Args:
+            G: symmetric `[Q, d_out, d_out]`, or a diagonal `[Q, d_out]`.
         """
         if G is not None:
             return contractions.right(self.stats, G)
-        return self._one(("right",), lambda: contractions.right(self.stats))
+        return self._one(("right",), contractions.right)
 
     def factors(self, spatial: str = "expand") -> tuple[Tensor, Tensor]:
-        """A `[Q, d_in, d_in]` and G `[Q, d_out, d_out]` of KFAC; see
-        `contractions.input_and_gradient_moments`.
+        """A `[Q, d_in, d_in]` and G `[Q, d_out, d_out]` of KFAC.
+
+        Args:
+            spatial: see `contractions.input_and_gradient_moments`.
         """
-        A, G = self._sum(
-            ("factors", spatial),
-            lambda: contractions.input_and_gradient_moments(self.stats, spatial),
-        )
+        name = ("factors", spatial)
+        A, G = self._sum(name, contractions.input_and_gradient_moments, spatial)
         return A, G
 
     def uncorrelated(self) -> tuple[Tensor, Tensor]:
-        """U1 and U2 with positions taken as uncorrelated; see
-        `contractions.uncorrelated_positions`.
-        """
-        U1, U2 = self._sum(
-            ("uncorrelated",),
-            lambda: contractions.uncorrelated_positions(self.stats),
-        )
+        """U1 and U2 of uncorrelated positions; see `contractions.uncorrelated_positions`."""
+        U1, U2 = self._sum(("uncorrelated",), contractions.uncorrelated_positions)
         return U1, U2
 
     def modes(self, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Second moments `[Q, n_i, n_i]` of every mode of the weight proper, the output first."""
-        return self._sum(("modes", sizes), lambda: contractions.modes(self.stats, sizes))
+        name = ("modes", sizes)
+        return self._sum(name, contractions.modes, sizes)
 
     def bias_block(self) -> Tensor:
         """The exact block of the bias column alone `[Q * d_out, Q * d_out]`."""
-        return self._one(
-            ("bias block",),
-            lambda: contractions.dense(self.stats.inputs(slice(-1, None))),
-        )
+        return self._one(("bias block",), _bias_block)
 
     def squares(self, basis: Basis = (None, None)) -> Tensor:
         """1/N sum (B_1^T P B_2)^2, elementwise, `[Q, d_out, d_in]`; None stands for the identity.
@@ -221,29 +240,33 @@ class Sums:
         Args:
             basis: orthogonal matrices B_1 `[Q, d_out, d_out]` and B_2 `[Q, d_in, d_in]`.
         """
-        return self._one(self._name_of(basis), lambda: contractions.squares(self.stats, basis))
+        name = self._name_of(basis)
+        return self._one(name, contractions.squares, basis)
 
     def gram(self) -> Tensor:
-        """Inner products <P_rn, P_sm> `[R * N, R * N]` of the columns; kept where
-        `contractions.gram_pays`.
-        """
+        """Inner products <P_rn, P_sm> `[R * N, R * N]`; kept where `contractions.gram_pays`."""
         if not contractions.gram_pays(self.stats):
             return contractions.gram(self.stats)
-        return self._one(("gram",), lambda: contractions.gram(self.stats))
+        return self._one(("gram",), contractions.gram)
 
     def squared_gram(self) -> Tensor:
         """<F_n, F_m>_Frobenius `[N, N]` of the examples' own blocks; |F|^2 is its mean."""
         return self._one(("squared gram",), self._squared_gram)
 
-    def _squared_gram(self) -> Tensor:
-        known = self.gram() if contractions.gram_pays(self.stats) else None
-        return contractions.squared_gram(self.stats, known)
+    def _squared_gram(self, stats: LayerStats) -> Tensor:
+        """As `squared_gram`, from the Gram matrix where that is shared too."""
+        known = None
+        if contractions.gram_pays(stats):
+            known = self.gram()
+        return contractions.squared_gram(stats, known)
 
     def square(self) -> Tensor:
         """|F|_Frobenius^2, a scalar, never forming F."""
         stats = self.stats
-        if stats.N**2 * stats.g.element_size() <= pieces.KEPT_BYTES:
-            return self.squared_gram().mean()
+        size = stats.N**2 * stats.itemsize
+        if size <= pieces.KEPT_BYTES:
+            products = self.squared_gram()
+            return products.mean()
         return contractions.overlap(stats, stats)
 
     @property
@@ -253,8 +276,10 @@ class Sums:
 
     def _name_of(self, basis: Basis) -> Name:
         """One name for bases of equal numbers."""
+        left, right = basis
         for known, name in self._bases:
-            if _same(basis[0], known[0]) and _same(basis[1], known[1]):
+            known_left, known_right = known
+            if _same(left, known_left) and _same(right, known_right):
                 return name
         name = ("squares", len(self._bases))
         if self.shared:
@@ -267,13 +292,11 @@ class Sums:
         return contractions.dense(self.stats)
 
     def row_blocks(self, width: int) -> Tensor:
-        """Diagonal blocks of F over pieces of `width` entries of a row of W:
-        `[d / width, width, width]`.
-        """
+        """Blocks of F over pieces of `width` entries of a row: `[d / width, width, width]`."""
         return contractions.row_blocks(self.stats, width)
 
     def column_blocks(self) -> Tensor:
-        """Diagonal blocks of F over columns of W, group by group: `[Q * d_in, d_out, d_out]`."""
+        """Blocks of F over columns of W, group by group: `[Q * d_in, d_out, d_out]`."""
         return contractions.column_blocks(self.stats)
 
     def apply(self, X: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -364,11 +387,13 @@ class Sums:
 
     def examples(self, part: slice) -> Sums:
         """Some of the examples, with sums of their own."""
-        return Sums(self.stats.examples(part), shared=False)
+        some = self.stats.examples(part)
+        return Sums(some, shared=False)
 
     def inputs(self, part: slice) -> Sums:
         """Some of the columns of W, as one mode, with sums of their own."""
-        return Sums(self.stats.inputs(part), shared=False)
+        some = self.stats.inputs(part)
+        return Sums(some, shared=False)
 
 
 def as_sums(columns: LayerStats | Sums) -> Sums:
@@ -376,6 +401,12 @@ def as_sums(columns: LayerStats | Sums) -> Sums:
     if isinstance(columns, Sums):
         return columns
     return Sums(columns, shared=False)
+
+
+def _bias_block(stats: LayerStats) -> Tensor:
+    """The exact block of the last column of W."""
+    bias = stats.inputs(slice(-1, None))
+    return contractions.dense(bias)
 
 
 def _same(x: Tensor | None, y: Tensor | None) -> bool:

@@ -1,4 +1,4 @@
-"""The exact block F = 1/N sum vec(P) vec(P)^T, or those of its entries that an approximation keeps."""
+"""The exact block F = 1/N sum vec(P) vec(P)^T, and the entries that approximations keep."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def dense(stats: LayerStats) -> Tensor:
     """
     if stats.rank_one and stats.Q == 1 and stats.R > 1:
         return _dense_of_rank_one(stats)
-    total = stats.g.new_zeros(stats.dim, stats.dim)
+    d = stats.dim
+    total = stats.g.new_zeros(d, d)
     for P in stats.per_example():
         U = rows_of(P)
         total.addmm_(U.T, U)
@@ -34,65 +35,78 @@ def _dense_of_rank_one(stats: LayerStats) -> Tensor:
     a, g = stats.vectors()
     o = stats.d_out
     i = stats.d_in
-    F = outer_sum(g, a, squared=True) / stats.N  # [o o, i i]
-    F = F.view(o, o, i, i).transpose(1, 2)
+    total = outer_sum(g, a, squared=True)  # [o o, i i]
+    F = total / stats.N
+    F = F.view(o, o, i, i)
+    F = F.transpose(1, 2)
     return F.reshape(o * i, o * i)
 
 
 def row_blocks(stats: LayerStats, width: int) -> Tensor:
-    """Diagonal blocks of F over pieces of `width` entries of a row of W:
-    `[d / width, width, width]`.
+    """Blocks of F over pieces of `width` entries of a row of W: `[d / width, width, width]`.
 
     Naive form: slices of `dense(stats)`; tests/statistics/test_contractions.py.
     """
     if stats.rank_one and stats.Q == 1 and width == stats.d_in:
         return _row_blocks_of_rank_one(stats)
+    total = _second_moments(_pieces_of_rows(stats, width))
+    return total / stats.N
+
+
+def _pieces_of_rows(stats: LayerStats, width: int) -> Iterator[Tensor]:
+    """Every gradient in pieces of its rows: `[d / width, R n, width]`."""
     count = stats.dim // width
-
-    def rows() -> Iterator[Tensor]:
-        for P in stats.per_example():
-            x = P.reshape(-1, count, width)
-            yield x.transpose(0, 1)  # [count, R n, width]
-
-    return _second_moments(rows()) / stats.N
+    for P in stats.per_example():
+        x = P.reshape(-1, count, width)
+        yield x.transpose(0, 1)
 
 
 def _row_blocks_of_rank_one(stats: LayerStats) -> Tensor:
-    """Each row's block is a second moment of the inputs, weighted by the row's squared gradients."""
+    """A row's block is a second moment of the inputs, weighted by the row's squared gradients."""
     a, g = stats.vectors()
-    weights = g.square().sum(0)
-    weights = weights / stats.N  # [N, d_out]
+    squares = g.square()
+    weights = squares.sum(0) / stats.N  # [N, d_out]
     blocks = []
     for weight in weights.unbind(1):
         weighted = a * weight[:, None]
-        blocks.append(a.T @ weighted)
+        block = a.T @ weighted
+        blocks.append(block)
     return torch.stack(blocks)
 
 
 def column_blocks(stats: LayerStats) -> Tensor:
-    """Diagonal blocks of F over columns of W, group by group: `[Q * d_in, d_out, d_out]`.
+    """Blocks of F over columns of W, group by group: `[Q * d_in, d_out, d_out]`.
 
     Naive form: slices of `dense(stats)`; tests/statistics/test_contractions.py.
     """
     if stats.rank_one and stats.Q == 1:
-        # a column's block is sum_n a^2 H_n, for all columns one product
-        a, g = stats.vectors()
-        total = outer_sum(g, a.square())  # [o o, i]
-        shape = (stats.d_in, stats.d_out, stats.d_out)
-        return total.T.view(shape) / stats.N
+        return _column_blocks_of_rank_one(stats)
+    total = _second_moments(_pieces_of_columns(stats))
+    return total / stats.N
 
-    def columns() -> Iterator[Tensor]:
-        for P in stats.per_example():
-            x = P.flatten(0, 1)  # [R n, Q, d_out, d_in]
-            x = x.permute(1, 3, 0, 2)
-            yield x.flatten(0, 1)  # [Q d_in, R n, d_out]
 
-    return _second_moments(columns()) / stats.N
+def _pieces_of_columns(stats: LayerStats) -> Iterator[Tensor]:
+    """Every gradient's columns: `[Q d_in, R n, d_out]`."""
+    for P in stats.per_example():
+        x = P.flatten(0, 1)  # [R n, Q, d_out, d_in]
+        x = x.permute(1, 3, 0, 2)
+        yield x.flatten(0, 1)
+
+
+def _column_blocks_of_rank_one(stats: LayerStats) -> Tensor:
+    """A column's block is sum_n a^2 H_n, for all columns one product."""
+    a, g = stats.vectors()
+    o = stats.d_out
+    i = stats.d_in
+    total = outer_sum(g, a.square())  # [o o, i]
+    blocks = total.T.view(i, o, o)
+    return blocks / stats.N
 
 
 def _second_moments(parts: Iterator[Tensor]) -> Tensor:
     """Sum of x^T x `[B, n, n]` over pieces x `[B, columns, n]`."""
-    return pieces.accumulated(x.transpose(1, 2) @ x for x in parts)
+    products = (x.mT @ x for x in parts)
+    return pieces.accumulated(products)
 
 
 def squares(stats: LayerStats, basis: Basis = (None, None)) -> Tensor:
@@ -101,14 +115,28 @@ def squares(stats: LayerStats, basis: Basis = (None, None)) -> Tensor:
     Naive form: `((B_1.T @ P @ B_2) ** 2).sum() / N`; tests/statistics/test_contractions.py.
     """
     if stats.rank_one:
-        # (B_1^T g)^2 times (B_2^T a)^2
-        a, g = stats.rotated(*basis).factors()
-        outputs = g[:, :, 0].square()
-        outputs = outputs.sum(0)  # [N, Q, d_out]
-        inputs = a[:, 0].square()  # [N, Q, d_in]
-        return torch.einsum("nqo,nqi->qoi", outputs, inputs) / stats.N
-    parts = (P.square().sum((0, 1)) for P in _rotated_gradients(stats, basis))
-    return pieces.accumulated(parts) / stats.N
+        return _squares_of_rank_one(stats, basis)
+    total = pieces.accumulated(_squares_of_pieces(stats, basis))
+    return total / stats.N
+
+
+def _squares_of_rank_one(stats: LayerStats, basis: Basis) -> Tensor:
+    """(B_1^T g)^2 times (B_2^T a)^2."""
+    rotated = stats.rotated(*basis)
+    a, g = rotated.factors()
+    outputs = g[:, :, 0]
+    outputs = outputs.square().sum(0)  # [N, Q, d_out]
+    inputs = a[:, 0]
+    inputs = inputs.square()  # [N, Q, d_in]
+    total = torch.einsum("nqo,nqi->qoi", outputs, inputs)
+    return total / stats.N
+
+
+def _squares_of_pieces(stats: LayerStats, basis: Basis) -> Iterator[Tensor]:
+    """Sums of (B_1^T P B_2)^2 over a piece of the gradients after the other."""
+    for P in _rotated_gradients(stats, basis):
+        squared = P.square()
+        yield squared.sum((0, 1))
 
 
 def _rotated_gradients(stats: LayerStats, basis: Basis) -> Iterator[Tensor]:
@@ -122,13 +150,14 @@ def _rotated_gradients(stats: LayerStats, basis: Basis) -> Iterator[Tensor]:
     # turning a and g costs less than turning P, also where P is at hand
     for part in stats.pieces(pieces.STREAM_BYTES):
         some = stats.examples(part)
-        yield some.rotated(left, right).gradients()
+        rotated = some.rotated(left, right)
+        yield rotated.gradients()
 
 
 def _rotate(P: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     """B_1^T P B_2, None for the identity."""
     if left is not None:
-        P = left.transpose(-1, -2) @ P
+        P = left.mT @ P
     if right is not None:
         P = P @ right
     return P
@@ -137,7 +166,7 @@ def _rotate(P: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
 def outer_products(g: Tensor) -> Tensor:
     """H_n = sum_r g_rn g_rn^T, flat `[N, d_out^2]`, for g `[R, N, d_out]`."""
     x = g.transpose(0, 1)  # [N, R, d_out]
-    H = x.transpose(1, 2) @ x
+    H = x.mT @ x
     return H.flatten(1)
 
 
@@ -168,4 +197,5 @@ def _squared(x: Tensor) -> Tensor:
     """x x^T, flat `[n, k^2]`, for x `[n, k]`."""
     columns = x[:, :, None]
     rows = x[:, None, :]
-    return (columns * rows).flatten(1)
+    products = columns * rows
+    return products.flatten(1)

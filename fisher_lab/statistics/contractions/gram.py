@@ -1,6 +1,4 @@
-"""Inner products of per-example gradients, and what follows from them: norms and products of blocks
-never formed.
-"""
+"""Inner products of per-example gradients, and the norms and products of blocks never formed."""
 
 from __future__ import annotations
 
@@ -20,19 +18,16 @@ Piece = tuple[slice, slice, Tensor]
 
 # -- which way costs less --------------------------------------------------------------------------
 def gram_pays(stats: LayerStats) -> bool:
-    """Whether products with the Gram matrix cost less than with the columns, and it is small enough
-    to keep.
-    """
+    """Whether products with the Gram matrix cost less than with the columns, and it can be kept."""
     columns = stats.R * stats.N
     if stats.rank_one or columns >= stats.dim:
         return False
-    return columns**2 * stats.itemsize <= pieces.KEPT_BYTES
+    size = columns**2 * stats.itemsize
+    return size <= pieces.KEPT_BYTES
 
 
 def route(stats: LayerStats) -> str:
-    """How norms and products of the block are computed: from inputs and output gradients, or from
-    P.
-    """
+    """How norms and products of the block are computed: from a and g, or from P."""
     if stats.rank_one:
         return "columns"
     if _few_positions(stats, stats):
@@ -45,9 +40,12 @@ def _few_positions(stats: LayerStats, other: LayerStats) -> bool:
     """Whether the double sum over positions costs less than products of P, formed or not."""
     if stats.a is None or other.a is None:
         return False
+    d_out = stats.d_out
+    d_in = stats.d_in
     pairs = stats.T * other.T
-    through_positions = pairs * (stats.d_out + stats.d_in)
-    return through_positions <= stats.d_out * stats.d_in
+    through_positions = pairs * (d_out + d_in)
+    through_gradients = d_out * d_in
+    return through_positions <= through_gradients
 
 
 # -- inner products of columns ---------------------------------------------------------------------
@@ -63,13 +61,16 @@ def gram(stats: LayerStats, other: LayerStats | None = None) -> Tensor:
     for mine, theirs, block in gram_pieces(stats, other):
         K[:, mine, :, theirs] = block
         if _is_mirrored(stats, other, mine, theirs):
-            K[:, theirs, :, mine] = block.permute(2, 3, 0, 1)
-    return K.flatten(2, 3).flatten(0, 1)
+            mirror = block.permute(2, 3, 0, 1)
+            K[:, theirs, :, mine] = mirror
+    by_columns = K.flatten(2, 3)
+    return by_columns.flatten(0, 1)
 
 
 def gram_pieces(stats: LayerStats, other: LayerStats) -> Iterator[Piece]:
-    """Pieces `[R, n, R', m]` of the Gram matrix with their examples; half of them where `other` is
-    `stats`.
+    """Pieces `[R, n, R', m]` of the Gram matrix with their examples.
+
+    Where `other` is `stats` only half of them come; `_is_mirrored` tells which stand for two.
     """
     if _few_positions(stats, other):
         return _gram_through_positions(stats, other)
@@ -80,37 +81,50 @@ def _gram_through_positions(stats: LayerStats, other: LayerStats) -> Iterator[Pi
     """As `gram_pieces`; all examples of `other` at once."""
     b, h = other.factors()
     everyone = slice(0, other.N)
-    # products of positions for one direction on each side, or products of directions where these
-    # are more
-    directions = max(1, stats.R * other.R // stats.T)
-    products = stats.T * other.T * other.N * directions
-    for mine in pieces.slices(stats.N, products * stats.itemsize):
-        a, g = stats.examples(mine).factors()
-        yield mine, everyone, position_gram(a, g, b, h)
+    pairs_of_positions = stats.T * other.T
+    pairs_of_directions = stats.R * other.R
+    # in memory are the products of positions for one direction on each side, or the products of
+    # directions where these are more
+    at_once = max(1, pairs_of_directions // stats.T)
+    products = pairs_of_positions * at_once * other.N
+    bytes_each = products * stats.itemsize
+    for mine in pieces.slices(stats.N, bytes_each):
+        some = stats.examples(mine)
+        a, g = some.factors()
+        block = position_gram(a, g, b, h)
+        yield mine, everyone, block
 
 
 def _gram_through_gradients(stats: LayerStats, other: LayerStats) -> Iterator[Piece]:
     """As `gram_pieces`, by products of P."""
+    same = other is stats
     size = _piece_bytes(stats, other)
     for mine in stats.pieces(size):
-        P = stats.examples(mine).gradients()
-        U = rows_of(P)  # [n R, d]
-        begin = mine.start if other is stats else 0
+        U = _rows_of_examples(stats, mine)
+        begin = mine.start if same else 0  # what lies before is the mirror of an earlier piece
         for theirs in other.pieces(size, begin):
-            V = U
-            if other is not stats or theirs != mine:
-                P = other.examples(theirs).gradients()
-                V = rows_of(P)  # [m R', d]
-            block = U @ V.T
-            block = block.unflatten(0, (-1, stats.R)).unflatten(2, (-1, other.R))  # [n, R, m, R']
+            if same and theirs == mine:
+                V = U
+            else:
+                V = _rows_of_examples(other, theirs)
+            block = U @ V.T  # [n R, m R']
+            block = block.unflatten(0, (-1, stats.R))
+            block = block.unflatten(2, (-1, other.R))  # [n, R, m, R']
             yield mine, theirs, block.permute(1, 0, 3, 2)
+
+
+def _rows_of_examples(stats: LayerStats, part: slice) -> Tensor:
+    """The gradients of some examples as rows `[n R, d]`."""
+    some = stats.examples(part)
+    return rows_of(some.gradients())
 
 
 def _piece_bytes(stats: LayerStats, other: LayerStats) -> int:
     """How much of the gradients on each side makes one piece of the Gram matrix."""
     size = pieces.CHUNK_BYTES
+    both_formed = stats.formed and other.formed
     has_factors = stats.a is not None and other.a is not None
-    if has_factors and stats.formed and other.formed:
+    if has_factors and both_formed:
         # larger pieces make faster products, and gradients that were formed before cost no memory
         size = pieces.KEPT_BYTES
     # their products do: a piece of the Gram matrix takes at most a chunk
@@ -121,12 +135,13 @@ def _piece_bytes(stats: LayerStats, other: LayerStats) -> int:
 
 def _is_mirrored(stats: LayerStats, other: LayerStats, mine: slice, theirs: slice) -> bool:
     """Whether this piece of a symmetric matrix stands for the one across the diagonal, too."""
-    return other is stats and theirs.start >= mine.stop
+    if other is not stats:
+        return False
+    return theirs.start >= mine.stop
 
 
 def position_gram(a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
-    """<P_rn, P'_sm> `[R, n, R', m]` by the double sum over positions, for few positions of a large
-    weight.
+    """<P_rn, P'_sm> `[R, n, R', m]` by the double sum over positions, for few of them.
 
     Naive form: sum_{t,u} (g_t . h_u)(a_t . b_u); tests/statistics/test_contractions.py.
 
@@ -142,49 +157,63 @@ def position_gram(a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
         return _gram_of_rank_one(a, g, b, h)
     K = g.new_zeros(R, n, S, m)
     for q in range(Q):
-        x = a[:, :, q].flatten(0, 1)  # [n T, d_in]
-        y = b[:, :, q].flatten(0, 1)  # [m U, d_in]
+        x = _flat_positions(a[:, :, q])  # [n T, d_in]
+        y = _flat_positions(b[:, :, q])  # [m U, d_in]
         A = x @ y.T
         for r in range(R):
-            mine = g[r, :, :, q].flatten(0, 1)  # [n T, d_out]
+            mine = _flat_positions(g[r, :, :, q])  # [n T, d_out]
             for s in range(S):
-                theirs = h[s, :, :, q].flatten(0, 1)  # [m U, d_out]
+                theirs = _flat_positions(h[s, :, :, q])  # [m U, d_out]
                 G = mine @ theirs.T
-                products = G.mul_(A).view(n, T, m, U)
-                K[r, :, s] += products.sum((1, 3))
+                # G is of this pair of directions alone; A serves them all
+                products = G.mul_(A)
+                products = products.view(n, T, m, U)
+                block = products.sum((1, 3))
+                K[r, :, s] += block
     return K
+
+
+def _flat_positions(x: Tensor) -> Tensor:
+    """`[n, T, k]` as `[n T, k]`."""
+    return x.flatten(0, 1)
 
 
 def _gram_of_rank_one(a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
     """As `position_gram`, for one position of one group: one product for all directions."""
     R, n = g.shape[:2]
     S, m = h.shape[:2]
-    mine = g.reshape(R * n, -1)
+    x = a[:, 0, 0]  # [n, d_in]
+    y = b[:, 0, 0]
+    mine = g.reshape(R * n, -1)  # all directions of all examples
     theirs = h.reshape(S * m, -1)
     G = mine @ theirs.T
-    A = a[:, 0, 0] @ b[:, 0, 0].T
-    return G.view(R, n, S, m) * A[None, :, None, :]
+    G = G.view(R, n, S, m)
+    A = x @ y.T
+    A = A[None, :, None, :]  # for all pairs of directions
+    return G * A
 
 
 # -- inner products of examples' blocks ------------------------------------------------------------
 def squared_gram(stats: LayerStats, known: Tensor | None = None) -> Tensor:
-    """<F_n, F_m>_Frobenius `[N, N]` of the examples' own blocks F_n = sum_r vec(P) vec(P)^T; |F|^2
-    is its mean.
+    """<F_n, F_m>_Frobenius `[N, N]` of the examples' own blocks F_n = sum_r vec(P) vec(P)^T.
 
-    Naive form: sums over directions of the squared Gram matrix;
+    |F|^2 is its mean. Naive form: sums over directions of the squared Gram matrix;
     tests/statistics/test_contractions.py.
 
     Args:
         stats: the columns.
         known: their Gram matrix, where that is at hand.
     """
+    R = stats.R
+    N = stats.N
     if known is not None:
-        K = known.view(stats.R, stats.N, stats.R, stats.N)
-        return K.square().sum((0, 2))
+        K = known.view(R, N, R, N)
+        squares = K.square()
+        return squares.sum((0, 2))
     if stats.rank_one and stats.Q == 1:
         KX, KG = example_grams(stats)
         return KX * KG
-    K = stats.g.new_zeros(stats.N, stats.N)
+    K = stats.g.new_zeros(N, N)
     for mine, theirs, block in _squared_pieces(stats, stats):
         K[mine, theirs] = block
         if _is_mirrored(stats, stats, mine, theirs):
@@ -199,28 +228,38 @@ def overlap(stats: LayerStats, other: LayerStats) -> Tensor:
     """
     total = stats.g.new_zeros(())
     for mine, theirs, block in _squared_pieces(stats, other):
-        twice = _is_mirrored(stats, other, mine, theirs)
-        total = total + (1 + twice) * block.sum()
-    return total / (stats.N * other.N)
+        products = block.sum()
+        if _is_mirrored(stats, other, mine, theirs):
+            products = 2 * products
+        total = total + products
+    pairs = stats.N * other.N
+    return total / pairs
 
 
 def example_grams(stats: LayerStats, q: int = 0) -> tuple[Tensor, Tensor]:
-    """K_X = (a_n . a_m)^2 and K_G = sum_{r,s} (g_rn . g_sm)^2 `[N, N]` of a group, for rank-one
-    columns.
+    """K_X = (a_n . a_m)^2 and K_G = sum_{r,s} (g_rn . g_sm)^2 `[N, N]` of rank-one columns.
+
+    Args:
+        stats: the columns.
+        q: the group.
     """
     a, g = stats.vectors(q)
     products = a @ a.T
-    return products.square(), outer_gram(g)
+    KX = products.square()
+    KG = outer_gram(g)
+    return KX, KG
 
 
 def _squared_pieces(stats: LayerStats, other: LayerStats) -> Iterator[Piece]:
     """Pieces `[n, m]` of <F_n, F'_m> with their examples; half of them where `other` is `stats`."""
-    if stats.rank_one and other.rank_one and stats.Q == 1:
+    both_rank_one = stats.rank_one and other.rank_one
+    if both_rank_one and stats.Q == 1:
         yield from _squared_pieces_of_rank_one(stats, other)
         return
     for mine, theirs, block in gram_pieces(stats, other):
-        squared = block.square()
-        yield mine, theirs, squared.sum((0, 2))
+        squares = block.square()
+        over_directions = squares.sum((0, 2))
+        yield mine, theirs, over_directions
 
 
 def _squared_pieces_of_rank_one(stats: LayerStats, other: LayerStats) -> Iterator[Piece]:
@@ -228,11 +267,13 @@ def _squared_pieces_of_rank_one(stats: LayerStats, other: LayerStats) -> Iterato
     a, g = stats.vectors()
     b, h = other.vectors()
     everyone = slice(0, other.N)
-    row_bytes = other.N * stats.itemsize
-    for mine in pieces.slices(stats.N, row_bytes, pieces.KEPT_BYTES):
+    bytes_each = other.N * stats.itemsize  # of a row
+    for mine in pieces.slices(stats.N, bytes_each, pieces.KEPT_BYTES):
         products = a[mine] @ b.T
-        KG = outer_gram(g[:, mine], h)
-        yield mine, everyone, products.square() * KG
+        gradients = g[:, mine]
+        KG = outer_gram(gradients, h)
+        block = products.square() * KG
+        yield mine, everyone, block
 
 
 def outer_gram(g: Tensor, h: Tensor | None = None) -> Tensor:
@@ -245,8 +286,9 @@ def outer_gram(g: Tensor, h: Tensor | None = None) -> Tensor:
         h: `[R', N', d_out]`; None for g itself, which saves half of the work.
     """
     R, _, d_out = g.shape
-    pairs = R * (R + 1) / 2
-    if h is not None:
+    if h is None:
+        pairs = R * (R + 1) / 2
+    else:
         pairs = R * len(h)
     # a product for each entry of H, or one for each pair of directions
     if d_out <= pairs:
@@ -256,22 +298,33 @@ def outer_gram(g: Tensor, h: Tensor | None = None) -> Tensor:
 
 def _gram_through_outer_products(g: Tensor, h: Tensor | None) -> Tensor:
     """As `outer_gram`, by products of H in pieces of it."""
-    symmetric = h is None
-    other = g if h is None else h
+    if h is None:
+        return _gram_of_outer_products(g)
     N, d_out = g.shape[1:]
-    M = other.shape[1]
+    M = h.shape[1]
     bytes_each = d_out**2 * g.element_size()
     K = g.new_empty(N, M)
     for rows in pieces.slices(N, bytes_each):
         H = outer_products(g[:, rows])
         for columns in pieces.slices(M, bytes_each):
-            if symmetric and columns.start < rows.start:
-                K[rows, columns] = K[columns, rows].T
-                continue
-            H2 = H
-            if not symmetric or columns != rows:
-                H2 = outer_products(other[:, columns])
-            K[rows, columns] = H @ H2.T
+            other = outer_products(h[:, columns])
+            K[rows, columns] = H @ other.T
+    return K
+
+
+def _gram_of_outer_products(g: Tensor) -> Tensor:
+    """As `_gram_through_outer_products`, of g with itself: the pieces above the diagonal."""
+    N, d_out = g.shape[1:]
+    bytes_each = d_out**2 * g.element_size()
+    K = g.new_empty(N, N)
+    for rows in pieces.slices(N, bytes_each):
+        H = outer_products(g[:, rows])
+        K[rows, rows] = H @ H.T
+        for columns in pieces.slices(N, bytes_each, start=rows.stop):
+            other = outer_products(g[:, columns])
+            block = H @ other.T
+            K[rows, columns] = block
+            K[columns, rows] = block.T
     return K
 
 
@@ -279,11 +332,16 @@ def _gram_through_directions(g: Tensor, h: Tensor | None) -> Tensor:
     """As `outer_gram`, by squared products of every pair of directions."""
     symmetric = h is None
     other = g if h is None else h
-    K = g.new_zeros(g.shape[1], other.shape[1])
+    N = g.shape[1]
+    M = other.shape[1]
+    K = g.new_zeros(N, M)
     for r in range(len(g)):
+        # of g with itself, the pair (s, r) is the transpose of (r, s)
         first = r if symmetric else 0
         for s in range(first, len(other)):
-            products = g[r] @ other[s].T
+            mine = g[r]
+            theirs = other[s]
+            products = mine @ theirs.T
             block = products.square_()
             K += block
             if symmetric and s > r:

@@ -13,7 +13,8 @@ def project(stats: LayerStats, V: Tensor) -> Tensor:
 
     Naive form: `(P * V).sum()` for every r and n; tests/statistics/test_contractions.py.
     """
-    V = V.unflatten(-2, (stats.Q, stats.d_out))
+    groups = (stats.Q, stats.d_out)
+    V = V.unflatten(-2, groups)
     if stats.a is None:
         return torch.einsum("rnqoi,...qoi->...rn", stats.g, V)
     images = torch.einsum("ntqi,...qoi->...ntqo", stats.a, V)  # V a
@@ -45,38 +46,46 @@ def apply(stats: LayerStats, X: Tensor, weight: Tensor | None = None) -> Tensor:
         weight: c `[..., N]`; None for 1/N.
     """
     if weight is None:
-        weight = stats.g.new_full((stats.N,), 1 / stats.N)
+        N = stats.N
+        weight = stats.g.new_full((N,), 1 / N)
     many = X.numel() // stats.dim
     if _through_factors(stats, many):
         s = project(stats, X)
         weighted = s * weight.unsqueeze(-2)
         return combine(stats, weighted)
-    # every piece of P is formed once and used for all X
     V = X.reshape(many, stats.dim)
+    products = _apply_gradients(stats, V, weight)
+    return products.view(X.shape)
+
+
+def _apply_gradients(stats: LayerStats, V: Tensor, weight: Tensor) -> Tensor:
+    """F V for V `[many, d]`; every piece of P is formed once and used for all of them."""
     total = torch.zeros_like(V)
     start = 0
     for P in stats.per_example():
         U = rows_of(P)  # [n R, d]
-        end = start + P.shape[1]
-        c = weight[..., start:end]
+        n = P.shape[1]
+        c = weight[..., start : start + n]
         c = c.repeat_interleave(stats.R, -1)  # of every column
         s = V @ U.T
         total.addmm_(s * c, U)
-        start = end
-    return total.view(X.shape)
+        start += n
+    return total
 
 
 def _through_factors(stats: LayerStats, many: int) -> bool:
     """Whether products with a and g cost less than with P, for `many` arrays at once."""
     if stats.rank_one or stats.a is None:
         return True
+    if stats.formed:
+        return False
     # with every array the factors take two products at each position, P once formed only one;
     # forming it pays off unless the arrays are few
-    return not stats.formed and 2 * many < stats.R
+    return 2 * many < stats.R
 
 
 def with_gradients(stats: LayerStats, most_bytes: float) -> LayerStats:
-    """The same statistics with P formed once and for all, if positions are shared and they fit.
+    """The same statistics with P formed once and for all, if positions are shared and P fits.
 
     With one position P is no sum, and the routes through a and g are better in everything.
     """

@@ -1,6 +1,4 @@
-"""Second moments of the rows and columns of the per-example gradients, and of inputs and output
-gradients alone.
-"""
+"""Second moments of the rows and columns of the per-example gradients, and of their factors."""
 
 from __future__ import annotations
 
@@ -17,9 +15,10 @@ from fisher_lab.statistics.layer_stats import LayerStats
 def second_moment(x: Tensor, N: float = 1) -> Tensor:
     """1/N sum of x x^T over all but the last two axes: `[..., Q, n]` -> `[Q, n, n]`."""
     Q, n = x.shape[-2:]
-    rows = x.reshape(-1, Q, n)
-    rows = rows.transpose(0, 1)  # [Q, all, n]
-    total = rows.transpose(1, 2) @ rows
+    vectors = x.reshape(-1, Q, n)
+    X = vectors.transpose(0, 1)  # [Q, all, n]
+    total = X.mT @ X
+    # the total is nobody else's: divided in place, it needs no second matrix
     return total.div_(N)
 
 
@@ -33,23 +32,18 @@ def left(stats: LayerStats, A: Tensor | None = None) -> Tensor:
         stats: the columns.
         A: symmetric `[Q, d_in, d_in]`, a diagonal `[Q, d_in]`, or None for the identity.
     """
+    N = stats.N
     if stats.rank_one and A is None:
         # P P^T = |a|^2 g g^T
         a, g = stats.factors()
-        size = a.square().sum(-1)
-        size = size.sqrt()[..., None]  # [N, T, Q, 1]
-        return second_moment(g * size, stats.N)
-    R, T, o, i = stats.R, stats.T, stats.d_out, stats.d_in
-    # multiplications for each position on the way through positions
-    need = T * i + R * o * (T + o)
-    if A is not None:
-        need += i * i
-    if _through_positions(stats, need):
-        a, g = stats.factors()
-        total = _left_through_positions(a, g, A)
+        scaled = g * _lengths(a)
+        return second_moment(scaled, N)
+    if _left_pays_through_positions(stats, A):
+        total = _left_through_positions(stats, A)
     else:
-        total = pieces.accumulated(_left_of_pieces(stats, A))
-    return total.div_(stats.N)
+        parts = _left_of_pieces(stats, A)
+        total = pieces.accumulated(parts)
+    return total.div_(N)
 
 
 def right(stats: LayerStats, G: Tensor | None = None) -> Tensor:
@@ -61,28 +55,66 @@ def right(stats: LayerStats, G: Tensor | None = None) -> Tensor:
         stats: the columns.
         G: symmetric `[Q, d_out, d_out]`, a diagonal `[Q, d_out]`, or None for the identity.
     """
+    N = stats.N
     if stats.rank_one and G is None:
         # sum_r P^T P = (sum_r |g_r|^2) a a^T
         a, g = stats.factors()
-        size = g.square().sum((0, -1))
-        size = size.sqrt()[..., None]  # [N, T, Q, 1]
-        return second_moment(a * size, stats.N)
-    R, T, o, i = stats.R, stats.T, stats.d_out, stats.d_in
-    # multiplications for each position on the way through positions
-    need = R * o * T + i * (T + i)
-    if G is not None:
-        need += R * o * o
-    if _through_positions(stats, need):
-        a, g = stats.factors()
-        total = _right_through_positions(a, g, G)
+        scaled = a * _lengths_over_directions(g)
+        return second_moment(scaled, N)
+    if _right_pays_through_positions(stats, G):
+        total = _right_through_positions(stats, G)
     else:
-        total = pieces.accumulated(_right_of_pieces(stats, G))
-    return total.div_(stats.N)
+        parts = _right_of_pieces(stats, G)
+        total = pieces.accumulated(parts)
+    return total.div_(N)
 
 
-def _through_positions(stats: LayerStats, per_position: float) -> bool:
-    """Whether a second moment costs less through positions than through P, which must be formed
-    unless at hand.
+def _lengths(a: Tensor) -> Tensor:
+    """|a| `[N, T, Q, 1]` of inputs `[N, T, Q, d_in]`."""
+    squares = a.square()
+    size = squares.sum(-1)
+    return size.sqrt()[..., None]
+
+
+def _lengths_over_directions(g: Tensor) -> Tensor:
+    """Root of sum_r |g_r|^2 `[N, T, Q, 1]` of gradients `[R, N, T, Q, d_out]`."""
+    squares = g.square()
+    size = squares.sum((0, -1))
+    return size.sqrt()[..., None]
+
+
+def _left_pays_through_positions(stats: LayerStats, A: Tensor | None) -> bool:
+    """Whether `left` costs less by products of positions than by those of P."""
+    R = stats.R
+    T = stats.T
+    d_out = stats.d_out
+    d_in = stats.d_in
+    # multiplications for each position: a_t . a_u, their products with g, and the sum of g g^T
+    need = T * d_in
+    need += R * d_out * T
+    need += R * d_out * d_out
+    if A is not None:
+        need += d_in * d_in
+    return _pays_through_positions(stats, need)
+
+
+def _right_pays_through_positions(stats: LayerStats, G: Tensor | None) -> bool:
+    """Whether `right` costs less by products of positions than by those of P."""
+    R = stats.R
+    T = stats.T
+    d_out = stats.d_out
+    d_in = stats.d_in
+    # multiplications for each position: g_t . g_u, their products with a, and the sum of a a^T
+    need = R * d_out * T
+    need += d_in * T
+    need += d_in * d_in
+    if G is not None:
+        need += R * d_out * d_out
+    return _pays_through_positions(stats, need)
+
+
+def _pays_through_positions(stats: LayerStats, per_position: int) -> bool:
+    """Whether a second moment costs less at the positions than through P.
 
     Args:
         stats: the columns.
@@ -90,88 +122,106 @@ def _through_positions(stats: LayerStats, per_position: float) -> bool:
     """
     if stats.a is None:
         return False
-    forming = 0 if stats.formed else stats.T
-    per_entry = stats.d_out + stats.d_in + forming
-    through_gradients = stats.R * stats.d_out * stats.d_in * per_entry
-    return stats.T * per_position < through_gradients
+    per_entry = stats.d_out + stats.d_in
+    if not stats.formed:
+        per_entry += stats.T  # P must be formed first
+    entries = stats.R * stats.d_out * stats.d_in
+    through_gradients = entries * per_entry
+    through_positions = stats.T * per_position
+    return through_positions < through_gradients
 
 
-def _left_through_positions(a: Tensor, g: Tensor, A: Tensor | None) -> Tensor:
+def _left_through_positions(stats: LayerStats, A: Tensor | None) -> Tensor:
     """sum P A P^T `[Q, d_out, d_out]` as sum_{t,u} (a_t^T A a_u) g_t g_u^T."""
-    Q, d_out = g.shape[3:]
-    total = g.new_zeros(Q, d_out, d_out)
-    for x, y in _position_pieces(a, g):
-        # [n, Q, T, T], products of the inputs at two positions
-        K = times(x, A) @ x.transpose(-1, -2)
-        z = (K @ y.flatten(3)).view(y.shape)
-        Y = _joined(y.flatten(2, 3))
-        Z = _joined(z.flatten(2, 3))
-        total += Y.transpose(1, 2) @ Z
+    Q = stats.Q
+    d_out = stats.d_out
+    total = stats.g.new_zeros(Q, d_out, d_out)
+    for a, g in _position_pieces(stats):
+        images = times(a, A)
+        K = images @ a.mT  # [n, Q, T, T], of the inputs at two positions
+        flat = g.flatten(3)  # [n, Q, T, R d_out]
+        mixed = (K @ flat).view(g.shape)
+        Y = _joined(g.flatten(2, 3))
+        Z = _joined(mixed.flatten(2, 3))
+        total += Y.mT @ Z
     return total
 
 
-def _right_through_positions(a: Tensor, g: Tensor, G: Tensor | None) -> Tensor:
+def _right_through_positions(stats: LayerStats, G: Tensor | None) -> Tensor:
     """sum P^T G P `[Q, d_in, d_in]` as sum_{t,u} (sum_r g_t^T G g_u) a_t a_u^T."""
-    Q, d_in = a.shape[2:]
-    total = g.new_zeros(Q, d_in, d_in)
-    for x, y in _position_pieces(a, g):
-        z = times(y.flatten(2, 3), G).view(y.shape)
-        K = z.flatten(3) @ y.flatten(3).transpose(-1, -2)  # [n, Q, T, T], summed over directions
-        X = _joined(x)
-        Z = _joined(K @ x)
-        total += X.transpose(1, 2) @ Z
+    Q = stats.Q
+    d_in = stats.d_in
+    total = stats.g.new_zeros(Q, d_in, d_in)
+    for a, g in _position_pieces(stats):
+        vectors = g.flatten(2, 3)
+        images = times(vectors, G)
+        images = images.view(g.shape)
+        left = images.flatten(3)  # [n, Q, T, R d_out]
+        right = g.flatten(3)
+        K = left @ right.mT  # [n, Q, T, T], summed over directions
+        X = _joined(a)
+        Z = _joined(K @ a)
+        total += X.mT @ Z
     return total
 
 
-def _position_pieces(a: Tensor, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs `[n, Q, T, d_in]` and gradients `[n, Q, T, R, d_out]` of some examples after the
-    other.
-    """
-    R, N, T, Q, d_out = g.shape
-    # of an example: K, inputs, gradients and their images
-    numbers = 2 * T + a.shape[-1] + 2 * R * d_out
-    bytes_each = numbers * T * Q * g.element_size()
-    for part in pieces.slices(N, bytes_each, pieces.STREAM_BYTES):
-        x = a[part].transpose(1, 2)
-        y = g[:, part].permute(1, 3, 2, 0, 4)
-        yield x, y.contiguous()
+def _position_pieces(stats: LayerStats) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs `[n, Q, T, d_in]` and gradients `[n, Q, T, R, d_out]` of some examples at a time."""
+    a, g = stats.factors()
+    # of a position: its row of K, its input, its gradients and their images
+    per_position = 2 * stats.T
+    per_position += stats.d_in
+    per_position += 2 * stats.R * stats.d_out
+    per_example = per_position * stats.T * stats.Q
+    bytes_each = per_example * stats.itemsize
+    for part in pieces.slices(stats.N, bytes_each, pieces.STREAM_BYTES):
+        inputs = a[part].transpose(1, 2)
+        gradients = g[:, part]
+        gradients = gradients.permute(1, 3, 2, 0, 4)  # [n, Q, T, R, d_out]
+        yield inputs, gradients.contiguous()
 
 
 def _joined(x: Tensor) -> Tensor:
     """`[..., n, Q, T, k]` as `[Q, ... n T, k]`."""
-    return x.movedim(-3, 0).flatten(1, -2)
+    by_group = x.movedim(-3, 0)
+    return by_group.flatten(1, -2)
 
 
 def _left_of_pieces(stats: LayerStats, A: Tensor | None) -> Iterator[Tensor]:
     """sum P A P^T `[Q, d_out, d_out]`, a piece of the gradients after the other."""
     for P in stats.per_example(pieces.STREAM_BYTES):
-        X = _columns_of(times(P, A))
+        image = times(P, A)  # P A
+        X = _columns_of(image)
         Y = _columns_of(P)
-        yield X.transpose(1, 2) @ Y
+        yield X.mT @ Y
 
 
 def _right_of_pieces(stats: LayerStats, G: Tensor | None) -> Iterator[Tensor]:
     """sum P^T G P `[Q, d_in, d_in]`, a piece of the gradients after the other."""
     for P in stats.per_example(pieces.STREAM_BYTES):
-        image = times(P.transpose(-1, -2), G)  # P^T G
-        X = _rows_of(image.transpose(-1, -2))
+        turned = P.mT
+        image = times(turned, G)  # P^T G
+        image = image.mT
+        X = _rows_of(image)
         Y = _rows_of(P)
-        yield X.transpose(1, 2) @ Y
+        yield X.mT @ Y
 
 
 def _columns_of(P: Tensor) -> Tensor:
     """The columns `[Q, R n d_in, d_out]` of all matrices in P `[R, n, Q, d_out, d_in]`."""
-    turned = P.movedim(2, 0).transpose(-1, -2)
+    by_group = P.movedim(2, 0)
+    turned = by_group.mT
     return turned.flatten(1, 3)
 
 
 def _rows_of(P: Tensor) -> Tensor:
     """The rows `[Q, R n d_out, d_in]` of all matrices in P `[R, n, Q, d_out, d_in]`."""
-    return P.movedim(2, 0).flatten(1, 3)
+    by_group = P.movedim(2, 0)
+    return by_group.flatten(1, 3)
 
 
 def times(x: Tensor, factor: Tensor | None) -> Tensor:
-    """x `[..., Q, k, n]` times a factor `[Q, n, n]`, a diagonal `[Q, n]`, or None for the identity."""
+    """x `[..., Q, k, n]` times `[Q, n, n]`, a diagonal `[Q, n]`, or None for the identity."""
     if factor is None:
         return x
     if factor.ndim == 3:
@@ -201,25 +251,24 @@ def input_and_gradient_moments(stats: LayerStats, spatial: str) -> tuple[Tensor,
 
 
 def uncorrelated_positions(stats: LayerStats) -> tuple[Tensor, Tensor]:
-    """U1 = 1/N sum_t |a|^2 g g^T and U2 = 1/N sum_t |g|^2 a a^T: `left` and `right` without
-    products of positions.
+    """U1 and U2, `left` and `right`, without products of different positions.
+
+    U1 = 1/N sum_t |a|^2 g g^T and U2 = 1/N sum_t |g|^2 a a^T.
 
     Naive form: tests/naive.py (tkfac_factors, "expand").
     """
     a, g = stats.factors()
-    of_input = a.square().sum(-1)
-    of_input = of_input.sqrt()[..., None]  # |a| `[N, T, Q, 1]`
-    of_gradient = g.square().sum((0, -1))
-    of_gradient = of_gradient.sqrt()[..., None]  # |g| `[N, T, Q, 1]`
-    U1 = second_moment(g * of_input, stats.N)
-    U2 = second_moment(a * of_gradient, stats.N)
+    N = stats.N
+    scaled = g * _lengths(a)
+    U1 = second_moment(scaled, N)
+    scaled = a * _lengths_over_directions(g)
+    U2 = second_moment(scaled, N)
     return U1, U2
 
 
 # -- of the modes of a weight tensor ---------------------------------------------------------------
 def modes(stats: LayerStats, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """U_i = 1/N sum mat_i(P) mat_i(P)^T `[Q, n_i, n_i]` for every mode of the weight proper, the
-    output first.
+    """U_i = 1/N sum mat_i(P) mat_i(P)^T `[Q, n_i, n_i]`, the output first, of the weight proper.
 
     Naive form: tests/naive.py (unfold, over_modes).
 
@@ -227,22 +276,28 @@ def modes(stats: LayerStats, sizes: Sequence[int]) -> tuple[Tensor, ...]:
         stats: the columns.
         sizes: of the input modes; their product is d_in without the bias column.
     """
-    weight = stats.inputs(slice(0, prod(sizes)))
+    width = prod(sizes)
+    weight = stats.inputs(slice(0, width))
     totals: list[Tensor] = []
     for P in weight.per_example(pieces.STREAM_BYTES):
         tensors = P.unflatten(-1, tuple(sizes))
-        for mode, M in enumerate(_unfoldings(tensors)):
-            product = M @ M.transpose(1, 2)
-            if mode < len(totals):
-                totals[mode] = totals[mode] + product
-            else:
-                totals.append(product)
+        products = _products_of_modes(tensors)
+        if not totals:
+            totals = products
+            continue
+        for mode, product in enumerate(products):
+            totals[mode] = totals[mode] + product
     return tuple(total / stats.N for total in totals)
 
 
-def _unfoldings(P: Tensor) -> Iterator[Tensor]:
-    """Mode unfoldings `[Q, n_i, rest]` of per-example gradients P `[R, n, Q, n_1, ..., n_k]`."""
-    columns = P.flatten(0, 1).transpose(0, 1)  # [Q, columns, n_1, ..., n_k]
-    for mode in range(2, P.ndim - 1):
-        unfolded = torch.movedim(columns, mode, 1)
-        yield unfolded.flatten(2)
+def _products_of_modes(P: Tensor) -> list[Tensor]:
+    """sum mat_i(P) mat_i(P)^T `[Q, n_i, n_i]` of P `[R, n, Q, n_1, ..., n_k]` for every mode i."""
+    columns = P.flatten(0, 1)
+    columns = columns.transpose(0, 1)  # [Q, R n, n_1, ..., n_k]
+    products = []
+    for axis in range(2, columns.ndim):
+        unfolded = torch.movedim(columns, axis, 1)
+        M = unfolded.flatten(2)  # [Q, n_i, rest]
+        product = M @ M.mT
+        products.append(product)
+    return products

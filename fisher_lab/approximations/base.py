@@ -1,6 +1,4 @@
-"""The Approximation noun: pure functions from the sums of a layer to a FisherMatrix,
-hyper-parameters only.
-"""
+"""The Approximation noun: pure functions from the sums of a layer to a FisherMatrix."""
 
 from __future__ import annotations
 
@@ -16,10 +14,15 @@ from fisher_lab.approximations.moments import Moments, as_moments
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.statistics import LayerStats, Sums
 
-# What a class may no longer define, and what takes its place.
+# what a class may no longer define, and what takes its place
 GONE = {
-    "average": "moments mix themselves: return fl.approximations.Columns, or a Moments with its own `mix`",
-    "keeps_examples": "moments say what they hold: return fl.approximations.Columns, or a Moments with `examples_held`",
+    "average": (
+        "moments mix themselves: return fl.approximations.Columns, or a Moments with its own `mix`"
+    ),
+    "keeps_examples": (
+        "moments say what they hold: return fl.approximations.Columns, or a Moments with "
+        "`examples_held`"
+    ),
 }
 ITERATED = ("carry", "reassemble")  # which only an Iterated is asked for
 
@@ -49,16 +52,7 @@ class Approximation(ABC):
         if not register:
             return
         _check_class(cls)
-        known = Approximation._registry.get(cls.__name__)
-        if (
-            known is not None
-            and known.__module__.startswith("fisher_lab.")
-            and known.__module__ != cls.__module__
-        ):
-            raise ValueError(
-                f"An approximation named {cls.__name__} is part of fisher_lab "
-                f"({known.__module__}), expected a new name; rename the class."
-            )
+        _check_name(cls)
         Approximation._registry[cls.__name__] = cls
 
     @abstractmethod
@@ -76,22 +70,26 @@ class Approximation(ABC):
 
     @abstractmethod
     def assemble(self, moments: Moments) -> FisherMatrix:
-        """The approximation from moments, of one batch or mixed of many; `moments["A"]` is one of
-        them.
+        """The approximation from moments, of one batch or mixed of many.
+
+        Args:
+            moments: `moments["A"]` is one of the tensors.
         """
 
     @property
     def label(self) -> str:
         """Class name, then the options that differ from their defaults: `MiniBlock(linear=col)`."""
         changed = []
-        for p in inspect.signature(type(self)).parameters.values():
+        signature = inspect.signature(type(self))
+        for p in signature.parameters.values():
             value = getattr(self, p.name, p.default)
             if value != p.default:
                 changed.append(f"{p.name}={value}")
         name = type(self).__name__
         if not changed:
             return name
-        return f"{name}({', '.join(changed)})"
+        options = ", ".join(changed)
+        return f"{name}({options})"
 
     def check_factors(self, sums: Sums) -> None:
         """Raise ValueError for statistics without layer inputs."""
@@ -118,7 +116,7 @@ class Iterated(Approximation, register=False):
         return self.assemble(moments)
 
     def reassemble(self, moments: Moments, matrix: FisherMatrix) -> FisherMatrix:
-        """The same where these are the moments of another sweep over the very data behind `matrix`."""
+        """The same where the moments are of another sweep over the very data behind `matrix`."""
         return self.assemble_at(moments, matrix)
 
     def carry(self, moments: Moments, matrix: FisherMatrix) -> Moments:
@@ -136,9 +134,10 @@ def observed(approximation: Approximation, sums: Sums, matrix: FisherMatrix | No
         matrix: assembled last; None before the first.
     """
     found: Moments | Mapping[str, Tensor]
+    cls = type(approximation)
     if isinstance(approximation, Iterated) and matrix is not None:
         found = approximation.moments_at(sums, matrix)
-    elif _takes_matrix(type(approximation).moments):
+    elif _takes_matrix(cls.moments):  # a class of one's own, written for an earlier version
         found = approximation.moments(sums, matrix)  # type: ignore[call-arg]
     else:
         found = approximation.moments(sums)
@@ -179,19 +178,35 @@ def build(approximation: Approximation, stats: LayerStats | Sums) -> FisherMatri
     """The approximation of one layer from one batch, through all its sweeps."""
     sums = stats if isinstance(stats, Sums) else Sums(stats)
     matrix = None
-    for _ in range(approximation.sweeps):
+    for sweep in range(approximation.sweeps):
         moments = observed(approximation, sums, matrix)
-        matrix = assembled(approximation, moments, matrix, again=matrix is not None)
+        again = sweep > 0
+        matrix = assembled(approximation, moments, matrix, again)
     assert matrix is not None
     return matrix
 
 
 @cache
 def _takes_matrix(method: Callable[..., Any]) -> bool:
-    """Whether a method is written as for earlier versions, which handed every method the matrix
-    assembled last.
+    """Whether a method is written as for earlier versions, which handed it the matrix, too."""
+    signature = inspect.signature(method)
+    return "matrix" in signature.parameters
+
+
+def _check_name(cls: type[Approximation]) -> None:
+    """Refuse a class that takes the name of one of ours.
+
+    Raises:
+        ValueError: where another module defines it.
     """
-    return "matrix" in inspect.signature(method).parameters
+    known = Approximation._registry.get(cls.__name__)
+    if known is None or known.__module__ == cls.__module__:
+        return
+    if known.__module__.startswith("fisher_lab."):
+        raise ValueError(
+            f"An approximation named {cls.__name__} is part of fisher_lab "
+            f"({known.__module__}), expected a new name; rename the class."
+        )
 
 
 def _check_class(cls: type[Approximation]) -> None:
@@ -227,8 +242,13 @@ def default_approximations() -> list[Approximation]:
 
 def _required(cls: type[Approximation]) -> list[str]:
     """The arguments without which a class cannot be built."""
-    parameters = inspect.signature(cls).parameters.values()
-    return [p.name for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+    signature = inspect.signature(cls)
+    required = []
+    for p in signature.parameters.values():
+        named = p.kind < p.VAR_POSITIONAL  # neither *args nor **kwargs
+        if named and p.default is p.empty:
+            required.append(p.name)
+    return required
 
 
 def check_approximation(value: Any, otherwise: str = "") -> None:

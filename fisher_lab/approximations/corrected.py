@@ -70,19 +70,22 @@ class WithSquares(Moments):
         for name in self.base.tensors():
             of_base[name] = tensors[BASE + name]
         base = self.base.with_tensors(of_base)
-        return replace(self, base=base, s=tensors.get("s"))
+        s = tensors.get("s")
+        return replace(self, base=base, s=s)
 
     def mix(self, new: Moments, weight: float | Tensor) -> Moments:
         """The base's mixed as it does; the first `s` is taken as it is."""
         assert isinstance(new, WithSquares)
         base = self.base.mix(new.base, weight)
-        return replace(new, base=base, s=self._mixed(new.s, weight))
+        s = self._mixed(new.s, weight)
+        return replace(new, base=base, s=s)
 
     def follow(self, new: Moments, weight: float | Tensor) -> Moments:
         """As the base does, too."""
         assert isinstance(new, WithSquares)
         base = self.base.follow(new.base, weight)
-        return replace(new, base=base, s=self._mixed(new.s, weight))
+        s = self._mixed(new.s, weight)
+        return replace(new, base=base, s=s)
 
     def _mixed(self, new: Tensor | None, weight: float | Tensor) -> Tensor | None:
         """The squares of both."""
@@ -92,7 +95,7 @@ class WithSquares(Moments):
 
 
 class EigenvalueCorrected(Iterated, register=False):
-    """A Kronecker approximation with its eigenvalues re-estimated in its own basis (second sweep)."""
+    """A Kronecker approximation, its eigenvalues estimated anew in its own basis (second sweep)."""
 
     base: Approximation
 
@@ -116,7 +119,8 @@ class EigenvalueCorrected(Iterated, register=False):
         if not isinstance(matrix, EigenbasisDiagonal):
             return WithSquares(base)
         left, right = matrix.basis
-        return WithSquares(base, sums.squares((left, right)))
+        s = sums.squares((left, right))
+        return WithSquares(base, s)
 
     def assemble(self, moments: Moments) -> EigenbasisDiagonal:
         """The base in its eigenbasis, with its own eigenvalues."""
@@ -159,20 +163,20 @@ def in_new_basis(
     old: tuple[Tensor | None, ...],
     new: tuple[Tensor | None, ...],
 ) -> Tensor:
-    """Diagonal in the new basis of a matrix that is diag(s) in the old: (N_1^T O_1)^o2 s ((N_2^T
-    O_2)^o2)^T.
+    """Diagonal in the new basis N of a matrix that is diag(s) in the old basis O.
 
-    Exact, and the trace is kept, because the squares of an orthogonal matrix are doubly stochastic.
+    It is (N_1^T O_1)^o2 s ((N_2^T O_2)^o2)^T, with elementwise squares. Exact, and the trace is
+    kept, because the squares of an orthogonal matrix are doubly stochastic.
     """
     for mode, (before, after) in enumerate(zip(old, new, strict=True)):
         if before is None or after is None:
             continue
-        turn = after.transpose(-1, -2) @ before
+        turn = after.mT @ before
         weights = without_noise(turn).square()
         if mode == 0:
             s = weights @ s
         else:
-            s = s @ weights.transpose(-1, -2)
+            s = s @ weights.mT
     return s
 
 

@@ -1,6 +1,4 @@
-"""Moments in checkpoints of version 1, which were dictionaries: the approximation alone told what
-they held.
-"""
+"""Moments in checkpoints of version 1: dictionaries, of which the approximation told the kind."""
 
 from __future__ import annotations
 
@@ -41,23 +39,36 @@ def _of_version_1(found: dict[str, Tensor], approximation: Approximation, layer:
     """The kind that the approximation makes of its tensors."""
     if isinstance(approximation, EigenvalueCorrected):
         s = found.pop("s", None)
-        return WithSquares(_of_version_1(found, approximation.base, layer), s)
-    if isinstance(approximation, TENGraD):
-        stats = _stats(found, layer)
-        return Columns(stats, found.get("weight"), approximation.batch)
-    if isinstance(approximation, KPSVD) and "g" in found:
-        return FirstColumns(_stats(found, layer), found.get("weight"))
-    if isinstance(approximation, Exact):
-        if "g" in found:
-            return ColumnsOrBlock(_stats(found, layer), found.get("weight"))
-        rows, columns = layer.shape
-        d = rows * columns
-        found["block"] = found["block"].reshape(d, d)  # it had the shape of W twice
+        base = _of_version_1(found, approximation.base, layer)
+        return WithSquares(base, s)
     if isinstance(approximation, MiniBlock) and "a" in found:
         return Rows(found["a"], found["w"])
+    if "g" in found:
+        columns = _columns(found, approximation, layer)
+        if columns is not None:
+            return columns
+    if isinstance(approximation, Exact):
+        rows, width = layer.shape
+        d = rows * width
+        # it had the shape of W twice
+        found["block"] = found["block"].reshape(d, d)
     return as_moments(found, layer.shape, approximation.label)
 
 
-def _stats(found: dict[str, Tensor], layer: Layer) -> LayerStats:
-    """The examples that were kept."""
-    return LayerStats(found.get("a"), found["g"], layer.kernel, layer.bias)
+def _columns(
+    found: dict[str, Tensor],
+    approximation: Approximation,
+    layer: Layer,
+) -> Columns | None:
+    """The examples that were kept; None for an approximation that keeps none."""
+    a = found.get("a")
+    g = found["g"]
+    weight = found.get("weight")
+    stats = LayerStats(a, g, layer.kernel, layer.bias)
+    if isinstance(approximation, TENGraD):
+        return Columns(stats, weight, approximation.batch)
+    if isinstance(approximation, KPSVD):
+        return FirstColumns(stats, weight)
+    if isinstance(approximation, Exact):
+        return ColumnsOrBlock(stats, weight)
+    return None

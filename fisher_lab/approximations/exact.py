@@ -1,5 +1,6 @@
-"""The exact block itself: F = 1/N sum vec(P) vec(P)^T, held densely or as its columns, whichever is
-smaller.
+"""The exact block itself: F = 1/N sum vec(P) vec(P)^T, held densely or as its columns.
+
+Whichever is smaller.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class ColumnsOrBlock(Columns):
         if isinstance(new, Columns):
             mixed = super().mix(new, weight)
             d_out, d_in = self.shape
-            if _numbers(mixed) < (d_out * d_in) ** 2:
+            in_block = (d_out * d_in) ** 2
+            if _numbers(mixed) < in_block:
                 return mixed
         return self.as_means().mix(new, weight)
 
@@ -55,17 +57,20 @@ class Exact(Approximation):
         """`block` `[d, d]` where it is small, otherwise the columns, as factors or as gradients."""
         stats = sums.stats
         if is_dense(stats):
-            return Block({"block": sums.dense()}, sums.shape)
+            block = sums.dense()
+            return Block({"block": block}, sums.shape)
         columns = ColumnsOrBlock(stats)
-        if _gradient_numbers(stats) < _numbers(columns):
-            explicit = LayerStats.of_gradients(stats.gradients(), stats.kernel, stats.bias)
+        if _gradient_numbers(stats) < _numbers(columns):  # many positions of a small weight
+            P = stats.gradients()
+            explicit = LayerStats.of_gradients(P, stats.kernel, stats.bias)
             return ColumnsOrBlock(explicit)
         return columns
 
     def assemble(self, moments: Moments) -> FisherMatrix:
         """Dense or LowRank."""
         if isinstance(moments, Columns):
-            return LowRank(Sums(moments.weighted()))
+            columns = Sums(moments.weighted())
+            return LowRank(columns)
         return Dense(moments["block"], moments.shape)
 
 
@@ -73,8 +78,10 @@ def is_dense(stats: LayerStats) -> bool:
     """Whether the block itself is small, or smaller than its columns."""
     if stats.dim <= DENSE_DIM:
         return True
-    columns = min(_numbers(Columns(stats)), _gradient_numbers(stats))
-    return stats.dim**2 <= columns
+    in_block = stats.dim**2
+    in_factors = _numbers(Columns(stats))
+    in_gradients = _gradient_numbers(stats)
+    return in_block <= min(in_factors, in_gradients)
 
 
 def _numbers(moments: Moments) -> int:

@@ -13,6 +13,7 @@ g_sm)^2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,9 @@ from fisher_lab.statistics.pieces import KEPT_BYTES
 # change of the unit-norm factors; stopping on sigma would leave its square root in the factors
 TOLERANCE = 1e-10
 MAX_ITERATIONS = 1000
-ROUGH_TOLERANCE, ROUGH_ITERATIONS = 1e-5, 8  # of the steps in single precision
+# of the steps in single precision, which need not end
+ROUGH_TOLERANCE = 1e-5
+ROUGH_ITERATIONS = 8
 MOST_EXAMPLES = 5000  # above this many the N x N matrices cost more than iterating on the factors
 
 
@@ -71,9 +74,7 @@ class KPSVD(Iterated):
     def assemble(self, moments: Moments) -> FisherMatrix:
         """sigma S (x) T, sqrt(sigma) in each factor."""
         if not isinstance(moments, Columns):
-            S, T = moments["S"], moments["T"]
-            scale = (_norm(S) * _norm(T)) ** 0.25
-            return Kronecker((_divide(S, scale), _divide(T, scale)))
+            return _of_half_steps(moments["S"], moments["T"])
         stats = moments.weighted()
         if stats.rank_one and stats.N <= MOST_EXAMPLES:
             S, T = _solve_in_examples(stats)
@@ -82,47 +83,64 @@ class KPSVD(Iterated):
         return Kronecker((S, T))
 
 
+def _of_half_steps(S: Tensor, T: Tensor) -> Kronecker:
+    """sigma S' (x) T' of norm-one S' and T', where S and T have norm sigma each."""
+    product = _norm(S) * _norm(T)
+    scale = product**0.25
+    left = _divide(S, scale)
+    right = _divide(T, scale)
+    return Kronecker((left, right))
+
+
 def _solve_in_factors(stats: LayerStats) -> tuple[Tensor, Tensor]:
-    """S `[Q, d_out, d_out]` and T `[Q, d_in, d_in]` by power iteration, sped up by the Lanczos
-    method for one group.
+    """S `[Q, d_out, d_out]` and T `[Q, d_in, d_in]` by power iteration, for one group by Lanczos.
 
     The first steps run in single precision where that saves time: the iteration forgets where it
     came from.
     """
     g = stats.g
     eye = torch.eye(stats.d_in, dtype=g.dtype, device=g.device)
-    T = _roughly(stats, eye.repeat(stats.Q, 1, 1))
+    identity = eye.repeat(stats.Q, 1, 1)
+    T = _roughly(stats, identity)
     # where derivatives are wanted, by steps that have one
     if stats.Q == 1 and not g.requires_grad:
         start = contractions.left(stats, T)
         if float(_norm(start)) > 0:
-            S, T = _leading(stats, start)
-            sigma = _norm(S) / _norm(T)
-            root = sigma.sqrt()
-            return _unit(S) * root, _unit(T) * root
+            return _solve_by_lanczos(stats, start)
     S, T, sigma = _iterate(stats, T, TOLERANCE, MAX_ITERATIONS)
     root = sigma.sqrt()
     return S * root, T * root
+
+
+def _solve_by_lanczos(stats: LayerStats, start: Tensor) -> tuple[Tensor, Tensor]:
+    """S and T, sqrt(sigma) in each, from a start that is not zero."""
+    S, T = _leading(stats, start)
+    sigma = _norm(S) / _norm(T)
+    root = sigma.sqrt()
+    return _unit(S) * root, _unit(T) * root
 
 
 def _roughly(stats: LayerStats, T: Tensor) -> Tensor:
     """T after some steps in single precision, where these save time."""
     if stats.rank_one or stats.a is None or stats.g.dtype != torch.float64:
         return T
-    rough = stats.like(_single(stats.a), _single(stats.g))
-    _, found, _ = _iterate(rough, T.float(), ROUGH_TOLERANCE, ROUGH_ITERATIONS)
+    a = _single(stats.a)
+    g = _single(stats.g)
+    rough = stats.like(a, g)
+    start = T.float()
+    _, found, _ = _iterate(rough, start, ROUGH_TOLERANCE, ROUGH_ITERATIONS)
     # zero where squares vanish in single precision
-    return torch.where(_norm(found) > 0, found.double(), T)
+    usable = _norm(found) > 0
+    return torch.where(usable, found.double(), T)
 
 
 def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
-    """Z T and T = Z^T S' for the leading left singular vector S' of Z, by the Lanczos method on Z
-    Z^T from S.
-    """
+    """Z T and T = Z^T S' for the leading left singular vector S' of Z: Lanczos on Z Z^T from S."""
     stats = contractions.with_gradients(stats, KEPT_BYTES)
     rounding = 64 * torch.finfo(S.dtype).eps
     tolerance = max(TOLERANCE, rounding)
-    run = Lanczos(S.flatten(), tolerance, MAX_ITERATIONS, check_every=1)
+    start = S.flatten()
+    run = Lanczos(start, tolerance, MAX_ITERATIONS, check_every=1)
     # Z^T v and Z Z^T v of every Lanczos vector v, as long as they are small enough to keep: what is
     # sought is a combination of them
     images: list[tuple[Tensor, Tensor]] = []
@@ -134,21 +152,33 @@ def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
         image = contractions.left(stats, T)
         images.append((T, image))
         run.feed(image.flatten())
-        if len(images) * size > KEPT_BYTES:
+        held = len(images) * size
+        if held > KEPT_BYTES:
             images.clear()
     assert run.ritz_vector is not None
     if len(images) == len(run.ritz_weights):
-        S = torch.zeros_like(S)
-        T = torch.zeros_like(images[0][0])
-        for weight, (right, left) in zip(run.ritz_weights, images, strict=True):
-            T.add_(right, alpha=weight)
-            S.add_(left, alpha=weight)
+        S, T = _combined(run.ritz_weights, images)
     else:
         v = run.ritz_vector.view(S.shape)
         T = contractions.right(stats, v)
         S = contractions.left(stats, T)
-    sign = torch.sign(traces(T).sum())  # that of PSD matrices
+    trace = traces(T).sum()
+    sign = torch.sign(trace)  # that of PSD matrices
     return S * sign, T * sign
+
+
+def _combined(
+    weights: Sequence[float],
+    images: Sequence[tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """Z Z^T v and Z^T v for the combination v of the Lanczos vectors whose images are known."""
+    first_T, first_S = images[0]
+    S = torch.zeros_like(first_S)
+    T = torch.zeros_like(first_T)
+    for weight, (right, left) in zip(weights, images, strict=True):
+        T.add_(right, alpha=weight)
+        S.add_(left, alpha=weight)
+    return S, T
 
 
 def _iterate(
@@ -157,21 +187,24 @@ def _iterate(
     tolerance: float,
     most: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """S, T of norm 1 and sigma, by half-steps from T until both change by less than the tolerance."""
+    """S, T of norm 1 and sigma, by half-steps from T until both change less than the tolerance."""
     stats = contractions.with_gradients(stats, KEPT_BYTES)
     T = _unit(T)
-    S = _unit(contractions.left(stats, T))
+    image = contractions.left(stats, T)
+    S = _unit(image)
     sigma = torch.ones_like(_norm(S))
     for _ in range(most):
-        new_T = _unit(contractions.right(stats, S))
+        image = contractions.right(stats, S)
+        new_T = _unit(image)
         image = contractions.left(stats, new_T)
-        sigma = _norm(image)
         new_S = _unit(image)
+        sigma = _norm(image)
         of_S = _norm(new_S - S).max()
         of_T = _norm(new_T - T).max()
+        change = torch.maximum(of_S, of_T)  # the largest of all groups
         S = new_S
         T = new_T
-        if torch.maximum(of_S, of_T) < tolerance:
+        if change < tolerance:
             break
     return S, T, sigma
 
@@ -196,27 +229,38 @@ def _solve_in_examples(stats: LayerStats) -> tuple[Tensor, Tensor]:
 
 
 def _examples_of_group(a: Tensor, g: Tensor, KX: Tensor, KG: Tensor) -> tuple[Tensor, Tensor]:
-    """S and T of one group from a `[N, d_in]`, g `[R, N, d_out]`, and K_X and K_G."""
-    tiny = torch.finfo(a.dtype).tiny
+    """S and T of one group from a `[N, d_in]`, g `[R, N, d_out]`, and K_X and K_G.
+
+    S = sum_n alpha_n G_n and T = sum_n beta_n a a^T; a half-step is a product with K_G or K_X, and
+    x^T K x is the squared norm of the factor.
+    """
+    tiny = torch.finfo(a.dtype).tiny  # nothing is divided by zero
     alpha = a.square().sum(1)  # the weights of T = I
     alpha = alpha / _size_in(KG, alpha, tiny)
     for _ in range(MAX_ITERATIONS):
         beta = KG @ alpha
-        beta = beta / _size_in(KX, beta, tiny)
+        size = _size_in(KX, beta, tiny)
+        beta = beta / size
         new = KX @ beta
         sigma = _size_in(KG, new)
         new = new / sigma.clamp(min=tiny)
         step = new - alpha
         alpha = new
-        if _size_in(KG, step) < TOLERANCE:
+        change = _size_in(KG, step)
+        if change < TOLERANCE:
             break
-    root = (sigma / len(a)).sqrt()
-    of_outputs = (alpha * root).clamp(min=0)
-    weighted = g * of_outputs.sqrt()[None, :, None]
+    N = len(a)
+    root = (sigma / N).sqrt()
+    of_outputs = alpha * root
+    # not negative but by rounding
+    of_outputs = of_outputs.clamp(min=0)
+    roots = of_outputs.sqrt()
+    weighted = g * roots[None, :, None]
     weighted = weighted.flatten(0, 1)  # [R N, d_out]
     S = weighted.T @ weighted
     of_inputs = beta * root
-    T = a.T @ (a * of_inputs[:, None])
+    weighted = a * of_inputs[:, None]
+    T = a.T @ weighted
     return S, T
 
 
@@ -233,7 +277,8 @@ def _norm(M: Tensor) -> Tensor:
 
 def _divide(M: Tensor, scale: Tensor) -> Tensor:
     """M / scale, M itself where the scale is zero."""
-    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+    one = torch.ones_like(scale)
+    safe = torch.where(scale > 0, scale, one)
     return M / safe
 
 

@@ -27,8 +27,13 @@ class LNGD(Approximation):
 
     def moments(self, sums: Sums) -> dict[str, Tensor]:
         """diag U1 `[Q, d_out]` and U2 `[Q, d_in, d_in]`."""
-        return {"u1": sums.squares().sum(-1), "U2": sums.right()}
+        diagonal = sums.squares()
+        u1 = diagonal.sum(-1)
+        U2 = sums.right()
+        return {"u1": u1, "U2": U2}
 
     def assemble(self, moments: Moments) -> FisherMatrix:
         """diag(U1) (x) U2 / t."""
-        return Kronecker((moments["u1"], unit_trace(moments["U2"])))
+        u1 = moments["u1"]
+        U2 = moments["U2"]
+        return Kronecker((u1, unit_trace(U2)))

@@ -2,8 +2,10 @@
 
 The layer's block is replaced by many small diagonal blocks of F:
 
-    Linear  row:      one [d_in, d_in] block per output (bias inside)        row_avg: their average, I (x) U2 / d_out
-            col:      one [d_out, d_out] block per input                     col_avg: their average, U1 / d_in (x) I
+    Linear  row:      one [d_in, d_in] block per output (bias inside)
+            row_avg:  their average, I (x) U2 / d_out
+            col:      one [d_out, d_out] block per input
+            col_avg:  their average, U1 / d_in (x) I
     conv    kernel:   one [kh kw, kh kw] block per (output, input) channel, the bias diagonal
             filter:   one block per output channel (bias inside)
 """
@@ -64,14 +66,13 @@ class MiniBlock(Approximation):
         if self.linear == "col":
             shape = (sums.Q, d_in, sums.d_out, sums.d_out)
             _check_memory(self, math.prod(shape), sums)
-            return {"col": sums.column_blocks().view(shape)}
+            blocks = sums.column_blocks()
+            return {"col": blocks.view(shape)}
         in_blocks = rows * d_in**2
         in_factors = sums.N * (rows + d_in)
         # of columns of rank one the factors tell all, in fewer numbers where the examples are few
         if sums.rank_one and sums.Q == 1 and in_factors < in_blocks:
-            a, g = sums.stats.vectors()
-            w = g.square().sum(0)  # [N, d_out]
-            return Rows(a, w / sums.N)
+            return _factored(sums)
         _check_memory(self, in_blocks, sums)
         return {"row": sums.row_blocks(d_in)}
 
@@ -80,43 +81,69 @@ class MiniBlock(Approximation):
         rows, d_in = sums.shape
         if self.conv == "filter":
             return {"row": sums.row_blocks(d_in)}
-        weight = sums.inputs(slice(0, math.prod(sums.kernel)))
-        width = math.prod(sums.kernel[1:])
+        without_bias = math.prod(sums.kernel)
+        weight = sums.inputs(slice(0, without_bias))
+        width = math.prod(sums.kernel[1:])  # of one channel
         blocks = weight.row_blocks(width)
         found = {"kernel": blocks.unflatten(0, (rows, -1))}
         if sums.bias:
             bias = sums.inputs(slice(-1, None))
-            found["bias"] = bias.squares().flatten(0, 1)
+            diagonal = bias.squares()
+            found["bias"] = diagonal.flatten(0, 1)
         return found
 
     def assemble(self, moments: Moments) -> FisherMatrix:
         """The blocks as a matrix."""
         if isinstance(moments, Rows):
             return FactoredRows(moments.a, moments.w)
-        rows, d_in = moments.shape
         if "row_avg" in moments:
-            M = moments["row_avg"]
-            Q = len(M)
-            d_out = rows // Q
-            identity = M.new_ones(Q, d_out)  # its diagonal
-            return Kronecker((identity, M / d_out), identities=(0,))
+            return _of_averaged_rows(moments["row_avg"], moments.shape)
         if "col_avg" in moments:
-            M = moments["col_avg"]
-            identity = M.new_ones(len(M), d_in)
-            return Kronecker((M / d_in, identity), identities=(1,))
+            return _of_averaged_columns(moments["col_avg"], moments.shape)
         if "col" in moments:
             M = moments["col"]  # [Q, d_in, d_out, d_out]
             blocks = M.flatten(0, 1)
             return BlockDiagonal(blocks, moments.shape, groups=len(M))
         if "row" in moments:
             return BlockDiagonal(moments["row"], moments.shape)
-        M = moments["kernel"]  # [rows, channels, width, width]
-        _, channels, width, _ = M.shape
-        weight = BlockDiagonal(M.flatten(0, 1), (rows, channels * width))
+        weight = _of_kernels(moments["kernel"])
         if "bias" not in moments:
             return weight
         bias = DiagonalMatrix(moments["bias"])
         return DirectSum((weight, bias))
+
+
+def _factored(sums: Sums) -> Rows:
+    """Row blocks 1/N a^T diag(g_i^2) a as their factors."""
+    a, g = sums.stats.vectors()
+    squares = g.square()
+    w = squares.sum(0)  # [N, d_out]
+    return Rows(a, w / sums.N)
+
+
+def _of_averaged_rows(U2: Tensor, shape: tuple[int, int]) -> Kronecker:
+    """I (x) U2 / d_out, for U2 `[Q, d_in, d_in]`."""
+    rows, _ = shape
+    Q = len(U2)
+    d_out = rows // Q
+    identity = U2.new_ones(Q, d_out)  # its diagonal
+    return Kronecker((identity, U2 / d_out), identities=(0,))
+
+
+def _of_averaged_columns(U1: Tensor, shape: tuple[int, int]) -> Kronecker:
+    """U1 / d_in (x) I, for U1 `[Q, d_out, d_out]`."""
+    _, d_in = shape
+    Q = len(U1)
+    identity = U1.new_ones(Q, d_in)  # its diagonal
+    return Kronecker((U1 / d_in, identity), identities=(1,))
+
+
+def _of_kernels(M: Tensor) -> BlockDiagonal:
+    """The blocks `[rows, channels, width, width]` of all kernels."""
+    rows, channels, width, _ = M.shape
+    blocks = M.flatten(0, 1)
+    shape = (rows, channels * width)
+    return BlockDiagonal(blocks, shape)
 
 
 def _check_memory(approximation: MiniBlock, numbers: int, sums: Sums) -> None:

@@ -2,8 +2,10 @@
 
 There are three kinds. They differ in how two batches become one, and in how an example moves them:
 
-    Means      named tensors, each the mean of something over the examples; two batches mix linearly
-    Columns    the examples themselves (inputs, output gradients), each with a weight; two batches are joined
+    Means      named tensors, each the mean of something over the examples; two batches mix
+               linearly
+    Columns    the examples themselves (inputs, output gradients), each with a weight; two batches
+               are joined
     Rows       row blocks kept as their factors while that is smaller; joined, too
 
 Running means, moving averages, checkpoints, masks and standard errors are written for `Moments`,
@@ -31,7 +33,7 @@ Gradients = Sequence[Sequence[Tensor]]
 
 
 class Moments(Mapping[str, Tensor], ABC):
-    """What an approximation remembers of one layer; a value. `moments["A"]` is one of its tensors."""
+    """What an approximation remembers of one layer, a value; `moments["A"]` is one tensor of it."""
 
     # a mapping of tensors is equal to itself alone: comparing tensors would make the host wait
     __eq__ = object.__eq__
@@ -52,26 +54,25 @@ class Moments(Mapping[str, Tensor], ABC):
 
     @abstractmethod
     def mix(self, new: Moments, weight: float | Tensor) -> Moments:
-        """The moments of these examples and those of `new`, which are weighted with 1 - weight and
-        weight.
+        """The moments of these examples and of those of `new`.
 
         Args:
             new: moments of other examples, of the same approximation.
-            weight: between 0 and 1, a 0-d tensor where reading it would make the host wait.
+            weight: of the new ones, between 0 and 1, and 1 - weight that of these; a 0-d tensor
+                where reading it would make the host wait.
         """
 
     def follow(self, new: Moments, weight: float | Tensor) -> Moments:
-        """A moving average of observations, `new` the latest; a mean that forgets is a mean like
-        any other.
+        """A moving average of observations, `new` the latest.
+
+        A mean that forgets is a mean like any other, unless a kind does not keep all.
         """
         return self.mix(new, weight)
 
     # -- what every kind gets ----------------------------------------------------------------------
     @property
     def examples_held(self) -> float:
-        """Of how many examples these moments will hold the columns once many are seen: none, some,
-        or math.inf.
-        """
+        """Of how many examples the columns are held once many are seen: 0, some, or math.inf."""
         return 0
 
     @property
@@ -79,7 +80,8 @@ class Moments(Mapping[str, Tensor], ABC):
         """Bytes of the tensors held."""
         total = 0
         for x in self.tensors().values():
-            total += x.numel() * x.element_size()
+            size = x.element_size()
+            total += x.numel() * size
         return total
 
     def masked(self, ok: Tensor) -> Self:
@@ -110,16 +112,13 @@ class Moments(Mapping[str, Tensor], ABC):
 
     # -- how examples move them: what standard errors need -----------------------------------------
     def with_leaves(self) -> tuple[Moments, tuple[Tensor, ...]] | None:
-        """The same moments as a function of leaves that can be differentiated in; None where that
-        is not known.
-        """
+        """The same moments as a function of leaves to differentiate in; None where not known."""
         return None
 
     def influences(self, gradients: Gradients, own: Iterator[Moments], N: int) -> Tensor | None:
-        """The derivative of several numbers in the weight of every example, `[numbers, N]`, each
-        row of mean zero.
+        """The derivative of several numbers in the weight of every example `[numbers, N]`.
 
-        Weights go from 1/N each towards one example, (1 - eps) / N + eps.
+        Each row has mean zero. Weights go from 1/N each towards one example, (1 - eps) / N + eps.
 
         Args:
             gradients: of every number in every leaf.
@@ -172,9 +171,7 @@ class Means(Moments):
         return self
 
     def with_leaves(self) -> tuple[Means, tuple[Tensor, ...]]:
-        """Each tensor plus a leaf that is zero, so that what the tensors themselves depend on stays
-        known.
-        """
+        """Each tensor plus a leaf of zeros: what the tensors themselves depend on stays known."""
         moved = {}
         leaves = []
         for name, x in self.named.items():
@@ -191,20 +188,23 @@ class Means(Moments):
         own: Iterator[Moments],
         N: int,
     ) -> Tensor | None:
-        """<gradient, moments of example n - their mean>; None if that mean is not what these
-        moments are.
-        """
-        directions = torch.stack([_flat(row) for row in gradients])  # [numbers, entries]
+        """<gradient, moments of example n - their mean>; None if that mean is not these moments."""
+        rows = []
+        for row in gradients:
+            rows.append(_flat(row))
+        directions = torch.stack(rows)  # [numbers, entries]
         mean = torch.zeros_like(directions[0])
         columns = []
         for n, moments in enumerate(own):
             example = moments.as_means()
             entries = self._entries_of(example)
             columns.append(directions @ entries)
-            mean += (entries - mean) / (n + 1)
+            step = entries - mean
+            mean += step / (n + 1)
         here = self._entries_of(self).detach()
         deviation = torch.linalg.norm(mean - here)
-        allowed = agreement(here.dtype) * torch.linalg.norm(here)
+        size = torch.linalg.norm(here)
+        allowed = agreement(here.dtype) * size
         if float(deviation) > float(allowed):
             return None  # whatever these are, they are no means of what the examples have
         influence = torch.stack(columns, 1)
@@ -214,7 +214,8 @@ class Means(Moments):
         """The entries of other moments, flat, in the order and in the shapes of these."""
         parts = []
         for name, x in self.named.items():
-            parts.append(other.named[name].expand_as(x))
+            y = other.named[name]
+            parts.append(y.expand_as(x))
         return _flat(parts)
 
 
@@ -257,11 +258,13 @@ class Columns(Moments):
         """The columns with the weights inside g, so that equal ones are the right ones."""
         if self.weight is None:
             return self.stats
-        g = self.stats.g
-        root = (self.weight * self.stats.N).sqrt()
+        a = self.stats.a
+        g = self.stats.g  # [R, N, ...]
+        relative = self.weight * self.stats.N  # to equal ones
+        root = relative.sqrt()
         others = (1,) * (g.ndim - 2)
         root = root.view(1, -1, *others)
-        return self.stats.like(self.stats.a, g * root)
+        return self.stats.like(a, g * root)
 
     def tensors(self) -> dict[str, Tensor]:
         """`a`, `g` and `weight`, as far as there are any."""
@@ -274,8 +277,10 @@ class Columns(Moments):
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """Others of the same names."""
-        stats = self.stats.like(tensors.get("a"), tensors["g"])
-        return replace(self, stats=stats, weight=tensors.get("weight"))
+        a = tensors.get("a")
+        g = tensors["g"]
+        weight = tensors.get("weight")
+        return replace(self, stats=self.stats.like(a, g), weight=weight)
 
     def mix(self, new: Moments, weight: float | Tensor) -> Moments:
         """All examples, older ones first, as far as `most` allows."""
@@ -285,7 +290,7 @@ class Columns(Moments):
         return joined._heaviest()
 
     def follow(self, new: Moments, weight: float | Tensor) -> Moments:
-        """The newest `most`: heavier than every new example, older ones would else stay for ever."""
+        """The newest `most`: older ones, heavier than every new one, would else stay for ever."""
         if self.most is None or not isinstance(new, Columns):
             return self.mix(new, weight)
         joined = self._joined(new, weight)
@@ -302,7 +307,8 @@ class Columns(Moments):
             a = torch.cat([older.a, newer.a])
         of_older = self.weights * (1 - weight)
         of_newer = new.weights * weight
-        return replace(new, stats=newer.like(a, g), weight=torch.cat([of_older, of_newer]))
+        weights = torch.cat([of_older, of_newer])
+        return replace(new, stats=newer.like(a, g), weight=weights)
 
     def _heaviest(self) -> Columns:
         """The `most` heaviest examples, ties to the earliest, which in a running mean are the
@@ -341,7 +347,8 @@ class Columns(Moments):
     def as_means(self) -> Means:
         """The `block` `[d, d]` that they are the columns of."""
         stats = self.weighted()
-        return Means({"block": contractions.dense(stats)}, stats.shape)
+        block = contractions.dense(stats)
+        return Means({"block": block}, stats.shape)
 
     def with_leaves(self) -> tuple[Columns, tuple[Tensor, ...]]:
         """The weights are the leaves."""
@@ -356,7 +363,10 @@ class Columns(Moments):
         N: int,
     ) -> Tensor:
         """From the derivatives in the weights."""
-        return _of_weights([weight for (weight,) in gradients], N)
+        of_weights = []
+        for (gradient,) in gradients:
+            of_weights.append(gradient)
+        return _of_weights(of_weights, N)
 
 
 @dataclass(frozen=True, eq=False)
@@ -375,7 +385,9 @@ class Rows(Moments):
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of W."""
-        return self.w.shape[1], self.a.shape[1]
+        d_out = self.w.shape[1]
+        d_in = self.a.shape[1]
+        return d_out, d_in
 
     def tensors(self) -> dict[str, Tensor]:
         """`a` and `w`."""
@@ -383,28 +395,38 @@ class Rows(Moments):
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """Others of the same names."""
-        return replace(self, a=tensors["a"], w=tensors["w"])
+        a = tensors["a"]
+        w = tensors["w"]
+        return replace(self, a=a, w=w)
 
     def mix(self, new: Moments, weight: float | Tensor) -> Moments:
         """All examples while they are smaller than the blocks, then the blocks."""
         if isinstance(new, Rows):
             d_out, d_in = self.shape
             N = len(self.a) + len(new.a)
-            if N * (d_in + d_out) < d_out * d_in**2:
+            in_factors = N * (d_in + d_out)
+            in_blocks = d_out * d_in**2
+            if in_factors < in_blocks:
                 a = torch.cat([self.a, new.a])
-                w = torch.cat([self.w * (1 - weight), new.w * weight])
+                of_older = self.w * (1 - weight)
+                of_newer = new.w * weight
+                w = torch.cat([of_older, of_newer])
                 return replace(new, a=a, w=w)
-        return self.as_means().mix(new, weight)
+        blocks = self.as_means()
+        return blocks.mix(new, weight)
 
     def as_means(self) -> Means:
         """The blocks, as `row` `[d_out, d_in, d_in]`."""
-        formed = FactoredRows(self.a, self.w).formed()
+        factored = FactoredRows(self.a, self.w)
+        formed = factored.formed()
         return Means({"row": formed.blocks}, self.shape)
 
     def with_leaves(self) -> tuple[Rows, tuple[Tensor, ...]]:
         """Factors of the examples' weights are the leaves."""
-        factor = torch.ones_like(self.w[:, :1], requires_grad=True)
-        return replace(self, w=self.w * factor), (factor,)
+        one = torch.ones_like(self.w[:, :1])
+        factor = one.requires_grad_()
+        moved = replace(self, w=self.w * factor)
+        return moved, (factor,)
 
     def influences(
         self,
@@ -415,22 +437,25 @@ class Rows(Moments):
         """From the derivatives in the weights, 1/N of which is a factor of 1."""
         of_weights = []
         for (factor,) in gradients:
-            of_weights.append(factor[:, 0] * N)
+            gradient = factor[:, 0]
+            of_weights.append(gradient * N)
         return _of_weights(of_weights, N)
 
 
 def mixture(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:
     """(1 - weight) old + weight new."""
     if not old.is_floating_point():  # which lerp, of half as many passes, does not take
-        return old + weight * (new - old)
+        step = new - old
+        return old + weight * step
     if isinstance(weight, Tensor):
         weight = weight.to(old.dtype)
     return torch.lerp(old, new, weight)
 
 
 def _of_weights(gradients: Sequence[Tensor], N: int) -> Tensor:
-    """Influences `[numbers, N]` from derivatives `[n]` in the weights of the first n examples,
-    which sum to 1.
+    """Influences `[numbers, N]` from derivatives `[n]` in the weights of the first n examples.
+
+    These weights sum to 1.
     """
     rows = []
     for gradient in gradients:
@@ -445,11 +470,16 @@ def _of_weights(gradients: Sequence[Tensor], N: int) -> Tensor:
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     """All entries in a row."""
-    return torch.cat([x.flatten() for x in tensors])
+    parts = []
+    for x in tensors:
+        parts.append(x.flatten())
+    return torch.cat(parts)
 
 
 def as_moments(
-    found: Moments | Mapping[str, Tensor], shape: tuple[int, int], label: str
+    found: Moments | Mapping[str, Tensor],
+    shape: tuple[int, int],
+    label: str,
 ) -> Moments:
     """What `Approximation.moments` returned: a dictionary of tensors are means.
 
@@ -465,10 +495,14 @@ def as_moments(
         return found
     what = type(found).__name__
     if isinstance(found, Mapping):
-        kinds = {type(x).__name__ for x in found.values() if not isinstance(x, Tensor)}
+        kinds: set[str] = set()
+        for x in found.values():
+            if not isinstance(x, Tensor):
+                kinds.add(type(x).__name__)
         if not kinds:
             return Means(dict(found), shape)
-        what = f"a dictionary with {' and '.join(sorted(kinds))}"
+        others = " and ".join(sorted(kinds))
+        what = f"a dictionary with {others}"
     raise TypeError(
         f"{label}.moments returned {what}, expected a dictionary of named tensors, or Moments; "
         "return means over the examples, or fl.approximations.Columns."

@@ -1,8 +1,7 @@
-"""Shampoo: Gupta, Koren & Singer (2018): F ~ c (x)_i U_i^(1/k), preconditioner F^(-1/2); U_i as in
-TN.
+"""Shampoo: Gupta, Koren & Singer (2018): F ~ c (x)_i U_i^(1/k), with U_i as in TN.
 
-With c = 1 the trace is too large (equal only for rank-one factors); c = t / prod_i tr U_i^(1/k)
-matches it.
+The preconditioner is F^(-1/2). With c = 1 the trace is too large (equal only for
+rank-one factors); c = t / prod_i tr U_i^(1/k) matches it.
 """
 
 from __future__ import annotations
@@ -43,21 +42,34 @@ class Shampoo(Approximation):
     def assemble(self, moments: Moments) -> FisherMatrix:
         """Product of the k-th roots of the mode covariances."""
         modes = covariances(moments)
+        exponent = 1 / len(modes)
         pairs = []
         for U in modes:
             values, vectors = eigh(U)
-            roots = shifted_power(values, 1 / len(modes))
+            roots = shifted_power(values, exponent)
             pairs.append((roots, vectors))
         if self.match_trace:
-            of_roots = torch.stack([roots.sum(-1) for roots, _ in pairs])  # [k, Q]
-            c = _ratio(traces(modes[0]), of_roots.prod(0))
+            t = traces(modes[0])
+            c = _trace_scale(t, pairs)
+            # one factor carries the scale of all
             roots, vectors = pairs[0]
             pairs[0] = (roots * c[:, None], vectors)
-        return with_bias(Kronecker.of_eigenpairs(pairs), moments)
+        product = Kronecker.of_eigenpairs(pairs)
+        return with_bias(product, moments)
 
 
-def _ratio(t: Tensor, product: Tensor) -> Tensor:
-    """t / product, zero where the product is."""
-    safe = torch.where(product > 0, product, 1.0)
-    ratio = t / safe
-    return torch.where(product > 0, ratio, torch.zeros_like(t))
+def _trace_scale(t: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """c = t / prod_i tr U_i^(1/k) `[Q]`, zero where the product is.
+
+    Args:
+        t: traces `[Q]` of F.
+        pairs: eigenvalues `[Q, n_i]` and eigenvectors of every root.
+    """
+    traces_of_roots = []
+    for roots, _ in pairs:
+        traces_of_roots.append(roots.sum(-1))
+    product = torch.stack(traces_of_roots).prod(0)
+    positive = product > 0
+    safe = torch.where(positive, product, 1.0)
+    zero = torch.zeros_like(t)
+    return torch.where(positive, t / safe, zero)

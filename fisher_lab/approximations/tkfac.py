@@ -5,7 +5,9 @@ F ~ U1 (x) U2 / t: the Kronecker product with the same two partial traces as F (
 per group.
 
     full:    U1 = 1/N sum P P^T               U2 = 1/N sum P^T P
-    expand:  U1 = 1/N sum_t |a|^2 g g^T       U2 = 1/N sum_t |g|^2 a a^T      (positions uncorrelated)
+    expand:  U1 = 1/N sum_t |a|^2 g g^T       U2 = 1/N sum_t |g|^2 a a^T
+
+"expand" takes positions as uncorrelated.
 """
 
 from __future__ import annotations
@@ -44,22 +46,30 @@ class TKFAC(Approximation):
     def moments(self, sums: Sums) -> dict[str, Tensor]:
         """Partial traces U1 `[Q, d_out, d_out]` and U2 `[Q, d_in, d_in]`."""
         if self.spatial == "full" or sums.T == 1:
-            return {"U1": sums.left(), "U2": sums.right()}
-        U1, U2 = sums.uncorrelated()
+            U1 = sums.left()
+            U2 = sums.right()
+        else:
+            U1, U2 = sums.uncorrelated()
         return {"U1": U1, "U2": U2}
 
     def assemble(self, moments: Moments) -> FisherMatrix:
         """U1 (x) U2 / t."""
-        return Kronecker((moments["U1"], unit_trace(moments["U2"])))
+        U1 = moments["U1"]
+        U2 = moments["U2"]
+        # either factor may carry the trace; the inputs' gets trace 1
+        return Kronecker((U1, unit_trace(U2)))
 
 
 def unit_trace(M: Tensor) -> Tensor:
     """M / tr M for PSD matrices `[Q, n, n]`; zero where M is zero."""
-    t = traces(M)[:, None, None]
-    safe = torch.where(t > 0, t, torch.ones_like(t))
+    t = traces(M)
+    t = t[:, None, None]
+    one = torch.ones_like(t)
+    safe = torch.where(t > 0, t, one)
     return M / safe
 
 
 def traces(M: Tensor) -> Tensor:
     """Traces `[Q]` of `[Q, n, n]`."""
-    return M.diagonal(dim1=-2, dim2=-1).sum(-1)
+    diagonals = M.diagonal(dim1=-2, dim2=-1)
+    return diagonals.sum(-1)

@@ -2,7 +2,9 @@
 
 The gradient of W is a tensor with k modes; with U_i = 1/N sum mat_i(P) mat_i(P)^T and t = tr U_i,
 
-    F ~ U_1 (x) ... (x) U_k / t^(k-1)            (derived from E[mat_i mat_i^T] = V_i prod_{j != i} tr V_j).
+    F ~ U_1 (x) ... (x) U_k / t^(k-1),
+
+which follows from E[mat_i mat_i^T] = V_i prod_{j != i} tr V_j.
 """
 
 from __future__ import annotations
@@ -57,8 +59,11 @@ class TN(Approximation):
     def assemble(self, moments: Moments) -> FisherMatrix:
         """Product of the mode covariances over t^(k-1)."""
         first, *rest = covariances(moments)
-        others = [unit_trace(U) for U in rest]
-        return with_bias(Kronecker((first, *others)), moments)
+        factors = [first]
+        for U in rest:  # the first alone carries the trace
+            factors.append(unit_trace(U))
+        product = Kronecker(tuple(factors))
+        return with_bias(product, moments)
 
 
 def mode_covariances(sums: Sums, modes: int | None = None) -> dict[str, Tensor]:
@@ -81,15 +86,19 @@ def input_modes(kernel: tuple[int, ...], modes: int) -> tuple[int, ...]:
     most = modes - 1
     if len(kernel) <= most:
         return kernel
-    merged = math.prod(kernel[most - 1 :])
-    return (*kernel[: most - 1], merged)
+    own = kernel[: most - 1]
+    others = kernel[most - 1 :]
+    merged = math.prod(others)
+    return (*own, merged)
 
 
 def covariances(moments: Moments) -> list[Tensor]:
     """The mode covariances in order."""
     found: list[Tensor] = []
-    while f"mode{len(found)}" in moments:
-        found.append(moments[f"mode{len(found)}"])
+    name = "mode0"
+    while name in moments:
+        found.append(moments[name])
+        name = f"mode{len(found)}"
     return found
 
 

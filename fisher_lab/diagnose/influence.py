@@ -13,7 +13,7 @@ among them those of the eigenvalue-corrected approximations: then there is no st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +37,20 @@ def of_exact(sums: Sums, exact: FisherMatrix) -> Influences:
     traces = []
     for P in sums.per_example():  # [R, n, Q, d_out, d_in]
         squares = P.square()
-        traces.append(squares.sum((0, 2, 3, 4)))
+        trace = squares.sum((0, 2, 3, 4))
+        traces.append(trace)
     products = sums.squared_gram()  # <F_n, F_m> `[N, N]`
-    u, _ = top_vector(lambda X: exact @ X, exact)
+    with_exact = products.mean(1)  # <F_n, F>
+
+    def apply(X: Tensor) -> Tensor:
+        return exact @ X
+
+    u, _ = top_vector(apply, exact)
     along = _along(sums.stats, u)
     return {
         "trace_exact": _centred(torch.cat(traces)),
-        "square_exact": 2 * _centred(products.mean(1)),
+        # |F|^2 moves on both sides of <F, F>
+        "square_exact": 2 * _centred(with_exact),
         "top_exact": _centred(along),
     }
 
@@ -55,8 +62,7 @@ def of_pair(
     exact: Influences,
     spectral: bool,
 ) -> Influences | None:
-    """Influences of every quantity of a pair; None where the approximation's moments have no
-    derivative.
+    """Influences of every quantity of a pair; None where the moments have no derivative.
 
     Args:
         sums: the layer's columns.
@@ -69,16 +75,24 @@ def of_pair(
     v = stats.g.new_zeros(stats.shape)
     sign = 1.0
     if spectral:
-        v, sign = top_vector(lambda X: pair.exact @ X - pair.approx @ X, pair.exact)
-    moved = _unmoved(stats)
-    if candidate is not None:
+
+        def difference(X: Tensor) -> Tensor:
+            return pair.exact @ X - pair.approx @ X
+
+        v, sign = top_vector(difference, pair.exact)
+    if candidate is None:
+        moved = _unmoved(stats)
+    else:
         found = _moved(stats, candidate, v)
         if found is None:
             return None
         moved = found
+    own = []
+    for example in _examples(stats):
+        own.append(pair.approx.quadratic(example))  # <F_n, F^>
     # <F, F^> moves with F, F^ held, and with F^, F held
-    own = [pair.approx.quadratic(example) for example in _examples(stats)]
     inner = _centred(torch.stack(own)) + moved["inner"]
+    square_exact = exact["square_exact"]
     square_approx = moved["square_approx"]
     along = _centred(_along(stats, v))
     return {
@@ -86,7 +100,7 @@ def of_pair(
         "trace_approx": moved["trace_approx"],
         "square_approx": square_approx,
         "inner": inner,
-        "square_difference": exact["square_exact"] - 2 * inner + square_approx,
+        "square_difference": square_exact - 2 * inner + square_approx,
         "top_difference": sign * (along - moved["top"]),
     }
 
@@ -98,15 +112,19 @@ def _unmoved(stats: LayerStats) -> Influences:
 
 
 def top_vector(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> tuple[Tensor, float]:
-    """Eigenvector of the eigenvalue that is largest in absolute value, in the shape of W, and its
-    sign.
+    """Eigenvector of the eigenvalue largest in absolute value, in the shape of W, and its sign.
+
+    Args:
+        apply: the symmetric matrix, on arrays of the shape of W.
+        like: a matrix of its size.
     """
     if like.dim <= DENSE_DIM:
         return _top_of_dense(apply, like)
     run = Lanczos(start_vector(like), TOLERANCE)
     while run.found is None:
         X = run.vector.view(like.shape)
-        run.feed(apply(X).flatten())
+        image = apply(X)
+        run.feed(image.flatten())
     assert run.ritz_vector is not None
     vector = run.ritz_vector.view(like.shape)
     if abs(run.found.low) > abs(run.found.high):
@@ -116,14 +134,20 @@ def top_vector(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> tuple[T
 
 def _top_of_dense(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> tuple[Tensor, float]:
     """As `top_vector`, from all eigenvectors."""
-    rows = [apply(E).flatten(1) for E in like.identity_chunks()]
+    rows = []
+    for E in like.identity_chunks():
+        images = apply(E)
+        rows.append(images.flatten(1))
     dense = torch.cat(rows)
-    values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
+    symmetric = (dense + dense.T) / 2
+    values, vectors = torch.linalg.eigh(symmetric)
     lowest = float(values[0])
     highest = float(values[-1])
     if -lowest > highest:
-        return vectors[:, 0].view(like.shape), -1.0
-    return vectors[:, -1].view(like.shape), 1.0
+        vector = vectors[:, 0]
+        return vector.view(like.shape), -1.0
+    vector = vectors[:, -1]
+    return vector.view(like.shape), 1.0
 
 
 def _along(stats: LayerStats, v: Tensor) -> Tensor:
@@ -140,30 +164,34 @@ def _centred(x: Tensor) -> Tensor:
 def _examples(stats: LayerStats) -> Iterator[LayerStats]:
     """One example after the other."""
     for n in range(stats.N):
-        yield stats.examples(slice(n, n + 1))
+        alone = slice(n, n + 1)
+        yield stats.examples(alone)
 
 
 # -- how an approximation moves --------------------------------------------------------------------
 def _moved(stats: LayerStats, approximation: Approximation, v: Tensor) -> Influences | None:
-    """Influence of the examples on tr F^, |F^|_F^2, <F, F^> (F held) and v^T F^ v through the
-    approximation.
+    """Influence of the examples on FUNCTIONALS through the approximation, F itself held.
 
     In every sweep the examples move its moments, and they move the matrix that the next sweep
     starts from.
     """
     # nothing remembered, so that everything is differentiated
-    fresh = Sums(stats.like(stats.a, stats.g), shared=False)
+    same = stats.like(stats.a, stats.g)
+    fresh = Sums(same, shared=False)
     matrix: FisherMatrix | None = None
     sweeps: list[_Sweep] = []
     every: list[Tensor] = []
-    for _ in range(approximation.sweeps):
-        found = observed(approximation, fresh, matrix).with_leaves()
+    for number in range(approximation.sweeps):
+        seen = observed(approximation, fresh, matrix)
+        found = seen.with_leaves()
         if found is None:
             return None
         moments, leaves = found
-        sweeps.append(_Sweep(moments, leaves, _detached(matrix)))
+        sweep = _Sweep(moments, leaves, _detached(matrix))
+        sweeps.append(sweep)
         every.extend(leaves)
-        matrix = assembled(approximation, moments, matrix, again=matrix is not None)
+        again = number > 0
+        matrix = assembled(approximation, moments, matrix, again)
     assert matrix is not None
     values = _functionals(fresh, matrix, v)
     gradients = _gradients(values, every)
@@ -203,7 +231,8 @@ class _Sweep:
 
         def own() -> Iterator[Moments]:
             for example in _examples(stats):
-                yield observed(approximation, Sums(example, shared=False), self.matrix)
+                alone = Sums(example, shared=False)
+                yield observed(approximation, alone, self.matrix)
 
         return self.moments.influences(gradients, own(), stats.N)
 
@@ -220,22 +249,23 @@ def _detached(matrix: FisherMatrix | None) -> FisherMatrix | None:
 
 def _functionals(sums: Sums, matrix: FisherMatrix, v: Tensor) -> list[Tensor]:
     """The numbers that FUNCTIONALS names."""
-    return [
-        matrix.trace(),
-        matrix.frobenius_norm() ** 2,
-        matrix.quadratic(sums),
-        (v * (matrix @ v)).sum(),
-    ]
+    trace = matrix.trace()
+    square = matrix.frobenius_norm() ** 2
+    inner = matrix.quadratic(sums)
+    image = matrix @ v
+    top = (v * image).sum()
+    return [trace, square, inner, top]
 
 
 def _gradients(values: list[Tensor], leaves: list[Tensor]) -> list[list[Tensor]]:
     """Gradient of every functional in every leaf, zero where it does not depend on it."""
     rows = []
     for value in values:
-        if not value.requires_grad:
-            rows.append([torch.zeros_like(leaf) for leaf in leaves])
-            continue
-        found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+        found: Sequence[Tensor | None]
+        if value.requires_grad:
+            found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+        else:
+            found = (None,) * len(leaves)
         row = []
         for gradient, leaf in zip(found, leaves, strict=True):
             if gradient is None:
@@ -264,24 +294,35 @@ def of_error(measure: Measure, quantities: Quantities, influences: Influences) -
     read = measure.read(quantities)
     if not set(read) <= set(influences):
         return None
-    total = torch.zeros_like(next(iter(influences.values())))
+    total = torch.zeros_like(influences["trace_exact"])
     for name, influence in influences.items():
         if name not in read:
             continue
-        x = _value(getattr(quantities, name))
-        # by central differences, because the formulas are written for plain numbers
-        step = STEP * abs(x)
-        if step > 0:
-            above = _with(quantities, name, x + step)
-            below = _with(quantities, name, x - step)
-            slope = (measure.formula(above).value - measure.formula(below).value) / (2 * step)
+        slope = _slope(measure, quantities, name)
+        if slope is not None:
             total = total + influence * slope
     return total
 
 
+def _slope(measure: Measure, quantities: Quantities, name: str) -> float | None:
+    """The derivative of an error in a quantity; None where that is zero, and has no scale.
+
+    By central differences, because the formulas are written for plain numbers.
+    """
+    x = _value(getattr(quantities, name))
+    step = STEP * abs(x)
+    if step == 0:
+        return None
+    above = measure.formula(_with(quantities, name, x + step))
+    below = measure.formula(_with(quantities, name, x - step))
+    return (above.value - below.value) / (2 * step)
+
+
 def _value(quantity: float | Measured) -> float:
     """A quantity without its noise."""
-    return quantity.value if isinstance(quantity, Measured) else float(quantity)
+    if isinstance(quantity, Measured):
+        return quantity.value
+    return float(quantity)
 
 
 def _with(quantities: Quantities, name: str, value: float) -> Quantities:
@@ -289,5 +330,8 @@ def _with(quantities: Quantities, name: str, value: float) -> Quantities:
     changed: dict[str, float | Measured] = {}
     for key, known in quantities.known().items():
         new = value if key == name else _value(known)
-        changed[key] = Measured(new, 0.0) if isinstance(known, Measured) else new
+        if isinstance(known, Measured):
+            changed[key] = Measured(new, 0.0)
+        else:
+            changed[key] = new
     return Quantities.of(changed)

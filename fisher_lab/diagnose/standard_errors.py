@@ -15,7 +15,8 @@ from fisher_lab.matrices import FisherMatrix
 from fisher_lab.results import ALL
 from fisher_lab.statistics import Sums
 
-Found = dict[tuple[str, str], float]  # (approximation, error) -> standard error
+# (approximation, error) -> standard error
+Found = dict[tuple[str, str], float]
 
 
 class StandardErrors:
@@ -27,6 +28,7 @@ class StandardErrors:
 
     def __init__(self, wanted: Sequence[Measure]) -> None:
         self.wanted = [m for m in wanted if not m.damped]
+        # (layer, approximation) -> what the examples do to its quantities
         self.influences: dict[tuple[str, str], Influences] = {}
         self.covariances: list[dict[str, Any]] = []
 
@@ -49,15 +51,15 @@ class StandardErrors:
         """
         spectral = any(m.reads("top_difference") for m in self.wanted)
         shared = of_exact(sums, exact)
-        for label, pair in pairs.items():
-            found = of_pair(sums, pair, candidates[label], shared, spectral)
-            if found is not None:
-                self.influences[name, label] = found
         known = {}
         for label, pair in pairs.items():
+            candidate = candidates[label]
+            influences = of_pair(sums, pair, candidate, shared, spectral)
+            if influences is not None:
+                self.influences[name, label] = influences
             for m in self.wanted:
                 m.formula(pair)  # which asks for what it reads
-            known[label] = Influenced(pair.asked(), self.influences.get((name, label)))
+            known[label] = Influenced(pair.asked(), influences)
         return self._errors(name, known, self.wanted)
 
     def taken(self) -> list[dict[str, Any]]:
@@ -67,8 +69,9 @@ class StandardErrors:
         return found
 
     def total(self, layers: Sequence[str], quantities: Mapping[str, Sequence[Quantities]]) -> Found:
-        """Standard errors over all layers; none for approximations of which a layer is missing
-        (after `resume`).
+        """Standard errors over all layers.
+
+        None for approximations of which a layer is missing (after `resume`).
 
         Args:
             layers: their names.
@@ -76,14 +79,23 @@ class StandardErrors:
         """
         found = {}
         for label, parts in quantities.items():
-            influences = [
-                self.influences[name, label] for name in layers if (name, label) in self.influences
-            ]
+            influences = self._of_layers(label, layers)
             summed = None
-            if len(influences) == len(layers):
+            if influences is not None:
                 summed = _summed(influences, parts)
             found[label] = Influenced(total(parts), summed)
-        return self._errors(ALL, found, [m for m in self.wanted if m.layered])
+        layered = [m for m in self.wanted if m.layered]
+        return self._errors(ALL, found, layered)
+
+    def _of_layers(self, label: str, layers: Sequence[str]) -> list[Influences] | None:
+        """The influences of an approximation on every layer; None where one is missing."""
+        influences = []
+        for name in layers:
+            known = self.influences.get((name, label))
+            if known is None:
+                return None
+            influences.append(known)
+        return influences
 
     def _errors(
         self,
@@ -91,20 +103,20 @@ class StandardErrors:
         found: Mapping[str, Influenced],
         wanted: Sequence[Measure],
     ) -> Found:
-        """Standard errors and covariances of some measures, of the approximations whose influences
-        are known.
-        """
+        """Standard errors and covariances of some measures, where the influences are known."""
         errors: Found = {}
         for m in wanted:
             rows = _rows(m, found)
             if not rows:
                 continue
-            labels = [*rows]
-            U = torch.stack([*rows.values()])  # [approximations, N]
+            labels = list(rows)
+            U = torch.stack(list(rows.values()))  # [approximations, N]
             N = U.shape[1]
             C = U @ U.T / N**2
-            for label, variance in zip(labels, C.diagonal(), strict=True):
-                errors[label, m.name] = float(variance.sqrt())
+            variances = C.diagonal()
+            for label, variance in zip(labels, variances, strict=True):
+                error = variance.sqrt()
+                errors[label, m.name] = float(error)
             covariance = {
                 "layer": name,
                 "error": m.name,
@@ -116,12 +128,10 @@ class StandardErrors:
 
 
 class Influenced(NamedTuple):
-    """The numbers behind the errors of an approximation, and how the examples move them; None where
-    not known.
-    """
+    """The numbers behind the errors of an approximation, and how the examples move them."""
 
     quantities: Quantities
-    influences: Influences | None
+    influences: Influences | None  # None where not known
 
 
 def _rows(measure: Measure, found: Mapping[str, Influenced]) -> dict[str, Tensor]:
@@ -142,9 +152,17 @@ def _summed(influences: Sequence[Influences], parts: Sequence[Quantities]) -> In
     for name in influences[0]:
         each = [influence[name] for influence in influences]
         if name in LARGEST:
-            norms = [getattr(part, name) or 0.0 for part in parts]
-            largest = norms.index(max(norms))
-            summed[name] = each[largest]
+            summed[name] = each[_largest(name, parts)]
         else:
-            summed[name] = torch.stack(each).sum(0)
+            stacked = torch.stack(each)
+            summed[name] = stacked.sum(0)
     return summed
+
+
+def _largest(name: str, parts: Sequence[Quantities]) -> int:
+    """The layer with the largest of a quantity."""
+    norms = []
+    for part in parts:
+        norm = getattr(part, name)
+        norms.append(norm or 0.0)  # where nobody asked for it, of no layer
+    return norms.index(max(norms))

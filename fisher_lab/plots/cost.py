@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fisher_lab.plots.reading import ALL, Scale, about, layer_title, pick, plain, title_of, whisker
-from fisher_lab.plots.style import new_figure, styled, styles
+from fisher_lab.plots.reading import (
+    about,
+    check_layer,
+    layer_title,
+    layers_of,
+    pick,
+    plain,
+    title_of,
+    values_at,
+)
+from fisher_lab.plots.scale import Scale
+from fisher_lab.plots.style import OUTLINE, Style, new_figure, styled, styles
+from fisher_lab.results import ALL, Comparison, Row
 
 UNITS = {"bytes": "bytes held", "seconds": "seconds to build"}
 
 
+class Point(NamedTuple):
+    """An approximation in the plane of price and error."""
+
+    price: float
+    height: float
+    row: Row
+
+
 @styled
 def cost(
-    comparison: Any,
+    comparison: Comparison,
     error: str = "frobenius",
     *,
     layer: str | None = None,
     damping: float | None = None,
 ) -> Figure:
-    """An error against bytes held and seconds to build; the line is the Pareto front, for errors
-    with a best value.
+    """An error against bytes held and seconds to build, with the Pareto front as a line.
+
+    There is no front for an error without a best value.
 
     Args:
         comparison: a Comparison.
@@ -35,45 +57,21 @@ def cost(
         that panel.
 
     Raises:
+        TypeError: for anything but a comparison.
         ValueError: for an error or layer that was not measured.
     """
     rows = pick(comparison, error, damping)
-    known = list(dict.fromkeys(name for name, _ in rows))
-    layer = (ALL if ALL in known else known[0]) if layer is None else layer
-    if layer not in known:
-        raise ValueError(f"Got layer {layer!r}, expected one of {', '.join(map(repr, known))}.")
-    found = {label: row for (name, label), row in rows.items() if name == layer}
-    scale = Scale.of(error, [row.value for row in found.values()])
+    layer = _known_layer(layer, layers_of(rows.values()))
+    found = {row.approximation: row for row in rows.values() if row.layer == layer}
+    scale = Scale.of(error, values_at(rows.values(), [layer]))
+    looks = styles(found)
     figure = new_figure(9.0, 3.7)
-    for axes, unit in zip(figure.subplots(1, 2, sharey=True), UNITS, strict=True):
-        points = {}
-        for label, style in styles(found).items():
-            price = _total(comparison, layer, label, unit)
-            if not price > 0:
-                continue
-            height = scale.place(found[label].value)
-            if scale.exact is not None:  # else nothing says which values are better
-                points[label] = (price, height, abs(found[label].value - scale.exact))
-            down, up = whisker(found[label], scale)
-            axes.errorbar(
-                [price], [height], [[down], [up]] if up else None, fmt=style.marker, color=style.color,
-                markeredgecolor="0.15", markeredgewidth=0.5, markersize=8, ecolor="black", label=plain(label),
-            )  # fmt: skip
-        best = [
-            points[label]
-            for label in front({label: (p, badness) for label, (p, _, badness) in points.items()})
-        ]
-        axes.plot(
-            [x for x, _, _ in best],
-            [y for _, y, _ in best],
-            color="0.35",
-            linewidth=1.2,
-            zorder=1.2,
-        )
-        axes.set_xscale("log")
-        axes.set_xlabel(UNITS[unit])
-        scale.apply(axes)
-    first = figure.axes[0]
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (unit, name) in zip(panels, UNITS.items(), strict=True):
+        points = _points(comparison, found, layer, unit, scale)
+        _draw(axes, points, looks, scale)
+        axes.set_xlabel(name)
+    first = panels[0]
     first.set_ylabel(title_of(error))
     title = f"{about(comparison)}, {layer_title(comparison, layer, ' ')}"
     if scale.exact is not None:
@@ -84,18 +82,78 @@ def cost(
     return figure
 
 
-def front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Labels of the points (price, error) that no other beats in one without losing in the other,
-    cheapest first.
+def _known_layer(layer: str | None, known: list[str]) -> str:
+    """The layer asked for; unless one is, all of them, or the first."""
+    if layer is None:
+        return ALL if ALL in known else known[0]
+    check_layer(layer, known)
+    return layer
+
+
+def _points(
+    comparison: Comparison, found: Mapping[str, Row], layer: str, unit: str, scale: Scale
+) -> dict[str, Point]:
+    """The approximations that have a price in this unit."""
+    points = {}
+    for label, row in found.items():
+        price = _total(comparison, layer, label, unit)
+        if price > 0:
+            points[label] = Point(price, scale.place(row.value), row)
+    return points
+
+
+def _draw(
+    axes: Axes, points: Mapping[str, Point], looks: Mapping[str, Style], scale: Scale
+) -> None:
+    """A panel: marks with their whiskers, the line of the front, both axes."""
+    for label, point in points.items():
+        style = looks[label]
+        down, up = scale.whisker(point.row)
+        lengths = [[down], [up]] if up else None
+        axes.errorbar(
+            [point.price],
+            [point.height],
+            lengths,
+            fmt=style.marker,
+            color=style.color,
+            markersize=8,
+            ecolor="black",
+            label=plain(label),
+            **OUTLINE,
+        )
+    judged: dict[str, tuple[float, float]] = {}
+    if scale.exact is not None:  # else nothing says which values are better
+        for label, point in points.items():
+            badness = abs(point.row.value - scale.exact)
+            judged[label] = (point.price, badness)
+    best = [points[label] for label in front(judged)]
+    prices = [point.price for point in best]
+    heights = [point.height for point in best]
+    axes.plot(prices, heights, color="0.35", linewidth=1.2, zorder=1.2)
+    axes.set_xscale("log")
+    scale.apply(axes)
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The Pareto front of points (price, error), cheapest first.
+
+    Nothing beats its labels in one of the two without losing in the other.
     """
-    best, kept = math.inf, []
-    for label, (_, value) in sorted(points.items(), key=lambda item: item[1]):
-        if value < best:
+    best = math.inf
+    kept = []
+    cheapest_first = sorted(points.items(), key=lambda item: item[1])
+    for label, (_, error) in cheapest_first:
+        if error < best:
             kept.append(label)
-            best = value
+            best = error
     return kept
 
 
-def _total(comparison: Any, layer: str, label: str, unit: str) -> float:
-    costs = [c for c in comparison.costs if c.approximation == label and layer in (c.layer, ALL)]
-    return float(sum(getattr(c, unit) for c in costs))
+def _total(comparison: Comparison, layer: str, label: str, unit: str) -> float:
+    """What the approximation of a layer costs; of all layers, their costs added up."""
+    total = 0.0
+    for cost in comparison.costs:
+        of_layer = layer in (cost.layer, ALL)
+        if of_layer and cost.approximation == label:
+            total += getattr(cost, unit)
+    return total

@@ -7,25 +7,26 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from fisher_lab._ground.files import check_output, file_names, write_atomically
 from fisher_lab.errors.measures import Judges, judging
-from fisher_lab.plots.bars import errors, heatmap, traces
+from fisher_lab.plots.bars import errors
 from fisher_lab.plots.cost import cost
+from fisher_lab.plots.heatmap import heatmap
+from fisher_lab.plots.reading import checked, errors_of
 from fisher_lab.plots.style import RC
 from fisher_lab.plots.sweeps import damping, training
+from fisher_lab.plots.traces import traces
+from fisher_lab.results import Comparison
 
 ENDINGS = (".svg", ".png", ".pdf")
 # What a file would say about the time and the machine it was made at.
 SILENT = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate",), "png": ()}
-ALONG: tuple[Judges, ...] = (
-    "matrix",
-    "direction",
-)  # of the errors that judge one of these, the first is drawn
+# Of the errors that judge one of these, the first is drawn along a training.
+ALONG: tuple[Judges, ...] = ("matrix", "direction")
 IDENTIFIER = r"[A-Za-z][A-Za-z0-9_-]*"
 
 
@@ -53,7 +54,7 @@ class Drawing:
         return f"{self.kind}-{self.error}"
 
 
-def drawings(comparison: Any) -> list[Drawing]:
+def drawings(comparison: Comparison) -> list[Drawing]:
     """Every figure that a comparison has the numbers for.
 
     Args:
@@ -62,28 +63,31 @@ def drawings(comparison: Any) -> list[Drawing]:
     Returns:
         Bars and a heat map of every undamped measure but the trace ratio, traces, cost, and damped
         errors.
+
+    Raises:
+        TypeError: for anything but a comparison.
     """
-    plain = list(dict.fromkeys(row.error for row in comparison.rows if row.damping is None))
-    damped = list(dict.fromkeys(row.error for row in comparison.rows if row.damping is not None))
     found: list[Drawing] = []
+    plain = _undamped(checked(comparison))
+    # Measures of the size alone say the same; the first, the trace, as a difference more clearly.
+    repeated = judging("size", plain)[1:]
     for error in plain:
-        # Measures of the size alone say the same; the first, the trace, as a difference more
-        # clearly.
-        if error in judging("size", plain)[1:]:
-            continue
-        found.append(Drawing("errors", error, errors(comparison, error)))
-        found.append(Drawing("heatmap", error, heatmap(comparison, error)))
+        if error not in repeated:
+            found.append(Drawing("errors", error, errors(comparison, error)))
+            found.append(Drawing("heatmap", error, heatmap(comparison, error)))
     if any("trace_approx" in entry for entry in comparison.quantities):
         found.append(Drawing("traces", None, traces(comparison)))
     if comparison.costs and plain:
-        main = next(iter(judging("matrix", plain)), plain[0])
+        best_known_first = judging("matrix", plain) + plain
+        main = best_known_first[0]
         found.append(Drawing("cost", main, cost(comparison, main)))
-    for error in damped:
+    damped = [row for row in comparison.rows if row.damping is not None]
+    for error in errors_of(damped):
         found.append(Drawing("damped", error, damping(comparison, error)))
     return found
 
 
-def training_drawings(comparisons: Iterable[Any]) -> list[Drawing]:
+def training_drawings(comparisons: Iterable[Comparison]) -> list[Drawing]:
     """Figures against the training step, where the comparisons are of one problem at several steps.
 
     Args:
@@ -93,34 +97,35 @@ def training_drawings(comparisons: Iterable[Any]) -> list[Drawing]:
         One of the Frobenius error and one of the cosine, where all comparisons hold them; none of
         other comparisons.
     """
-    given = list(comparisons)
-    steps: dict[int, Any] = {}
+    given = [checked(comparison) for comparison in comparisons]
+    steps: dict[int, Comparison] = {}
     names = set()
     for comparison in given:
-        problem = comparison.settings.get("problem") or {}
-        step = problem.get("steps")
+        step = (comparison.settings.problem or {}).get("steps")
         # A problem of one's own may call something else so.
         if not isinstance(step, int):
             return []
         steps[step] = comparison
-        names.add(str(problem.get("name")))
+        names.add(comparison.settings.problem_name)
     one_problem_at_several_steps = len(names) == 1 and len(steps) == len(given) > 1
     if not one_problem_at_several_steps:
         return []
+    held_by_all = set(_undamped(given[0]))
+    for comparison in given[1:]:
+        held_by_all &= set(_undamped(comparison))
     found = []
-    held_by_all = set.intersection(*(_undamped(comparison) for comparison in given))
     for what in ALONG:
         for error in judging(what, held_by_all)[:1]:
             found.append(Drawing("training", error, training(steps, error)))
     return found
 
 
-def _undamped(comparison: Any) -> set[str]:
-    """Names of the errors that it holds without damping."""
-    return {row.error for row in comparison.rows if row.damping is None}
+def _undamped(comparison: Comparison) -> list[str]:
+    """Names of the errors that it holds without damping, in order."""
+    return errors_of([row for row in comparison.rows if row.damping is None])
 
 
-def figures(comparison: Any) -> dict[str, Figure]:
+def figures(comparison: Comparison) -> dict[str, Figure]:
     """Every figure that a comparison has the numbers for, by a name that can be a file's.
 
     Args:
@@ -129,6 +134,9 @@ def figures(comparison: Any) -> dict[str, Figure]:
     Returns:
         Bars and a heat map of every undamped measure but the trace ratio, traces, cost, and damped
         errors.
+
+    Raises:
+        TypeError: for anything but a comparison.
     """
     found = drawings(comparison)
     names = file_names(drawing.name for drawing in found)

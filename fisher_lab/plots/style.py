@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, ParamSpec
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 RC: dict[Any, Any] = {
     "figure.dpi": 100,
@@ -52,6 +53,7 @@ class Style(NamedTuple):
     line: str = "-"
 
 
+OUTLINE: dict[str, Any] = {"markeredgecolor": "0.15", "markeredgewidth": 0.5}  # of every marker
 EXACT = Style("#000000", "", "", "-")
 STYLES = {
     "Exact": EXACT,
@@ -85,28 +87,50 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
     """
     found: dict[str, Style] = {}
     for label in labels:
-        name, _, options = label.partition("(")
-        start = zlib.crc32(label.encode("utf-8", "surrogatepass"))
-        bases = (
-            [STYLES[name]]
-            if name in STYLES
-            else [SPARE[(start + i) % len(SPARE)] for i in range(len(SPARE))]
-        )
-        lines = (
-            [LINES[(start + i) % len(LINES)] for i in range(len(LINES))]
-            if options
-            else ["-", *LINES]
-        )
-        choices = [_variant(base, line) for line in lines for base in bases]
-        found[label] = next((s for s in choices if s not in found.values()), choices[0])
+        choices = _choices(label)
+        unlike = [style for style in choices if style not in found.values()]
+        found[label] = unlike[0] if unlike else choices[0]
     return found
+
+
+def _choices(label: str) -> list[Style]:
+    """The styles that a label may have, the one of its own first."""
+    name, _, options = label.partition("(")
+    # a number that is the same for this label in every run
+    start = zlib.crc32(label.encode("utf-8", "surrogatepass"))
+    if name in STYLES:
+        bases = [STYLES[name]]
+    else:
+        bases = _turned(SPARE, start)
+    if options:
+        lines = _turned(LINES, start)
+    else:
+        lines = ["-", *LINES]
+    choices = []
+    for line in lines:
+        for base in bases:
+            choices.append(_variant(base, line))
+    return choices
+
+
+def _turned(choices: Sequence[T], start: int) -> list[T]:
+    """The choices in their order, beginning elsewhere."""
+    first = start % len(choices)
+    return [*choices[first:], *choices[:first]]
 
 
 def _variant(base: Style, line: str) -> Style:
     """The style with another line, and a lighter colour for the bars that have no line."""
-    white = 0.0 if line == "-" else 0.3 + 0.2 * LINES.index(line)
-    red, green, blue = ((1 - white) * part + white for part in to_rgb(base.color))
-    return base._replace(line=line, color=to_hex((red, green, blue)).upper())
+    white = 0.0
+    if line != "-":
+        white = 0.3 + 0.2 * LINES.index(line)
+    red, green, blue = to_rgb(base.color)
+    lighter = (
+        (1 - white) * red + white,
+        (1 - white) * green + white,
+        (1 - white) * blue + white,
+    )
+    return base._replace(line=line, color=to_hex(lighter).upper())
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:

@@ -18,7 +18,7 @@ from fisher_lab.errors import (
     Quantities,
     measure,
 )
-from fisher_lab.plots.reading import Scale
+from fisher_lab.plots.scale import Scale
 from fisher_lab.report import answers
 from fisher_lab.results import Comparison
 from tests.helpers import random_stats

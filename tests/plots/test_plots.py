@@ -3,7 +3,7 @@
 import math
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import typing
 from pathlib import Path
 
 import matplotlib
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import fisher_lab as fl
 from fisher_lab import plots
 from fisher_lab.plots.cost import front
-from fisher_lab.plots.reading import Scale
+from fisher_lab.plots.scale import Scale
 from fisher_lab.plots.style import STYLES, styles
 from fisher_lab.results import ALL, Comparison, Cost, Row
 
@@ -108,18 +108,11 @@ def test_a_cosine_is_exact_at_one():
 
 
 def test_whiskers_are_drawn_where_rows_have_a_standard_error():
-    @dataclass(frozen=True)
-    class Repeated(Row):
-        stderr: float = 0.05
-
-    @dataclass(frozen=True)
-    class Results:
-        rows: tuple
-        settings: dict = field(default_factory=dict)
-
-    results = Results(
-        (Repeated("0", "KFAC", "frobenius", 0.5, 0.0), Repeated("0", "TN", "frobenius", 0.3, 0.0))
-    )
+    rows = [
+        Row("0", label, "frobenius", value, 0.0, stderr=0.05)
+        for label, value in (("KFAC", 0.5), ("TN", 0.3))
+    ]
+    results = Comparison(tuple(rows))
     segments = plots.errors(results).axes[0].collections[0].get_segments()
     assert segments[0][:, 1] == pytest.approx([0.45, 0.55])
     assert not plots.errors(comparison()).axes[0].collections
@@ -246,6 +239,15 @@ def test_the_spectrum_is_sorted_and_relative_to_the_largest(matrices):
     assert legend(figure) == ["exact", "KFAC", "MiniBlock"]
 
 
+def test_an_approximation_called_exact_stands_beside_the_exact_block(matrices):
+    exact, others = matrices
+    figure = plots.blocks(exact, {"exact": others["KFAC"]})
+    first, second = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert not np.allclose(first, second)
+    first, second = plots.spectrum(exact, {"exact": others["KFAC"]}).axes[0].lines
+    assert not np.array_equal(first.get_ydata(), second.get_ydata())
+
+
 def test_a_large_block_shows_the_largest_entry_of_every_cell(monkeypatch, matrices):
     monkeypatch.setattr("fisher_lab.plots.matrices.PIXELS", 6)
     picture = np.asarray(plots.blocks(matrices[0], {}).axes[0].images[0].get_array())
@@ -273,6 +275,45 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(draw, word):
         draw()
     assert word in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+OF_COMPARISONS = [
+    plots.errors,
+    plots.heatmap,
+    plots.traces,
+    plots.cost,
+    plots.damping,
+    plots.figures,
+]
+
+
+@pytest.mark.parametrize("draw", OF_COMPARISONS, ids=lambda draw: draw.__name__)
+@pytest.mark.parametrize("given", [None, 3, "a.json", {}, [], torch.eye(2), fl.KFAC()], ids=repr)
+def test_what_is_no_comparison_is_refused_in_one_sentence(draw, given):
+    with pytest.raises(TypeError, match=r"^Got \w+, expected a Comparison; .*\.$") as refusal:
+        draw(given)
+    assert type(given).__name__ in str(refusal.value)
+
+
+@pytest.mark.parametrize("given", [{0: None}, {0: {}, 1: "x"}, [comparison()], comparison()])
+def test_training_refuses_what_is_no_table_of_comparisons(given):
+    with pytest.raises(TypeError, match=r"^Got .*, expected .*Comparison.*\.$"):
+        plots.training(given)
+
+
+@pytest.mark.parametrize("draw", OF_COMPARISONS, ids=lambda draw: draw.__name__)
+def test_a_type_checker_sees_what_a_figure_is_drawn_from(draw):
+    assert typing.get_type_hints(draw)["comparison"] is Comparison
+
+
+def test_blocks_of_what_is_no_matrix_are_refused(matrices):
+    exact, others = matrices
+    for draw in (plots.blocks, plots.spectrum):
+        for wrong in ((None, others), (torch.eye(2), {}), (exact, {"KFAC": torch.eye(2)})):
+            with pytest.raises(TypeError, match=r"^Got .*, expected a FisherMatrix.*\.$"):
+                draw(*wrong)
+        with pytest.raises(TypeError, match=r"^Got .*, expected \{label: FisherMatrix\}.*\.$"):
+            draw(exact, exact)
 
 
 def test_blocks_of_different_layers_are_refused(matrices):

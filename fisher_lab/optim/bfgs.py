@@ -30,21 +30,29 @@ def double_damping(
     Returns:
         s and y.
     """
+    # Powell's: s towards H y, whose inner product with y is y'Hy itself
     Hy = H @ y
-    theta = _theta(s @ y, y @ Hy, mu1)
-    s = theta * s + (1 - theta) * Hy
-    theta = _theta(s @ y, s @ s, mu2)
-    y = theta * y + (1 - theta) * s
+    sy = s @ y
+    yHy = y @ Hy
+    theta = _theta(sy, yHy, mu1)
+    rest = 1 - theta
+    s = theta * s + rest * Hy
+    # Levenberg and Marquardt's: y towards s
+    sy = s @ y
+    ss = s @ s
+    theta = _theta(sy, ss, mu2)
+    rest = 1 - theta
+    y = theta * y + rest * s
     return s, y
 
 
 def _theta(inner: Tensor, square: Tensor, mu: float) -> Tensor:
-    """1 where inner >= mu square, otherwise the weight that makes the mixture's inner product mu
-    square.
-    """
+    """The weight of a vector in its mixture; 1 where inner >= mu square already."""
     one = torch.ones_like(square)
-    short = inner < mu * square
-    # 1 in the branch that is not taken: nothing is divided by zero
+    least = mu * square
+    short = inner < least
+    # theta inner + (1 - theta) square = mu square, solved for theta; 1 in the branch that is not
+    # taken, so that nothing is divided by zero
     gap = torch.where(short, square - inner, one)
     mixed = (1 - mu) * square / gap
     return torch.where(short, mixed, one)
@@ -76,12 +84,17 @@ def bfgs_(
     rho = 1 / torch.where(good, sy, 1.0)
     # multiplied out, the update is s q' + q s'
     Hy = H @ y
-    along = (rho * rho * (y @ Hy) + rho) / 2
+    yHy = y @ Hy
+    twice = rho * rho * yHy + rho
+    along = twice / 2
     q = along * s - rho * Hy
-    finite = torch.isfinite(s.norm() * q.norm())
+    # the product of two finite norms bounds every entry of s q'
+    size = s.norm() * q.norm()
+    finite = torch.isfinite(size)
     good = good & ok & finite
     s = torch.where(good, s, 0.0)
     q = torch.where(good, q, 0.0)
+    # both outer products in one pass
     left = torch.stack([s, q], 1)
     right = torch.stack([q, s])
     return H.addmm_(left, right)

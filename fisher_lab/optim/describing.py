@@ -24,16 +24,24 @@ def describe_groups(
     """
     lines = []
     for group in groups:
-        settings = []
-        for key, value in group.items():
-            if key not in UNTOLD:
-                settings.append(f"{key}={value}")
-        lines.append("group: " + ", ".join(settings))
+        settings = _settings(group)
+        lines.append(f"group: {settings}")
         for name in group["layers"]:
-            rows, columns = layers[name].shape
-            kind = type(layers[name].module).__name__
-            lines.append(f"  {name}: {kind} {rows} x {columns}, {methods[name]}")
+            layer = layers[name]
+            rows, columns = layer.shape
+            kind = type(layer.module).__name__
+            method = methods[name]
+            lines.append(f"  {name}: {kind} {rows} x {columns}, {method}")
     return lines
+
+
+def _settings(group: Mapping[str, Any]) -> str:
+    """What a user may set of a group, in one line."""
+    settings = []
+    for key, value in group.items():
+        if key not in UNTOLD:
+            settings.append(f"{key}={value}")
+    return ", ".join(settings)
 
 
 def describe_fallback(group: Mapping[str, Any], model: nn.Module) -> list[str]:
@@ -43,8 +51,11 @@ def describe_fallback(group: Mapping[str, Any], model: nn.Module) -> list[str]:
         group: AdamW's parameter group.
         model: whose parameters these are.
     """
-    names = {p: name for name, p in model.named_parameters()}
-    title = f"fallback: AdamW, lr={group['lr']}"
+    names = {}
+    for name, p in model.named_parameters():
+        names[p] = name
+    lr = group["lr"]
+    title = f"fallback: AdamW, lr={lr}"
     if group.get("fused"):
         title += ", fused"
     lines = [title]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FUSED = (
-    "cpu",
-    "cuda",
-    "mps",
-    "xpu",
-)  # devices with torch's fused AdamW, which can skip a step without a host read
+# devices with torch's fused AdamW, which can skip a step without a host read
+FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
 def make_fallback(params: list[torch.nn.Parameter], lr: float) -> torch.optim.AdamW:
     """AdamW, fused where the device has it."""
-    on_device = all(p.device.type in FUSED for p in params)
-    fused = on_device and all(p.is_floating_point() for p in params)
+    fused = all(map(_can_be_fused, params))
     return torch.optim.AdamW(params, lr=lr, weight_decay=0.0, fused=fused)
+
+
+def _can_be_fused(p: Tensor) -> bool:
+    """Whether torch's fused AdamW takes a parameter; it takes no complex ones."""
+    return p.device.type in FUSED and p.is_floating_point()
 
 
 def gradients_of(fallback: torch.optim.AdamW | None) -> list[Tensor]:
@@ -49,16 +49,23 @@ def step_fallback(fallback: torch.optim.AdamW, ok: Tensor, scale: Tensor | None)
 
 def _step_and_take_back(fallback: torch.optim.AdamW, ok: Tensor, scale: Tensor | None) -> None:
     """A step of an AdamW that cannot skip one: where not ok, everything is put back as it was."""
-    params = [p for p in fallback.param_groups[0]["params"] if p.grad is not None]
+    params = []
+    for p in fallback.param_groups[0]["params"]:
+        if p.grad is not None:
+            params.append(p)
     if scale is not None:
-        torch._foreach_div_(gradients_of(fallback), scale)
-    before = {id(x): x.clone() for x in _changed(fallback, params)}
+        gradients = gradients_of(fallback)
+        torch._foreach_div_(gradients, scale)
+    before = {}
+    for x in _changed(fallback, params):
+        before[id(x)] = x.clone()
     fallback.step()
     for x in _changed(fallback, params):
         # a counter of steps on the host stays as it is: reading ok for it would wait for the device
         if x.device == ok.device:
             # state that the step has just made starts from zero again
-            x.copy_(torch.where(ok, x, before.get(id(x), 0.0)))
+            earlier = before.get(id(x), 0.0)
+            x.copy_(torch.where(ok, x, earlier))
 
 
 def _changed(fallback: torch.optim.AdamW, params: list[Tensor]) -> list[Tensor]:
@@ -66,5 +73,6 @@ def _changed(fallback: torch.optim.AdamW, params: list[Tensor]) -> list[Tensor]:
     found = []
     for p in params:
         found.append(p)
-        found.extend(fallback.state[p].values())
+        state = fallback.state[p]
+        found.extend(state.values())
     return found

@@ -11,13 +11,15 @@ from torch import Tensor
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Whether all tensors are finite, a 0-d tensor; one reduction each."""
     found = list(tensors)
-    if found[0].device.type == "cpu":
+    on_cpu = found[0].device.type == "cpu"
+    if on_cpu:
         # norms are slow there; a sum is finite if its terms are (short of overflow)
-        tops = [_sum(x) for x in found]
+        tops = list(map(_sum, found))
     else:
+        # all tensors in one kernel
         tops = list(torch._foreach_norm(found, float("inf")))
-    flags = [torch.isfinite(top) for top in tops]
-    return torch.stack(flags).all()
+    flags = torch.stack(tops).isfinite()
+    return flags.all()
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -31,7 +33,9 @@ def where_ok(ok: Tensor, value: float | Tensor, otherwise: float, dtype: torch.d
 
     Arithmetic, because torch.where would round numbers to float32.
     """
-    return ok.to(dtype) * (value - otherwise) + otherwise
+    chosen = ok.to(dtype)
+    gap = value - otherwise
+    return chosen * gap + otherwise
 
 
 def count_failure(so_far: Tensor | None, ok: Tensor) -> Tensor:
@@ -44,4 +48,6 @@ def count_failure(so_far: Tensor | None, ok: Tensor) -> Tensor:
 
 def as_int(count: Tensor | None) -> int:
     """A counter, read from the device."""
-    return 0 if count is None else int(count)
+    if count is None:
+        return 0
+    return int(count)

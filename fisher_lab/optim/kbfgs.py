@@ -1,5 +1,6 @@
-"""K-BFGS: Goldfarb, Ren & Bahamou (2020): a Kronecker-factored quasi-Newton method; only an
-inverse, H_g (x) H_a.
+"""K-BFGS: Goldfarb, Ren & Bahamou (2020), a Kronecker-factored quasi-Newton method.
+
+There is no matrix, only an inverse, H_g (x) H_a.
 
 H_a ~ (A + sqrt(lambda) I)^-1 by BFGS with s = H_a abar, y = (A + sqrt(lambda) I) s; H_g ~ the
 inverse Hessian of the loss in the pre-activations by BFGS with the change of their batch means over
@@ -31,15 +32,14 @@ from fisher_lab.optim.bfgs import bfgs_, double_damping
 from fisher_lab.optim.finite import all_finite, where_ok
 from fisher_lab.optim.options import Options, Settings
 from fisher_lab.optim.saving import decode
+from fisher_lab.optim.vectors import Share
 
 MU1 = 0.2  # Powell's constant [official code]
 GUARD = 1e-4  # an update with s'y <= GUARD |s|^2 |g| is left out [official code]
 
 
 class Means(NamedTuple):
-    """Of one layer over the examples of a pass: pre-activations h `[d_out]` and the loss's gradient
-    in them, g.
-    """
+    """Of one layer over a pass: pre-activations h `[d_out]`, the loss's gradient in them, g."""
 
     h: Tensor
     g: Tensor
@@ -67,14 +67,18 @@ class Pass:
                 "for shared weights is not defined here; leave it to the fallback with "
                 "layers=[...]."
             )
-        self.a.append(use.a[:, 0, 0].to(self.dtype))
+        # one group, one position
+        a = use.a[:, 0, 0]
+        self.a.append(a.to(self.dtype))
         h = output.detach().flatten(1).to(self.dtype)
         self.h.append(h.sum(0))
-        output.register_hook(partial(self._arrive, use.layer))
+        arrive = partial(self._arrive, use.layer)
+        output.register_hook(arrive)
 
     def _arrive(self, layer: Layer, gradient: Tensor) -> None:
         (g,) = layer.unroll_gradient(gradient[None])
-        total = g.flatten(1).sum(0)
+        by_example = g.flatten(1)
+        total = by_example.sum(0)
         self.g.append(total.to(self.dtype))
 
     def inputs(self) -> Tensor:
@@ -91,9 +95,10 @@ class Pass:
         """
         if not self.g:
             return None
-        examples = sum(len(a) for a in self.a)
+        examples = sum(map(len, self.a))
         h = sum(self.h[1:], self.h[0])
-        g = sum(self.g[1:], self.g[0])  # of a mean loss, which divides by the examples itself
+        # of a mean loss, which divides by the examples itself
+        g = sum(self.g[1:], self.g[0])
         if scale is not None:
             g = g / scale
         return Means(h / examples, g)
@@ -130,14 +135,13 @@ class Factors:
         finite = torch.isfinite(A).all()
         A = torch.where(finite, A, 0.0)
         like_A: dict[str, Any] = {"dtype": A.dtype, "device": A.device}
-        damped = symmetrize(A) + root * torch.eye(len(A), **like_A)
-        return cls(
-            A=A,
-            H_a=spd_inverse(damped),
-            H_g=torch.eye(rows, **like_A),
-            s=torch.zeros(rows, **like_A),
-            y=torch.zeros(rows, **like_A),
-        )
+        identity = torch.eye(len(A), **like_A)
+        damped = symmetrize(A) + root * identity
+        H_a = spd_inverse(damped)
+        H_g = torch.eye(rows, **like_A)
+        s = torch.zeros(rows, **like_A)
+        y = torch.zeros(rows, **like_A)
+        return cls(A, H_a, H_g, s, y)
 
     def learn(self, a: Tensor, before: Means, after: Means, decay: float, root: float) -> None:
         """Both quasi-Newton updates, in place; nothing where something is not finite.
@@ -154,21 +158,27 @@ class Factors:
         flat = a.flatten()
         ok = all_finite([flat @ flat, *before, *after])
         a = kept(ok, a)
-        # the averages of A, s and y
-        self.A.mul_(where_ok(ok, decay, 1.0, a.dtype))
+        # the average of A, where a is zero if not ok
+        left = where_ok(ok, decay, 1.0, a.dtype)
+        self.A.mul_(left)
         self.A.addmm_(a.T, a, alpha=rest / len(a))
-        s = decay * self.s + rest * (after.h - before.h)
-        y = decay * self.y + rest * (after.g - before.g)
+        # the averages of s and y
+        moved = after.h - before.h
+        turned = after.g - before.g
+        s = decay * self.s + rest * moved
+        y = decay * self.y + rest * turned
         self.s = torch.where(ok, s, self.s)
         self.y = torch.where(ok, y, self.y)
         # the inverse of A + sqrt(lambda) I: a step along the mean input, whose product with it is
         # known
-        s = self.H_a @ a.mean(0)
+        abar = a.mean(0)
+        s = self.H_a @ abar
         y = self.A @ s + root * s
         bfgs_(self.H_a, s, y, ok)
         # the inverse Hessian in the pre-activations
         s, y = double_damping(self.H_g, self.s, self.y, MU1, root)
-        guard = GUARD * s.square().sum() * before.g.norm()
+        size = s.square().sum()
+        guard = GUARD * size * before.g.norm()
         bfgs_(self.H_g, s, y, ok, guard)
 
     def inverse(self) -> Kronecker:
@@ -179,7 +189,10 @@ class Factors:
 
     def state(self) -> dict[str, Tensor]:
         """All factors, copied."""
-        return {name: tensor.clone() for name, tensor in vars(self).items()}
+        copies = {}
+        for name, tensor in vars(self).items():
+            copies[name] = tensor.clone()
+        return copies
 
 
 @dataclass(frozen=True)
@@ -259,7 +272,10 @@ class KBFGS(LayerOptimizer):
     @contextmanager
     def _watching(self) -> Iterator[dict[str, Pass]]:
         """Record what every layer sees while the `with` lasts."""
-        passes = {name: Pass(self.dtype_of(layer)) for name, layer in self.layers.items()}
+        passes = {}
+        for name, layer in self.layers.items():
+            dtype = self.dtype_of(layer)
+            passes[name] = Pass(dtype)
 
         def used(name: str, use: Use, output: Tensor) -> None:
             passes[name].see(use, output)
@@ -276,15 +292,17 @@ class KBFGS(LayerOptimizer):
             with self._watching() as passes:
                 forward(batch.inputs)
             for name, seen in passes.items():
-                if seen.a:
-                    a = seen.inputs()
-                    total = a.T @ a
-                    if name in totals:
-                        total = totals[name] + total
-                    totals[name] = total
-                    examples[name] += len(a)
+                if not seen.a:
+                    continue
+                a = seen.inputs()
+                total = a.T @ a
+                if name in totals:
+                    total = totals[name] + total
+                totals[name] = total
+                examples[name] += len(a)
         for name, total in totals.items():
-            self._start(name, total / examples[name])
+            A = total / examples[name]
+            self._start(name, A)
 
     def _start(self, name: str, A: Tensor) -> None:
         rows, _ = self.layers[name].shape
@@ -292,8 +310,10 @@ class KBFGS(LayerOptimizer):
 
     def _root(self, name: str) -> float:
         """sqrt(lambda) of a layer."""
-        (group,) = [group for group in self.method_groups if name in group["layers"]]
-        return float(group["damping"] ** 0.5)
+        for group in self.method_groups:
+            if name in group["layers"]:
+                return float(group["damping"] ** 0.5)
+        raise KeyError(name)
 
     # -- the step ----------------------------------------------------------------------------------
     def _step(self, closure: Callable[[], Any] | None) -> Any:
@@ -312,22 +332,30 @@ class KBFGS(LayerOptimizer):
         with torch.enable_grad(), self._watching() as after:
             closure()
         with torch.no_grad(), self.plain_precision(self.device):
-            for name, seen in before.items():
-                first = seen.means(scale)
-                second = after[name].means(scale)
-                if first is not None and second is not None:
-                    factors = self.factors[name]
-                    root = self._root(name)
-                    factors.learn(seen.inputs(), first, second, self.options.decay, root)
+            self._learn(before, after, scale)
         self.steps += 1
         return loss
+
+    def _learn(
+        self, before: dict[str, Pass], after: dict[str, Pass], scale: Tensor | None
+    ) -> None:
+        """Let every layer that was differentiated in both passes learn from them."""
+        for name, seen in before.items():
+            first = seen.means(scale)
+            second = after[name].means(scale)
+            if first is None or second is None:
+                continue
+            a = seen.inputs()
+            root = self._root(name)
+            self.factors[name].learn(a, first, second, self.options.decay, root)
 
     def _start_new(self, passes: dict[str, Pass]) -> None:
         """Factors of the layers that are differentiated for the first time."""
         for name, seen in passes.items():
             if seen.g and name not in self.factors:
                 a = seen.inputs()
-                self._start(name, a.T @ a / len(a))
+                A = a.T @ a / len(a)
+                self._start(name, A)
 
     def update(self, loss: Any) -> None:
         """W <- W - lr H_g m H_a."""
@@ -338,20 +366,27 @@ class KBFGS(LayerOptimizer):
         for share in shares:
             self.add_decay(share, ok)
             share.vectors = self.momentum(share, share.vectors, ok)
-            share.directions = list(share.vectors)  # each of them is replaced
-            for index, layer in enumerate(share.layers):
-                if share.places[index]:
-                    factors = self.factors[layer.name]
-                    D = factors.H_g @ share.packed(share.vectors, index) @ factors.H_a
-                    share.set_direction(index, D)
+            self._precondition(share)
         self.apply(shares, ok, 1.0)
+
+    def _precondition(self, share: Share) -> None:
+        """The directions of a group."""
+        share.directions = list(share.vectors)  # each of them is replaced
+        for index, layer in enumerate(share.layers):
+            if not share.places[index]:
+                continue
+            factors = self.factors[layer.name]
+            m = share.packed(share.vectors, index)
+            D = factors.H_g @ m @ factors.H_a
+            share.set_direction(index, D)
 
     # -- what is used ------------------------------------------------------------------------------
     def inverses(self) -> dict[str, Kronecker]:
-        """H_g (x) H_a of every layer: what multiplies its gradient (copies: steps change the
-        factors in place).
-        """
-        return {name: factors.inverse() for name, factors in self.factors.items()}
+        """H_g (x) H_a of every layer, which multiplies its gradient; copies."""
+        found = {}
+        for name, factors in self.factors.items():
+            found[name] = factors.inverse()
+        return found
 
     def method_of(self, name: str) -> str:  # noqa: ARG002
         """What is done to a layer, in words."""
@@ -359,7 +394,9 @@ class KBFGS(LayerOptimizer):
 
     def own_state(self) -> dict[str, Any]:
         """All factors, copied because steps change them in place."""
-        saved = {name: factors.state() for name, factors in self.factors.items()}
+        saved = {}
+        for name, factors in self.factors.items():
+            saved[name] = factors.state()
         return {"factors": saved}
 
     def load_own_state(self, saved: dict[str, Any]) -> None:
@@ -367,15 +404,17 @@ class KBFGS(LayerOptimizer):
         self.factors = {}
         for name, tensors in saved["factors"].items():
             dtype = self.dtype_of(self.layers[name])
-            self.factors[name] = Factors(**decode(tensors, self.device, dtype))
+            fields = decode(tensors, self.device, dtype)
+            self.factors[name] = Factors(**fields)
 
 
 def _trainable_linear(model: nn.Module) -> list[str]:
     """Names of the Linear layers with something to train."""
     found = []
     for name, module in model.named_modules():
-        trainable = any(p.requires_grad for p in module.parameters())
-        if type(module) is nn.Linear and trainable:
+        if type(module) is not nn.Linear:  # a subclass may compute something else
+            continue
+        if any(p.requires_grad for p in module.parameters()):
             found.append(name)
     if not found:
         raise ValueError(

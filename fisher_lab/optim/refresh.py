@@ -1,5 +1,6 @@
-"""From moments to the damped inverses that the steps apply: assembled, factorised in batches,
-rescued where that fails.
+"""From moments to the damped inverses that the steps apply.
+
+Matrices are assembled, factorised in batches, and rescued where that fails.
 
 A refresh waits for the device once, when it reads all flags at once (and where eigendecompositions
 wait by themselves).
@@ -74,10 +75,9 @@ class Verdict(NamedTuple):
 def refresh(
     curvatures: Sequence[LayerCurvature], settings: Sequence[Settings], extra: Tensor
 ) -> tuple[list[str], list[float]]:
-    """New matrices and inverses; the last good ones stay where that fails. One host read, and
-    eigh's own waits.
+    """New matrices and inverses; the last good ones stay where that fails.
 
-    Layers of equal structure and settings are factorised in one batched call.
+    There is one host read, besides eigh's own waits. Layers of equal structure and settings are factorised in one batched call.
 
     Args:
         curvatures: layers that have been observed.
@@ -87,17 +87,22 @@ def refresh(
     Returns:
         One sentence for each layer where something failed, and the counters.
     """
-    matrices = [c.assembled() for c in curvatures]
+    matrices = []
+    for c in curvatures:
+        matrix = c.assembled()
+        matrices.append(matrix)
     inverses = _prepare_all(curvatures, matrices, settings)
     candidates = []
     for c, group, matrix, inverse in zip(curvatures, settings, matrices, inverses, strict=True):
-        candidates.append(Candidate(c, group, matrix, inverse))
+        candidate = Candidate(c, group, matrix, inverse)
+        candidates.append(candidate)
     verdicts, counters = _read(candidates, extra)
     notes = []
     for candidate, verdict in zip(candidates, verdicts, strict=True):
         note = _accept(candidate, verdict)
         if note is not None:
-            notes.append(f"layer {candidate.curvature.layer.name!r}: {note}")
+            name = candidate.curvature.layer.name
+            notes.append(f"layer {name!r}: {note}")
     return notes, counters
 
 
@@ -109,7 +114,8 @@ def _prepare_all(
     """The inverse of every matrix."""
     inverses = list(matrices)  # each of them is replaced
     for members in buckets(curvatures, matrices, settings):
-        together = _stacked([matrices[i] for i in members])
+        alike = [matrices[i] for i in members]
+        together = _stacked(alike)
         # all members share approximation, settings and jitter
         first = members[0]
         c = curvatures[first]
@@ -123,25 +129,30 @@ def _read(candidates: Sequence[Candidate], extra: Tensor) -> tuple[list[Verdict]
     """The verdicts on all candidates, and the counters: the one host read of a refresh."""
     flags = []
     for candidate in candidates:
-        flags.append(candidate.curvature.seen())
-        flags.append(is_finite(candidate.matrix))
-        flags.append(is_finite(candidate.inverse))
-    numbers = torch.stack(flags).to(extra.dtype)
-    together = torch.cat([numbers, extra])
+        seen = candidate.curvature.seen()
+        matrix = is_finite(candidate.matrix)
+        inverse = is_finite(candidate.inverse)
+        flags += [seen, matrix, inverse]
+    numbers = torch.stack(flags)
+    together = torch.cat([numbers.to(extra.dtype), extra])
     if together.is_meta:  # nothing to read: all is well
-        return [Verdict(1, 1, 1)] * len(candidates), [0.0] * len(extra)
+        good = [Verdict(1, 1, 1)] * len(candidates)
+        zeros = [0.0] * len(extra)
+        return good, zeros
     values = together.tolist()
     verdicts = []
     for _ in candidates:
-        verdicts.append(Verdict(*values[:3]))
-        values = values[3:]
+        seen, matrix, inverse, *values = values
+        verdict = Verdict(seen, matrix, inverse)
+        verdicts.append(verdict)
     return verdicts, values
 
 
 def _accept(candidate: Candidate, verdict: Verdict) -> str | None:
     """Let the steps use a candidate; where it is no good, say what was done instead."""
     c = candidate.curvature
-    if not verdict.seen:  # nothing to apply yet
+    if not verdict.seen:
+        # nothing to apply yet
         return None
     if not verdict.matrix:
         return "the matrix overflowed, the last good one stays"
@@ -153,7 +164,9 @@ def _accept(candidate: Candidate, verdict: Verdict) -> str | None:
             return "the factorisation failed, the last good inverse stays"
         inverse = rescued
         note = f"the factorisation failed, jitter is now {c.jitter:g}"
-    c.accept(candidate.matrix.forgetful(), inverse)
+    # what the matrix remembers of its factorisation is in the inverse
+    matrix = candidate.matrix.forgetful()
+    c.accept(matrix, inverse)
     return note
 
 
@@ -162,8 +175,9 @@ def buckets(
     matrices: Sequence[FisherMatrix],
     settings: Sequence[Settings],
 ) -> list[list[int]]:
-    """Indices of layers whose matrices can be worked on as one: equal structure, group and
-    approximation, no jitter.
+    """Indices of layers whose matrices can be worked on as one.
+
+    They are of equal structure, group and approximation, and without jitter.
 
     Args:
         curvatures: the layers.
@@ -175,8 +189,10 @@ def buckets(
         kind = matrix.signature
         key: Any = (kind, id(group), c.approximation.label, matrix.dtype, matrix.device)
         if kind is None or c.jitter > 0:
-            key = i  # alone
-        found.setdefault(key, []).append(i)
+            # alone
+            key = i
+        alike = found.setdefault(key, [])
+        alike.append(i)
     return list(found.values())
 
 
@@ -196,10 +212,12 @@ def joined(curvatures: Sequence[LayerCurvature], group: Settings) -> list[Bucket
             prepared.append(c)
             inverses.append(c.inverse)
     found = []
-    for alike in buckets(prepared, inverses, [group] * len(prepared)):
+    settings = [group] * len(prepared)
+    for alike in buckets(prepared, inverses, settings):
         members = [positions[i] for i in alike]
-        inverse = _stacked([inverses[i] for i in alike])
-        found.append(Bucket(members, inverse))
+        own = [inverses[i] for i in alike]
+        bucket = Bucket(members, _stacked(own))
+        found.append(bucket)
     return found
 
 
@@ -209,16 +227,18 @@ def _stacked(matrices: Sequence[FisherMatrix]) -> FisherMatrix:
 
 
 def _rescue(candidate: Candidate) -> FisherMatrix | None:
-    """A failed inverse again: with more jitter, then in float64, then by eigendecomposition; None
-    if nothing helps.
-    """
-    c, settings, matrix = candidate.curvature, candidate.settings, candidate.matrix
+    """A failed inverse again; None if nothing helps."""
+    c = candidate.curvature
+    settings = candidate.settings
+    matrix = candidate.matrix
     c.jitter = max(10 * c.jitter, JITTER)
     double = matrix.to(matrix.device, torch.float64)
+    exponent = c.approximation.exponent
+    # the cheapest first: more jitter, the same in float64, an eigendecomposition
     attempts = [
         lambda: prepare(c.approximation, matrix, settings, c.jitter),
         lambda: prepare(c.approximation, double, settings, c.jitter),
-        lambda: double.rescued(c.approximation.exponent, settings["damping"]),
+        lambda: double.rescued(exponent, settings["damping"]),
     ]
     for attempt in attempts:
         try:
@@ -228,6 +248,7 @@ def _rescue(candidate: Candidate) -> FisherMatrix | None:
             # into the memory
             continue
         inverse = inverse.to(matrix.device, matrix.dtype)
+        # a failed factorisation has cost more than this read does
         if bool(is_finite(inverse)):
             return inverse
     return None
@@ -235,4 +256,5 @@ def _rescue(candidate: Candidate) -> FisherMatrix | None:
 
 def is_finite(matrix: FisherMatrix) -> Tensor:
     """Whether all numbers of a matrix are finite, a 0-d tensor."""
-    return all_finite(matrix.tensors().values())
+    tensors = matrix.tensors()
+    return all_finite(tensors.values())

@@ -21,9 +21,7 @@ from fisher_lab.statistics import LayerStats, Sums
 
 
 def encode(value: Any) -> Any:
-    """Tensors, numbers, tuples, statistics, moments and FisherMatrices as dictionaries of plain
-    things.
-    """
+    """Tensors, numbers, tuples, statistics, moments and matrices as dictionaries of plain things."""
     if isinstance(value, FisherMatrix):
         return {"matrix": type(value).__name__, "fields": _encoded_fields(value)}
     if isinstance(value, Moments):
@@ -31,17 +29,27 @@ def encode(value: Any) -> Any:
     if isinstance(value, Sums):
         return encode(value.stats)
     if isinstance(value, LayerStats):
-        return {"stats": {"a": value.a, "g": value.g, "kernel": value.kernel, "bias": value.bias}}
+        fields = {
+            "a": value.a,
+            "g": value.g,
+            "kernel": value.kernel,
+            "bias": value.bias,
+        }
+        return {"stats": fields}
     if isinstance(value, tuple):
-        return tuple(encode(item) for item in value)
+        return tuple(map(encode, value))
     if isinstance(value, Mapping):
-        return {key: encode(item) for key, item in value.items()}
+        return _each(value, encode)
     return value
 
 
 def _encoded_fields(value: Any) -> dict[str, Any]:
     """The fields of a dataclass, by name."""
-    return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    fields = {}
+    for field in dataclasses.fields(value):
+        own = getattr(value, field.name)
+        fields[field.name] = encode(own)
+    return fields
 
 
 def decode(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -60,18 +68,33 @@ def decode(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
         return decode(item, device, dtype)
 
     if isinstance(value, Tensor):
-        return value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
+        # indices and counters are no numbers of the working precision
+        chosen = dtype if value.is_floating_point() else value.dtype
+        return value.to(device, chosen, copy=True)
     if isinstance(value, tuple | list):
-        return tuple(inner(item) for item in value)
+        # torch.save may give lists where tuples were
+        return tuple(map(inner, value))
     if not isinstance(value, dict):
         return value
+    # the words of the structures; a dictionary of tensors under the same words is none of them
     if isinstance(value.get("matrix"), str):
-        return _built(FisherMatrix, value["matrix"], _present_fields(value), inner)
+        fields = _present_fields(value)
+        return _built(FisherMatrix, value["matrix"], fields, inner)
     if isinstance(value.get("moments"), str):
-        return _built(Moments, value["moments"], value["fields"], inner)
+        fields = value["fields"]
+        return _built(Moments, value["moments"], fields, inner)
     if isinstance(value.get("stats"), dict):
-        return LayerStats(**inner(value["stats"]))
-    return {key: inner(item) for key, item in value.items()}
+        fields = inner(value["stats"])
+        return LayerStats(**fields)
+    return _each(value, inner)
+
+
+def _each(items: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """A function of every value of a dictionary."""
+    changed = {}
+    for key, item in items.items():
+        changed[key] = change(item)
+    return changed
 
 
 def _built(family: type, name: str, fields: dict[str, Any], inner: Callable[[Any], Any]) -> Any:
@@ -83,13 +106,17 @@ def _built(family: type, name: str, fields: dict[str, Any], inner: Callable[[Any
         fields: encoded.
         inner: what decodes them.
     """
-    known = {cls.__name__: cls for cls in _subclasses(family)}
+    known = {}
+    for cls in _subclasses(family):
+        known[cls.__name__] = cls
     if name not in known:
+        names = ", ".join(sorted(known))
         raise ValueError(
-            f"The checkpoint holds a {name}, expected one of {', '.join(sorted(known))}; import "
-            "the module that defines it first."
+            f"The checkpoint holds a {name}, expected one of {names}; import the module that "
+            "defines it first."
         )
-    return known[name](**{key: inner(item) for key, item in fields.items()})
+    decoded = _each(fields, inner)
+    return known[name](**decoded)
 
 
 def _present_fields(value: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +128,7 @@ def _present_fields(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _subclasses(cls: type) -> list[type]:
+    """All classes below a class, a user's own too."""
     direct: list[type] = cls.__subclasses__()
     found = []
     for sub in direct:
@@ -111,4 +139,6 @@ def _subclasses(cls: type) -> list[type]:
 
 def copied(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     """A tensor of a checkpoint on a device, and never the checkpoint's own."""
-    return None if tensor is None else tensor.to(device, copy=True)
+    if tensor is None:
+        return None
+    return tensor.to(device, copy=True)

@@ -1,5 +1,4 @@
-"""The way of a gradient through a step: one list of vectors for each group, from `p.grad` to the
-update.
+"""The way of a gradient through a step: lists of vectors, one for each group.
 
     gradients --weight decay, momentum--> vectors --packed, times the inverse, unpacked-->
     directions --> parameters
@@ -76,7 +75,8 @@ class Share:
             for key, p in layer.parameters.items():
                 if p.grad is None:
                     continue
-                gradient = p.grad.to_dense().to(dtype_of(p))
+                dense = p.grad.to_dense()
+                gradient = dense.to(dtype_of(p))
                 if scale is not None:
                     gradient = gradient / scale
                 place[key] = len(share.params)
@@ -93,22 +93,28 @@ class Share:
             vectors: the vectors or the directions.
             index: position of a layer that has a gradient.
         """
-        layer, place = self.layers[index], self.places[index]
-        first = vectors[min(place.values())]
+        layer = self.layers[index]
+        place = self.places[index]
+        start = min(place.values())
+        dtype = vectors[start].dtype
         tensors = {}
         for key, p in layer.parameters.items():
             if key in place:
-                tensors[key] = vectors[place[key]]
+                position = place[key]
+                tensors[key] = vectors[position]
             else:
-                tensors[key] = torch.zeros_like(p, dtype=first.dtype)
+                tensors[key] = torch.zeros_like(p, dtype=dtype)
         return layer.pack(tensors)
 
     def set_direction(self, index: int, D: Tensor) -> None:
         """Hand a layer's direction D `[Q * d_out, d_in]` to its parameters."""
         place = self.places[index]
-        for key, tensor in self.layers[index].unpack(D).items():
+        unpacked = self.layers[index].unpack(D)
+        for key, tensor in unpacked.items():
+            # a parameter without a gradient (a frozen bias) does not move
             if key in place:
-                self.directions[place[key]] = tensor
+                position = place[key]
+                self.directions[position] = tensor
 
     def inner(self) -> Tensor:
         """<directions, vectors> of a group with gradients, a 0-d tensor."""
@@ -120,19 +126,19 @@ class Share:
 
 
 def precondition(share: Share, buckets: Sequence[Bucket]) -> None:
-    """The directions of a group: the prepared inverses times its vectors, equal layers in one
-    product.
-    """
+    """The directions of a group: the inverses times its vectors, equal layers in one product."""
     share.directions = list(share.vectors)  # each of them is replaced
     treated: set[int] = set()
     for bucket in buckets:
         treated.update(bucket.members)
         _multiply(share, bucket)
     for index, place in enumerate(share.places):
-        if index not in treated:
-            # a layer without finite statistics so far stays where it is
-            for position in place.values():
-                share.directions[position] = torch.zeros_like(share.vectors[position])
+        if index in treated:
+            continue
+        # a layer without finite statistics so far stays where it is
+        for position in place.values():
+            vector = share.vectors[position]
+            share.directions[position] = torch.zeros_like(vector)
 
 
 def _multiply(share: Share, bucket: Bucket) -> None:
@@ -145,12 +151,17 @@ def _multiply(share: Share, bucket: Bucket) -> None:
         Ws[index] = share.packed(share.vectors, index)
     first = Ws[used[0]]
     if len(bucket.members) == 1:
-        share.set_direction(used[0], bucket.inverse @ first)
+        D = bucket.inverse @ first
+        share.set_direction(used[0], D)
         return
     # a layer without a gradient keeps its place in the joined matrix
     zero = torch.zeros_like(first)
-    rows = [Ws.get(index, zero) for index in bucket.members]
-    joined = bucket.inverse @ torch.cat(rows)
+    rows = []
+    for index in bucket.members:
+        W = Ws.get(index, zero)
+        rows.append(W)
+    together = torch.cat(rows)
+    joined = bucket.inverse @ together
     pieces = joined.chunk(len(rows))
     for index, D in zip(bucket.members, pieces, strict=True):
         share.set_direction(index, D)

@@ -1,5 +1,6 @@
-"""What every optimizer of this package shares: layers and groups, the fallback, momentum, decay,
-the guarded step.
+"""What every optimizer of this package shares.
+
+Layers and groups, the fallback, momentum, weight decay, the guarded step, checkpoints.
 """
 
 from __future__ import annotations
@@ -102,29 +103,38 @@ class LayerOptimizer(torch.optim.Optimizer):
         # dynamo does not guard an optimizer's attributes: a compiled step would keep using those of
         # its first call (the plain function, as a bound method would be a cycle that keeps the
         # memory after the last reference)
-        self._run = torch.compiler.disable(type(self)._step)
+        plain_step = type(self)._step
+        self._run = torch.compiler.disable(plain_step)
         self._complete = True
 
     # -- layers and groups -------------------------------------------------------------------------
     def _fallback(self) -> torch.optim.AdamW | None:
-        """AdamW for all parameters that no layer covers, its group the last of ours; None if there
-        are none.
-        """
+        """AdamW for all parameters that no layer covers; None if there are none."""
         covered: set[nn.Parameter] = set()
         for layer in self.layers.values():
-            covered.update(layer.parameters.values())
-        rest = [p for p in self.model.parameters() if p not in covered]
+            own = layer.parameters
+            covered.update(own.values())
+        rest = []
+        for p in self.model.parameters():
+            if p not in covered:
+                rest.append(p)
         if not rest:
             return None
         fallback = make_fallback(rest, self.options.fallback_lr)
-        self.param_groups.append(fallback.param_groups[0])
+        # schedulers and checkpoints see one optimizer: its group is our last, its state is ours
+        (group,) = fallback.param_groups
+        self.param_groups.append(group)
         fallback.state = self.state
         return fallback
 
     @property
     def method_groups(self) -> list[dict[str, Any]]:
         """The parameter groups without the fallback's."""
-        return [group for group in self.param_groups if "layers" in group]
+        found = []
+        for group in self.param_groups:
+            if "layers" in group:
+                found.append(group)
+        return found
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Groups are given at construction, by layer."""
@@ -159,9 +169,8 @@ class LayerOptimizer(torch.optim.Optimizer):
         return torch.autocast(device.type, enabled=False)
 
     def _generator(self, device: torch.device) -> torch.Generator | None:
-        """The source of sampled labels, on the device of the outputs; none where nothing is drawn
-        (meta).
-        """
+        """The source of sampled labels, on the device of the outputs."""
+        # nothing is drawn on meta
         if device.type == "meta":
             return None
         if self.generator is None:
@@ -174,7 +183,8 @@ class LayerOptimizer(torch.optim.Optimizer):
     def batches(self, data: Any) -> Iterator[Batch]:
         """The data in batches, on the parameters' device and in their type."""
         p = self.param_groups[0]["params"][0]
-        yield from Batches(data, p.dtype, p.device, budget_bytes())
+        memory = budget_bytes()
+        yield from Batches(data, p.dtype, p.device, memory)
 
     # -- the step ----------------------------------------------------------------------------------
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -210,7 +220,8 @@ class LayerOptimizer(torch.optim.Optimizer):
         for group in self.method_groups:
             layers = []
             for name in group["layers"]:
-                if names is None or name in names:
+                takes_part = names is None or name in names
+                if takes_part:
                     layers.append(self.layers[name])
             share = Share.gather(group, layers, self.working_dtype, scale)
             shares.append(share)
@@ -232,7 +243,8 @@ class LayerOptimizer(torch.optim.Optimizer):
         if found_inf is not None:
             ok = ok & (found_inf == 0)
         if isinstance(loss, Tensor):
-            ok = ok & torch.isfinite(loss.detach()).all()
+            finite = torch.isfinite(loss.detach())
+            ok = ok & finite.all()
         return ok
 
     @staticmethod
@@ -268,8 +280,12 @@ class LayerOptimizer(torch.optim.Optimizer):
         return buffers
 
     def apply(self, shares: Sequence[Share], ok: Tensor, clip: float | Tensor) -> None:
-        """W <- W - lr clip p in all groups, and the fallback; nothing where not ok or a direction
-        is not finite.
+        """W <- W - lr clip p in all groups, and a step of the fallback.
+
+        Args:
+            shares: of the groups.
+            ok: whether anything may change; nor does it where a direction is not finite.
+            clip: factor of all steps.
         """
         directions: list[Tensor] = []
         for share in shares:
@@ -280,7 +296,8 @@ class LayerOptimizer(torch.optim.Optimizer):
             if share.params:
                 self._move(share, ok, clip)
         if self.fallback is not None:
-            step_fallback(self.fallback, ok, getattr(self, "grad_scale", None))
+            scale = getattr(self, "grad_scale", None)
+            step_fallback(self.fallback, ok, scale)
         self._skipped = count_failure(self._skipped, ok)
 
     def _move(self, share: Share, ok: Tensor, clip: float | Tensor) -> None:
@@ -302,31 +319,40 @@ class LayerOptimizer(torch.optim.Optimizer):
             rate = 1.0
         if group["weight_decay"] and group["decoupled"]:
             left = 1 - group["lr"] * group["weight_decay"]
-            torch._foreach_mul_(share.params, where_ok(ok, left, 1.0, dtype))
+            factor = where_ok(ok, left, 1.0, dtype)
+            torch._foreach_mul_(share.params, factor)
         torch._foreach_add_(share.params, found, alpha=rate)
 
     # -- what is told ------------------------------------------------------------------------------
     def tell(self, skipped: float, lost: float, notes: list[str]) -> None:
         """Warn of what went wrong since the last refresh."""
-        before = self._told
+        skipped_before, lost_before = self._told
         self._told = (skipped, lost)
-        sentences = told(skipped - before[0], lost - before[1], notes)
+        sentences = told(skipped - skipped_before, lost - lost_before, notes)
         if sentences:
-            title = f"{type(self).__name__}, step {self.steps}"
-            message = f"{title}: {'; '.join(sentences)}."
-            warnings.warn(message, RuntimeWarning, stacklevel=_level_of_caller())
+            self.warn("; ".join(sentences) + ".")
+
+    def warn(self, sentence: str) -> None:
+        """A RuntimeWarning that points at the user's own line."""
+        name = type(self).__name__
+        message = f"{name}, step {self.steps}: {sentence}"
+        warnings.warn(message, RuntimeWarning, stacklevel=_level_of_caller())
 
     def troubles(self) -> dict[str, int]:
         """Counters of what went wrong; reads them from the device."""
         return {"updates skipped as non-finite": as_int(self._skipped)}
 
     def __repr__(self) -> str:
-        methods = {name: self.method_of(name) for name in self.layers}
+        methods = {}
+        for name in self.layers:
+            methods[name] = self.method_of(name)
         lines = [f"{type(self).__name__}, step {self.steps}"]
         lines += describe_groups(self.method_groups, self.layers, methods)
         if self.fallback is not None:
-            lines += describe_fallback(self.fallback.param_groups[0], self.model)
-        lines += describe_troubles(self.troubles())
+            (group,) = self.fallback.param_groups
+            lines += describe_fallback(group, self.model)
+        troubles = self.troubles()
+        lines += describe_troubles(troubles)
         return "\n".join(lines)
 
     def method_of(self, name: str) -> str:
@@ -349,9 +375,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is needed to go on bit by bit; loads with
-        `torch.load(weights_only=True)`.
-        """
+        """Everything needed to go on bit by bit; loads with `torch.load(weights_only=True)`."""
         generator = self._generator_state
         if self.generator is not None:
             generator = self.generator.get_state()
@@ -366,8 +390,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         return {**super().state_dict(), "fisher_lab": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, on the parameters' devices and in the precision they are
-        worked on in.
+        """Restore what `state_dict` gave, on the parameters' devices and in working precision.
 
         Raises:
             ValueError: a state of another optimizer, of other layers, or of a later version.
@@ -377,7 +400,8 @@ class LayerOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self._load_momentum(state_dict)
         if self.fallback is not None:
-            self.fallback.param_groups = [self.param_groups[-1]]
+            # torch has made new groups; the fallback's is the last
+            self.fallback.param_groups = self.param_groups[-1:]
             self.fallback.state = self.state
         self.steps = own["steps"]
         self.generator = None
@@ -389,8 +413,8 @@ class LayerOptimizer(torch.optim.Optimizer):
     def _check_state(self, state_dict: dict[str, Any]) -> None:
         """Refuse the state of something else."""
         own = state_dict.get("fisher_lab")
-        saved = [group.get("layers") for group in state_dict["param_groups"]]
-        mine = [group.get("layers") for group in self.param_groups]
+        saved = _layers_of(state_dict["param_groups"])
+        mine = _layers_of(self.param_groups)
         if own is None or saved != mine:
             raise ValueError(
                 f"The state is not one of a {type(self).__name__} with these layers and groups, "
@@ -406,31 +430,36 @@ class LayerOptimizer(torch.optim.Optimizer):
 
     def _load_momentum(self, state_dict: dict[str, Any]) -> None:
         """Momentum in its own precision, where torch casts it to the parameter's."""
+        states = state_dict["state"]
         for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
-            for i, p in zip(saved["params"], group["params"], strict=True):
-                state = state_dict["state"].get(i, {})
+            # a checkpoint knows parameters by their number
+            for number, p in zip(saved["params"], group["params"], strict=True):
+                state = states.get(number, {})
                 buffer = state.get("momentum_buffer")
-                if buffer is not None:
-                    dtype = self.working_dtype(p)
-                    buffer = buffer.to(p.device, dtype, copy=True)
-                    self.state[p]["momentum_buffer"] = buffer
+                if buffer is None:
+                    continue
+                dtype = self.working_dtype(p)
+                self.state[p]["momentum_buffer"] = buffer.to(p.device, dtype, copy=True)
+
+
+def _layers_of(groups: Sequence[dict[str, Any]]) -> list[Any]:
+    """The names of the layers of every group; None for the fallback's."""
+    return [group.get("layers") for group in groups]
 
 
 def registry() -> dict[str, type[LayerOptimizer]]:
-    """Every optimizer known by name, in order of definition; each is built as
-    `cls(model, likelihood, lr, ...)`.
-    """
+    """Every optimizer by name, in order of definition, built as `cls(model, likelihood, lr, ...)`."""
     return dict(LayerOptimizer._registry)
 
 
 def _level_of_caller() -> int:
-    """`stacklevel` of the first line outside of fisher_lab and torch (whose wrappers of `step` come
-    and go).
-    """
+    """`stacklevel` of the first line outside of fisher_lab and torch."""
     frame = inspect.currentframe()
     level = 0
+    # counted, as torch's wrappers of `step` come and go
     while frame is not None:
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        module = frame.f_globals.get("__name__", "")
+        package, _, _ = module.partition(".")
         if package not in ("fisher_lab", "torch"):
             break
         frame = frame.f_back
@@ -456,8 +485,10 @@ def _check_free(name: str, owner: str, module: str) -> None:
 
 def _check_one_process() -> None:
     """Refuse to train in several processes, whose statistics would differ."""
-    available = torch.distributed.is_available()
-    if not available or not torch.distributed.is_initialized():
+    # some builds of torch have no distributed package at all
+    if not torch.distributed.is_available():
+        return
+    if not torch.distributed.is_initialized():
         return
     processes = torch.distributed.get_world_size()
     if processes > 1:

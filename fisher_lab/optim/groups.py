@@ -30,7 +30,9 @@ def choose_layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, La
         ValueError: if none is left.
     """
     chosen = {}
-    for name, layer in select(model, names, "skip").layers.items():
+    selected = select(model, names, "skip").layers
+    for name, layer in selected.items():
+        # one whose factor would fill the memory is no one's wish, unless it is named
         too_large = names is None and layer.factor_size() > LARGEST_FACTOR
         if not layer.gradient_form and not too_large:
             chosen[name] = layer
@@ -68,7 +70,8 @@ def make_groups(
     rest = list(layers)
     made = []
     for group in groups or ():
-        names = _names(group, [*settings.names(), *more])
+        allowed = [*settings.names(), *more]
+        names = _names(group, allowed)
         for name in names:
             if name not in rest:
                 known = ", ".join(map(repr, layers))
@@ -77,10 +80,14 @@ def make_groups(
                     "weight and bias of a layer share their settings."
                 )
             rest.remove(name)
-        changed = {key: group[key] for key in settings.names() if key in group}
+        changed = {}
+        for key in settings.names():
+            if key in group:
+                changed[key] = group[key]
         # made anew, so that the settings are checked
         own = dataclasses.replace(settings, **changed)
         made.append(_torch_group(layers, names, own))
+    # without a layer left there is no group of the others: torch refuses an empty one
     if rest:
         made.append(_torch_group(layers, rest, settings))
     return made

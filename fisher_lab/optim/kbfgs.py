@@ -336,9 +336,7 @@ class KBFGS(LayerOptimizer):
         self.steps += 1
         return loss
 
-    def _learn(
-        self, before: dict[str, Pass], after: dict[str, Pass], scale: Tensor | None
-    ) -> None:
+    def _learn(self, before: dict[str, Pass], after: dict[str, Pass], scale: Tensor | None) -> None:
         """Let every layer that was differentiated in both passes learn from them."""
         for name, seen in before.items():
             first = seen.means(scale)

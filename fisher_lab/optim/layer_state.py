@@ -1,4 +1,4 @@
-"""One layer's curvature inside an optimizer: what is kept of it, and how an observation joins it.
+"""One layer's curvature inside an optimizer: what is kept, and how an observation joins it.
 
 Nothing here waits for the device; statistics that are not finite change nothing, by masks.
 """
@@ -75,6 +75,7 @@ class LayerState:
 
     def encoded(self) -> dict[str, Any]:
         """Everything, as plain containers of tensors."""
+        # with the present observation, so that a reader needs no other entry
         saved = {
             "moments": encode(self.now.moments),
             "matrix": encode(self.matrix),
@@ -105,15 +106,19 @@ class LayerState:
         count = found["count"]
         size = found.get("size")
         if count is not None and size is None:
-            size = torch.zeros_like(count)  # version 1 did not know the sizes of its observations
-        self.past = Average(found["moments"], count, size)
+            # version 1 did not know the sizes of its observations
+            size = torch.zeros_like(count)
+        moments = found["moments"]
+        self.past = Average(moments, count, size)
         self.present = Mean()
         self.now = self.past
         if found["latest"] is not None:
             # saved within an observation
+            examples = found["window"]
             self.past = Average(found["before"], count, size)
-            self.present = Mean(found["latest"], found["window"])
-            self.now = Average(found["moments"], *self.past.counted(found["window"]))
+            self.present = Mean(found["latest"], examples)
+            count, size = self.past.counted(examples)
+            self.now = Average(moments, count, size)
 
 
 class LayerCurvature(LayerState):
@@ -137,7 +142,9 @@ class LayerCurvature(LayerState):
         stats = observed.stats
         sums = Sums(stats, shared=False)  # nobody else will ask
         moments = moments_of(self.approximation, sums, self.matrix)
-        ok = observed.ok & all_finite(moments.tensors().values())
+        tensors = moments.tensors()
+        # finite statistics may have moments that overflow
+        ok = observed.ok & all_finite(tensors.values())
         examples = ok.to(stats.g.dtype) * observed.examples
         return Contribution(moments.masked(ok), examples, ok)
 
@@ -172,8 +179,9 @@ class LayerCurvature(LayerState):
         """
         self.matrix = matrix
         self.inverse = inverse
-        if self.now.moments is not None:
-            self.now.moments = carried(self.approximation, self.now.moments, matrix)
+        moments = self.now.moments
+        if moments is not None:
+            self.now.moments = carried(self.approximation, moments, matrix)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -192,13 +200,17 @@ class LayerCurvature(LayerState):
         """
         given = dict(saved)
         label = given.pop("approximation")
-        if label != self.approximation.label:
+        expected = self.approximation.label
+        if label != expected:
             raise ValueError(
                 f"The state of layer {self.layer.name!r} is one of {label}, expected one of "
-                f"{self.approximation.label}; build the optimizer with the same arguments as the "
-                "one that was saved."
+                f"{expected}; build the optimizer with the same arguments as the one that was "
+                "saved."
             )
-        found = {name: decode(value, device, dtype) for name, value in given.items()}
+        found = {}
+        for name, value in given.items():
+            found[name] = decode(value, device, dtype)
         for name in ("moments", "before", "latest"):
-            found[name] = moments_of_any_version(found[name], self.approximation, self.layer)
+            stored = found[name]
+            found[name] = moments_of_any_version(stored, self.approximation, self.layer)
         self.restore(found)

@@ -69,11 +69,13 @@ class Method(NaturalGradient, register=False):
     def __init__(
         self, model: nn.Module, likelihood: AnyLikelihood, lr: Any, **options: Any
     ) -> None:
+        # what belongs to the approximation; the rest is the optimizer's
         chosen = {}
         for name in inspect.signature(self.build).parameters:
             if name in options:
                 chosen[name] = options.pop(name)
         approximation = self.build(**chosen)
+        # a user's own word stands above the method's
         given = {**self.own_defaults, **options}
         super().__init__(model, likelihood, approximation, lr, **given)
 
@@ -81,14 +83,17 @@ class Method(NaturalGradient, register=False):
 def _signature(cls: type[Method]) -> inspect.Signature:
     """The signature for people: Method's, with the arguments of `build` by name."""
     given = inspect.signature(cls.__init__)
+    arguments = list(given.parameters.values())
     # without self, as a class is called
-    *named, rest = list(given.parameters.values())[1:]
+    _, *named, rest = arguments
     if rest.kind is not inspect.Parameter.VAR_KEYWORD:
         # a subclass that says all its arguments itself
         return given.replace(parameters=[*named, rest])
     own = []
-    for parameter in inspect.signature(cls.build).parameters.values():
-        own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    building = inspect.signature(cls.build)
+    for parameter in building.parameters.values():
+        by_name = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        own.append(by_name)
     return given.replace(parameters=[*named, *own, rest])
 
 
@@ -252,7 +257,9 @@ def _methods() -> list[str]:
     """Names of the classes of this file that are optimizers."""
     found = []
     for name, value in globals().items():
-        if inspect.isclass(value) and issubclass(value, Method):
+        if not inspect.isclass(value):
+            continue
+        if issubclass(value, Method):
             found.append(name)
     return found
 

@@ -173,18 +173,22 @@ class NaturalGradient(LayerOptimizer, register=False):
         # the groups made stand in the order of those given; one of all other layers follows
         for made, group in zip(self.method_groups, groups, strict=False):
             if "approximation" in group:
-                given.update(dict.fromkeys(made["layers"], group["approximation"]))
+                own = dict.fromkeys(made["layers"], group["approximation"])
+                given.update(own)
         found = {}
         for name, layer in self.layers.items():
-            if not isinstance(given[name], ByLayer):
-                check_approximation(given[name])
-            found[name] = LayerCurvature(layer, self.choose(layer, given[name]))
+            rule = given[name]
+            if not isinstance(rule, ByLayer):
+                check_approximation(rule)
+            approximation = self.choose(layer, rule)
+            found[name] = LayerCurvature(layer, approximation)
         return found
 
     def choose(self, layer: Layer, approximation: Approximation | ByLayer) -> Approximation:
         """The approximation of one layer."""
         if isinstance(approximation, ByLayer):
-            return approximation.choose(layer, self.dtype_of(layer))
+            dtype = self.dtype_of(layer)
+            return approximation.choose(layer, dtype)
         return approximation
 
     @property
@@ -222,11 +226,14 @@ class NaturalGradient(LayerOptimizer, register=False):
     def _watched(self, y: Tensor | None) -> Iterator[None]:
         layers = self.layers
         if self.options.statistics == "gradient":
-            layers = {}  # examples are counted, nothing else
+            # examples are counted, nothing else
+            layers = {}
         with self.window.inside(), watching(self.model, layers) as forwards:
             yield
         check_forwards(forwards, self.likelihood)
-        examples = sum(len(forward.z) for forward in forwards)
+        examples = 0
+        for forward in forwards:
+            examples += len(forward.z)
         check_labels(y, examples)
         if self.options.statistics == "gradient":
             self.window.count(examples)
@@ -250,12 +257,14 @@ class NaturalGradient(LayerOptimizer, register=False):
         kind: FisherKind = self.options.fisher if y is None else "empirical"
         started = 0
         for forward in forwards:
+            stopped = started + len(forward.z)
             labels = None
             if y is not None:
-                labels = y[started : started + len(forward.z)]
-            started += len(forward.z)
-            with self.plain_precision(forward.z.device):
-                generator = self._generator(forward.z.device)
+                labels = y[started:stopped]
+            started = stopped
+            device = forward.z.device
+            with self.plain_precision(device):
+                generator = self._generator(device)
                 dtype = self.options.dtype
                 found = statistics(
                     forward,
@@ -276,10 +285,12 @@ class NaturalGradient(LayerOptimizer, register=False):
         for name, observed in found.items():
             if self.options.statistics == "mean":
                 observed = observed._replace(stats=of_batch_mean(observed.stats))
-            contributions[name] = self.curvature[name].contribution(observed)
+            c = self.curvature[name]
+            contributions[name] = c.contribution(observed)
         # first all, then none left to make: what several processes exchange, they exchange here
         for name, new in contributions.items():
-            self.curvature[name].absorb(new, self.options.decay)
+            c = self.curvature[name]
+            c.absorb(new, self.options.decay)
             self.window.lose(new.ok)
 
     def warm_start(self, data: Any) -> None:
@@ -299,7 +310,10 @@ class NaturalGradient(LayerOptimizer, register=False):
                 f"{type(self).__name__} reads the gradients of its own steps, expected no warm "
                 "start; leave it out."
             )
-        sweeps = max(c.approximation.sweeps for c in self.curvature.values())
+        sweeps = 1
+        for c in self.curvature.values():
+            sweeps = max(sweeps, c.approximation.sweeps)
+        # a refresh after each, as the next one reads the matrix (EKFAC's basis)
         for _ in range(sweeps):
             self._sweep(data)
             self._refresh()
@@ -379,21 +393,27 @@ class NaturalGradient(LayerOptimizer, register=False):
             return 1.0
         power: float | Tensor = 0.0
         for share in shares:
-            if share.params:
-                power = power + share.group["lr"] ** 2 * self._power(share)
+            if not share.params:
+                continue
+            lr = share.group["lr"]
+            power = power + lr**2 * self._power(share)
         if not isinstance(power, Tensor):
             return 1.0
-        # a zero step is not divided by
-        power = power.abs().clamp(min=torch.finfo(power.dtype).tiny)
-        return (self.options.kl_clip / power).sqrt().clamp(max=1.0)
+        # a zero step is not divided by; rounding may leave one below zero
+        tiny = torch.finfo(power.dtype).tiny
+        power = power.abs().clamp(min=tiny)
+        nu = (self.options.kl_clip / power).sqrt()
+        return nu.clamp(max=1.0)
 
     def _power(self, share: Share) -> Tensor:
         """p^T F p of a group, a 0-d tensor."""
         curvatures = [self.curvature[layer.name] for layer in share.layers]
-        if all(c.approximation.exponent == -1 for c in curvatures):
+        exponents = {c.approximation.exponent for c in curvatures}
+        inner = share.inner()
+        if exponents == {-1}:
             # p = (F + lambda)^-1 m, so that <p, m> is p^T (F + lambda) p
-            return share.inner()
-        total = torch.zeros_like(share.inner())
+            return inner
+        total = torch.zeros_like(inner)
         for index, c in enumerate(curvatures):
             if not share.places[index] or c.matrix is None:
                 continue
@@ -401,20 +421,21 @@ class NaturalGradient(LayerOptimizer, register=False):
             if c.approximation.exponent == -1:
                 Fp = share.packed(share.vectors, index)
             else:
+                # of a root, whose own product with m is no quadratic form of F
                 Fp = c.matrix @ p
-            total = total + (p * Fp).sum()
+            products = p * Fp
+            total = total + products.sum()
         return total
 
     def _absorb_gradients(self, shares: Sequence[Share], ok: Tensor) -> None:
-        """The batch-mean gradient of this very step, times the number of examples it is the mean
-        of.
-        """
+        """The batch-mean gradient of this very step, times the root of its number of examples."""
         examples = self.window.examples
         for share in shares:
             for index, layer in enumerate(share.layers):
                 if not share.places[index]:
                     continue
-                W = kept(ok, share.packed(share.vectors, index)) * examples**0.5
+                gradient = share.packed(share.vectors, index)
+                W = kept(ok, gradient) * examples**0.5
                 stats = of_gradient(W, layer.groups, layer.kernel, layer.bias)
                 c = self.curvature[layer.name]
                 new = c.contribution(Observed(stats, ok, examples))
@@ -422,15 +443,14 @@ class NaturalGradient(LayerOptimizer, register=False):
 
     # -- refreshes ---------------------------------------------------------------------------------
     def _refresh(self) -> None:
-        """Matrices and inverses from the moments; then counters are read and troubles told, in one
-        host read.
-        """
+        """Matrices and inverses from the moments; counters come with the same host read."""
         observed = []
         settings = []
         for group in self.method_groups:
             for name in group["layers"]:
-                if self.curvature[name].moments is not None:
-                    observed.append(self.curvature[name])
+                c = self.curvature[name]
+                if c.moments is not None:
+                    observed.append(c)
                     settings.append(group)
         if not observed:
             return
@@ -445,7 +465,8 @@ class NaturalGradient(LayerOptimizer, register=False):
         self._buckets = []
         for group in self.method_groups:
             curvatures = [self.curvature[name] for name in group["layers"]]
-            self._buckets.append(joined(curvatures, group))
+            buckets = joined(curvatures, group)
+            self._buckets.append(buckets)
 
     def _counters(self) -> Tensor:
         """Updates skipped and statistics lost so far, `[2]`."""
@@ -457,9 +478,8 @@ class NaturalGradient(LayerOptimizer, register=False):
         return counters
 
     def _tell_counters(self) -> None:
-        """Read the counters between refreshes that are far apart: dead training must not go on
-        without a word.
-        """
+        """Read the counters between refreshes that are far apart."""
+        # dead training must not go on without a word
         self._read_at = self.steps
         counters = self._counters()
         if not counters.is_meta:
@@ -469,10 +489,10 @@ class NaturalGradient(LayerOptimizer, register=False):
     # -- checkpoints -------------------------------------------------------------------------------
     def own_state(self) -> dict[str, Any]:
         """Periods, pending windows, and every layer's moments, matrix and inverse."""
-        return {
-            **self.window.state(),
-            "layers": {name: c.state() for name, c in self.curvature.items()},
-        }
+        layers = {}
+        for name, c in self.curvature.items():
+            layers[name] = c.state()
+        return {**self.window.state(), "layers": layers}
 
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """The inverse of `own_state`."""
@@ -480,7 +500,8 @@ class NaturalGradient(LayerOptimizer, register=False):
         self._read_at = self.steps
         for name, c in self.curvature.items():
             p = next(iter(c.layer.parameters.values()))
-            c.load(saved["layers"][name], p.device, self.dtype_of(c.layer))
+            own = saved["layers"][name]
+            c.load(own, p.device, self.dtype_of(c.layer))
         self._collect()
 
     def method_of(self, name: str) -> str:
@@ -499,9 +520,7 @@ class NaturalGradient(LayerOptimizer, register=False):
 
     # -- what is used ------------------------------------------------------------------------------
     def matrices(self) -> dict[str, FisherMatrix]:
-        """The matrices of the last refresh, by layer: averaged and stale, exactly what the steps
-        use (undamped).
-        """
+        """The undamped matrices that the steps use, by layer: averaged, of the last refresh."""
         found = {}
         for name, c in self.curvature.items():
             if c.matrix is not None:
@@ -521,7 +540,10 @@ class NaturalGradient(LayerOptimizer, register=False):
             data: as in `fl.compare`.
             **options: further arguments of `fl.compare`.
         """
-        labels = dict.fromkeys(c.approximation.label for c in self.curvature.values())
+        labels = []
+        for c in self.curvature.values():
+            if c.approximation.label not in labels:
+                labels.append(c.approximation.label)
         label = " | ".join(labels)
         about = {
             "optimizer": type(self).__name__,
@@ -534,9 +556,7 @@ class NaturalGradient(LayerOptimizer, register=False):
 
 
 def _check_factors(statistics: Statistics, curvature: Mapping[str, LayerCurvature]) -> None:
-    """Refuse batch-mean statistics for an approximation that needs inputs and output gradients
-    apart.
-    """
+    """Refuse batch means for an approximation that needs inputs and output gradients apart."""
     if statistics == "per_example":
         return
     for c in curvature.values():

@@ -1,5 +1,6 @@
-"""What an optimizer sees of a forward pass: layer inputs, and output gradients from one extra
-backward pass.
+"""What an optimizer sees of a forward pass.
+
+Layer inputs, and output gradients from one extra backward pass.
 
 The hooks live only inside the `with`. The extra backward goes through the graph that the user's own
 loss uses, asks only for the gradients at the layers' outputs, and so touches no `p.grad` and fires
@@ -56,11 +57,13 @@ def watching(model: nn.Module, layers: dict[str, Layer]) -> Iterator[list[Watche
     with _uncompiled(), recording(layers) as uses:
 
         def finished(module: nn.Module, inputs: Any, z: Any) -> None:  # noqa: ARG001
-            own = {name: list(found) for name, found in uses.items()}
-            forwards.append(Watched(default_output(z), own))
-            # the next pass begins anew
-            for found in uses.values():
+            own = {}
+            for name, found in uses.items():
+                own[name] = list(found)
+                # the next pass begins anew
                 found.clear()
+            output = default_output(z)
+            forwards.append(Watched(output, own))
 
         handle = model.register_forward_hook(finished)
         try:
@@ -70,18 +73,15 @@ def watching(model: nn.Module, layers: dict[str, Layer]) -> Iterator[list[Watche
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Have compiled models run eagerly, as their hooks would be compiled away; nothing is compiled
-    without dynamo.
-    """
+    """Have compiled models run eagerly, as their hooks would be compiled away."""
+    # importing dynamo takes a second, and without it nothing is compiled
     if "torch._dynamo" in sys.modules:
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
 
 
 class Uncompiled(AbstractContextManager[Any]):
-    """A context manager whose own code dynamo leaves alone, when it is used inside a compiled
-    function.
-    """
+    """A context manager whose own code dynamo leaves alone inside a compiled function."""
 
     def __init__(self, inner: AbstractContextManager[Any]) -> None:
         self._enter = torch.compiler.disable(inner.__enter__)
@@ -115,9 +115,8 @@ def check_labels(y: Any, examples: int) -> None:
     if y is None:
         return
     if not isinstance(y, Tensor):
-        raise TypeError(
-            f"observing() got labels of type {type(y).__name__}, expected a tensor; convert them."
-        )
+        kind = type(y).__name__
+        raise TypeError(f"observing() got labels of type {kind}, expected a tensor; convert them.")
     if len(y) != examples:
         raise ValueError(
             f"observing() got {len(y)} labels for {examples} examples, expected as many."
@@ -148,7 +147,9 @@ def statistics(
     """
     z = forward.z.detach()
     finite = all_finite([z])
-    safe = kept(finite, z).to(statistics_dtype(z.dtype, dtype))  # sampling refuses NaN
+    # sampling refuses NaN
+    safe = kept(finite, z)
+    safe = safe.to(statistics_dtype(z.dtype, dtype))
     S = output_factors(likelihood, safe, fisher, y, generator).to(z.dtype)
     learn_placements(forward.z, forward.uses, placements)
     captured = pull_back(forward.z, S, forward.uses, layers, placements, retain_graph=True)
@@ -167,31 +168,39 @@ def _observed(
     layer: Layer, stats: LayerStats, finite: Tensor, summed: bool, dtype: torch.dtype | None
 ) -> Observed:
     """Statistics in working precision, zero where they are not finite."""
-    dtype = statistics_dtype(next(iter(layer.parameters.values())).dtype, dtype)
+    first = next(iter(layer.parameters.values()))
+    dtype = statistics_dtype(first.dtype, dtype)
     assert stats.a is not None
     a = stats.a.to(dtype)
     g = stats.g.to(dtype)
     ok = finite & all_finite([a, g])
+    a = kept(ok, a)
     g = kept(ok, g)
-    if summed:  # the loss is N times its mean, and so is its Fisher
+    if summed:
+        # the loss is N times its mean, and so is its Fisher
         g = g * math.sqrt(stats.N)
-    return Observed(LayerStats(kept(ok, a), g, layer.kernel, layer.bias), ok, stats.N)
+    finite_stats = LayerStats(a, g, layer.kernel, layer.bias)
+    return Observed(finite_stats, ok, stats.N)
 
 
 def of_batch_mean(stats: LayerStats) -> LayerStats:
-    """The batch-mean gradient as one example, times sqrt(N): for sampled labels its outer product
-    has mean F.
+    """The batch-mean gradient as one example, times sqrt(N).
+
+    For sampled labels its outer product has mean F.
     """
     if stats.a is None:
         total = stats.g.sum((0, 1))
     else:
         total = torch.einsum("rntqo,ntqi->qoi", stats.g, stats.a)
     # the mean is total / N
-    W = total.flatten(0, 1).div_(math.sqrt(stats.N))
+    W = total.flatten(0, 1)
+    W = W.div_(math.sqrt(stats.N))
     return of_gradient(W, stats.Q, stats.kernel, stats.bias)
 
 
 def of_gradient(gradient: Tensor, Q: int, kernel: tuple[int, ...], bias: bool) -> LayerStats:
     """One packed gradient `[Q * d_out, d_in]` as the statistics of one example."""
     P = gradient.unflatten(0, (Q, -1))
-    return LayerStats.of_gradients(P[None, None], kernel, bias)
+    # of one output direction and one example
+    P = P[None, None]
+    return LayerStats.of_gradients(P, kernel, bias)

@@ -1,6 +1,4 @@
-"""What an optimizer is told, checked once: options of the whole optimizer, and settings of a group
-of layers.
-"""
+"""What an optimizer is told, checked once: options of all of it, settings of a group of layers."""
 
 from __future__ import annotations
 
@@ -47,8 +45,10 @@ class Options:
         check_not_negative("fallback_lr", self.fallback_lr)
         if not 0 <= number(self.decay) < 1:
             raise ValueError(f"Got decay={self.decay!r}, expected a number from 0 to below 1.")
-        # a numpy integer becomes a plain one, which is what a generator takes
-        object.__setattr__(self, "seed", seed_of(self.seed))
+        # a numpy integer becomes a plain one, which is what a generator takes; a frozen dataclass
+        # is set this way
+        seed = seed_of(self.seed)
+        object.__setattr__(self, "seed", seed)
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,12 @@ class NaturalOptions(Options):
         if self.statistics == "mean" and self.fisher == "true":
             raise ValueError(
                 'Got statistics="mean" with fisher="true", expected "mc" or "empirical": the mean '
-                "over examples of an "
-                "expectation over labels is no gradient."
+                "over examples of an expectation over labels is no gradient."
             )
 
 
 class Option:
-    """An attribute of an optimizer that stands in its frozen `options`; setting it checks all of
-    them anew.
-    """
+    """An attribute of an optimizer that stands in its frozen `options`."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -109,6 +106,7 @@ class Option:
 
     def __set__(self, optimizer: Any, value: Any) -> None:
         changed = {self.name: value}
+        # made anew, so that all are checked
         optimizer.options = dataclasses.replace(optimizer.options, **changed)
 
 
@@ -149,11 +147,15 @@ class Settings:
     @classmethod
     def names(cls) -> list[str]:
         """What a group may set."""
-        return [field.name for field in dataclasses.fields(cls)]
+        fields = dataclasses.fields(cls)
+        return [field.name for field in fields]
 
     def as_group(self) -> dict[str, Any]:
         """The settings as entries of a torch parameter group."""
-        return {name: getattr(self, name) for name in self.names()}
+        group = {}
+        for name in self.names():
+            group[name] = getattr(self, name)
+        return group
 
 
 @dataclass(frozen=True)
@@ -190,4 +192,5 @@ def check_period(name: str, value: Any) -> None:
 def check_one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raise ValueError for a value that is none of those allowed."""
     if value not in allowed:
-        raise ValueError(f"Got {name}={value!r}, expected one of {', '.join(map(repr, allowed))}.")
+        words = ", ".join(map(repr, allowed))
+        raise ValueError(f"Got {name}={value!r}, expected one of {words}.")

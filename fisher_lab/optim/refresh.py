@@ -77,7 +77,8 @@ def refresh(
 ) -> tuple[list[str], list[float]]:
     """New matrices and inverses; the last good ones stay where that fails.
 
-    There is one host read, besides eigh's own waits. Layers of equal structure and settings are factorised in one batched call.
+    There is one host read, besides eigh's own waits. Layers of equal structure and settings are
+    factorised in one batched call.
 
     Args:
         curvatures: layers that have been observed.

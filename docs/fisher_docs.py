@@ -29,6 +29,7 @@ API = {
     "Quantify": [
         fl.compare, fl.Comparison, fl.load_comparison, fl.exact_fisher, fl.estimate, fl.default_approximations,
     ],
+    "The whole network": [fl.network, fl.NetworkFisher],
     "Approximations": [approximations.Approximation, *approximations.registry().values()],
     "Matrices": [
         fl.FisherMatrix,
@@ -136,6 +137,8 @@ def measure_table() -> str:
             when = "per damping, on request"
         if measure.network:
             when = "of the whole network, by name only"
+        if measure.network and measure.damped:
+            when = "of the whole network per damping, by name only"
         formula = summary(getattr(errors, name)).replace("|", "\\|")
         lines.append(f"| `{name}` | {formula} | {when} |")
     return "\n".join(lines) + "\n"

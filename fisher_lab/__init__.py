@@ -36,6 +36,8 @@ from fisher_lab.likelihoods import Likelihood as Likelihood
 from fisher_lab.matrices import FisherMatrix as FisherMatrix
 from fisher_lab.optim import NaturalGradient as NaturalGradient
 from fisher_lab.statistics import LayerStats as LayerStats
+from fisher_lab.whole_network import NetworkFisher as NetworkFisher
+from fisher_lab.whole_network import network as network
 
 if TYPE_CHECKING:
     from fisher_lab import plots as plots

@@ -21,7 +21,8 @@ FLOORS = [
     ["matrices", "_passes"],  # structures; model + data -> {layer: LayerStats}
     # one method a file; one measure a row; named problems
     ["approximations", "errors", "problems"],
-    ["estimation", "plots"],  # estimates and torch.func's truth; figures
+    # estimates and torch.func's truth; the Fisher of all layers together; figures
+    ["estimation", "whole_network", "plots"],
     ["diagnose"],  # compare(...)
     ["optim"],  # optimizers
     ["report", "training"],  # HTML report, training loop

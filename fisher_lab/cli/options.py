@@ -53,7 +53,7 @@ class MeasureOptions:
         approximations: for instance KFAC "MiniBlock(linear=col)"; all if none are named.
         layers: names of layers; all if none are named.
         errors: "default", "all", or names of error measures, for instance frobenius
-            damped_efficiency off_block.
+            damped_efficiency off_block network_efficiency.
         dampings: for the damped measures, relative to tr F / d.
         fisher: which Fisher; the problem's own choice if not given.
         exact: "captured" (checked against torch.func) or "func" (torch.func throughout, slower).

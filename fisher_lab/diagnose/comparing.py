@@ -31,8 +31,9 @@ from fisher_lab.diagnose.layer import Asked, Blocks, LayerResult, layer_about, m
 from fisher_lab.diagnose.network import of_network
 from fisher_lab.diagnose.plan import plan
 from fisher_lab.diagnose.standard_errors import StandardErrors
-from fisher_lab.diagnose.totals import over_layers
-from fisher_lab.errors import DAMPINGS, Measure
+from fisher_lab.diagnose.steps import NetworkSteps, is_of_steps
+from fisher_lab.diagnose.totals import over_layers, worst_check
+from fisher_lab.errors import DAMPINGS, MEASURES, Measure
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.results import ALL, Comparison, Row, Settings, load_unfinished
 from fisher_lab.results.rows import plain
@@ -87,7 +88,10 @@ def compare(
         layers: names of layers; None for all.
         errors: "default", "all", or names of measures; by name only "off_block", the share of the
             Frobenius norm of the whole network's Fisher outside the blocks of the layers, as one
-            row of layer "(all)", approximation "Exact".
+            row of layer "(all)", approximation "Exact", and "network_efficiency", the share of the
+            best decrease of the whole network's damped quadratic model that each approximation's
+            step keeps, as rows of layer "(all)" beside those of the exact blocks ("Exact") and of
+            the gradient itself ("(gradient)").
         dampings: for damped measures, relative to tr F / d.
         exact: "captured", or "func" to take the blocks from torch.func throughout.
         seed: of sampled labels and random directions.
@@ -122,7 +126,8 @@ def compare(
     candidates = named(approximations)
     chosen = measures.chosen(errors)
     wanted = [m for m in chosen if not m.network]
-    of_all = [m for m in chosen if m.network]
+    of_steps = [m for m in chosen if is_of_steps(m)]
+    of_all = [m for m in chosen if m.network and not m.damped]
     dampings = check_dampings(dampings)
     if exact not in ("captured", "func"):
         raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
@@ -146,15 +151,16 @@ def compare(
         check = Check(source)
         check.run(bar)
         collector = StandardErrors(wanted) if standard_errors else None
-        asked = Asked(source, candidates, wanted, dampings, exact, check, collector)
-        settings = _settings(asked, problem, of_all)
+        steps = NetworkSteps(source, of_steps, dampings)
+        asked = Asked(source, candidates, wanted, dampings, exact, check, collector, steps)
+        settings = _settings(asked, problem, [*of_all, *of_steps])
         # 3. layers that an earlier run finished, and the others in groups
         results: dict[str, LayerResult] = {}
         if path is not None and earlier is not None:
             results = finished(earlier, settings, path)
         shared = Blocks(source)
         todo = []
-        if wanted:
+        if wanted or of_steps:
             todo = [name for name in source.layers if name not in results]
         for group in plan(source, todo, len(candidates), exact):
             for result in measure_group(asked, group, shared, bar):
@@ -166,6 +172,7 @@ def compare(
         rows = over_layers(asked, in_order) if len(in_order) > 1 else []
         bar.say("the whole network")
         rows += of_network(asked, of_all)
+        rows += steps.rows(worst_check(in_order))
     found = _comparison(asked, settings, results, rows, started, complete=True)
     if path is not None:
         found.save(path)
@@ -229,7 +236,7 @@ def _settings(asked: Asked, problem: Mapping[str, Any], of_all: Sequence[Measure
     )
     if source.precision != source.dtype:
         settings["precision"] = f"{str(source.precision).removeprefix('torch.')} inside the model"
-    if asked.damped:
+    if asked.damped or asked.steps.measures:
         labelled = source.batches.first().y is not None
         settings["gradient"] = (
             "of the data's labels" if labelled else "of labels sampled from the model"
@@ -256,6 +263,8 @@ def finished(earlier: Comparison, settings: Settings, path: Path) -> dict[str, L
             f"{path} holds another comparison ({', '.join(differing)} differ), expected the same "
             "run; choose another file or delete it."
         )
+    if any(is_of_steps(MEASURES[name]) for name in settings.errors or ()):
+        return {}  # no file holds the steps of a layer: every one is taken again
     results = {}
     for name in settings.layers or {}:
         about = earlier.settings.about(name)

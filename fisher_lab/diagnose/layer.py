@@ -22,6 +22,7 @@ from fisher_lab.diagnose.candidates import Candidate
 from fisher_lab.diagnose.check import Check
 from fisher_lab.diagnose.plan import STREAMED, Group, LayerPlan
 from fisher_lab.diagnose.standard_errors import Found, StandardErrors
+from fisher_lab.diagnose.steps import NetworkSteps
 from fisher_lab.errors import DampedPair, Measure, Pair, absolute_damping
 from fisher_lab.estimation.exact import exact_blocks
 from fisher_lab.estimation.running import Key, Running, sweep_all
@@ -45,6 +46,7 @@ class Asked:
         exact: "captured" or "func".
         check: what every captured block is held against.
         standard_errors: their collector, None where they were not asked for.
+        steps: the collector of the whole network's steps.
     """
 
     source: Source
@@ -54,6 +56,7 @@ class Asked:
     exact: str
     check: Check
     standard_errors: StandardErrors | None
+    steps: NetworkSteps
 
     @property
     def damped(self) -> list[Measure]:
@@ -261,6 +264,8 @@ def measure_layer(
             matrix = matrix.scaled(scale)
         matrices[label] = matrix
         result.costs.append(cost)
+    bar.say(f"{name}: steps of the whole network")
+    asked.steps.layer(name, exact, matrices, plan.streamed)
     _measure_undamped(asked, result, exact, matrices, known, bar)
     _measure_damped(asked, plan, result, exact, matrices, shared, bar)
     return result

@@ -15,6 +15,7 @@ from fisher_lab.errors.measures import frobenius as frobenius
 from fisher_lab.errors.measures import frobenius_rescaled as frobenius_rescaled
 from fisher_lab.errors.measures import judging as judging
 from fisher_lab.errors.measures import measure as measure
+from fisher_lab.errors.measures import network_efficiency as network_efficiency
 from fisher_lab.errors.measures import off_block as off_block
 from fisher_lab.errors.measures import spectral as spectral
 from fisher_lab.errors.measures import spectrum as spectrum

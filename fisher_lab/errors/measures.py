@@ -40,8 +40,8 @@ class Measure:
         damped: whether it is a function of a DampedPair, one value for each damping.
         layered: whether it is a function of sums over layers, so that it has a value over all
             layers.
-        network: whether it is a function of the whole network's F instead, one value for all
-            approximations.
+        network: whether it is a function of the whole network's F instead: one value for all
+            approximations, or with `damped` one for the step of each.
         exact: its value where the approximation is the exact block; None for a measure that judges
             nothing, so that figures draw no such line and the report recommends nothing by it.
         symbol: its formula in LaTeX for the axes of figures.
@@ -132,8 +132,9 @@ def measure(
         default: whether `compare` measures it without being asked.
         damped: whether it is a function of a DampedPair, one value for each damping.
         layered: whether it has a value over all layers.
-        network: whether it is a function of NetworkQuantities, one value for the whole network, by
-            name only: it needs the columns of all layers at once.
+        network: whether it is a function of NetworkQuantities, one value for the whole network, or
+            with `damped` of the DampedQuantities of a step of the whole network; by name only: it
+            needs the columns of all layers at once.
         exact: its value at the exact block, usually 0 or 1; None for a measure that judges nothing:
             it is measured, but neither recommended by nor drawn with a line that says what is
             exact.
@@ -167,7 +168,9 @@ def measure(
             judges=judges,
             smooth=smooth,
         )
-        if network:
+        if network and damped:
+            public = _step_function(formula)
+        elif network:
             public = _network_function(formula)
         elif damped:
             public = _damped_function(formula)
@@ -207,6 +210,13 @@ def _network_function(formula: Formula) -> Callable[..., float]:
     def public(columns: Columns | Sequence[Columns]) -> float:
         pieces = [columns] if isinstance(columns, Mapping) else list(columns)
         return formula(Network(pieces)).value
+
+    return public
+
+
+def _step_function(formula: Formula) -> Callable[..., float]:
+    def public(network: Any, step: Mapping[str, Tensor], damping: float) -> float:
+        return formula(network.quantities(step, damping)).value
 
     return public
 
@@ -401,6 +411,28 @@ def off_block(q: NetworkQuantities) -> Measured:
     share = _relative(max(q.square_outside, 0.0), q.square_network)
     value = math.sqrt(share)
     return Measured(value, 16 * q.eps * value)
+
+
+@measure(
+    damped=True,
+    layered=False,
+    network=True,
+    exact=1.0,
+    symbol="share of the network's best decrease",
+    title="the whole network's step",
+    needs=["yg", "yHy", "gx", "rounding"],
+    judges="direction",
+)
+def network_efficiency(q: DampedQuantities) -> Measured:
+    """Share of the best decrease of the damped quadratic model of the whole network, what couples
+    its layers included, that the step along (F^ + lambda I)^-1 g reaches.
+
+    (y . g)^2 / [(y . (F + lambda I) y) (g . (F + lambda I)^-1 g)] with one lambda, relative to
+    tr F / d of the whole network, and F with its blocks between layers: 1 only for the exact
+    direction, and less for the exact blocks of the layers.
+    """
+    share = min(_relative(q.yg, q.yHy) * _relative(q.yg, q.gx), 1.0)
+    return Measured(share, 4 * q.rounding)
 
 
 def chosen(names: str | Sequence[str]) -> list[Measure]:

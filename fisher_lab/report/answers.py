@@ -57,7 +57,13 @@ def distance(row: Row) -> float:
 
 
 def _sentence(comparison: Comparison, layer: str) -> str:
-    rows = [row for row in comparison.rows if row.layer == layer]
+    # the exact blocks and the gradient may have rows beside the approximations: yardsticks of the
+    # whole network's step, which nobody is advised to use
+    judged = comparison.settings.approximations or comparison.approximations
+    rows = []
+    for row in comparison.rows:
+        if row.layer == layer and row.approximation in judged:
+            rows.append(row)
     main = _main(rows)
     if main is None:
         return "Nothing that was measured says which approximation is best."

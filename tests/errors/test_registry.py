@@ -84,11 +84,15 @@ def test_without_a_value_at_the_exact_block_nothing_is_recommended_and_nothing_g
 def test_the_value_at_the_exact_block_is_what_the_row_says(name: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(9, 4, dtype=torch.float64)
-    exact = fl.exact_fisher(nn.Linear(4, 3).double(), fl.Categorical(), x)[""]
-    arguments = (torch.ones(exact.shape, dtype=exact.dtype),) if MEASURES[name].damped else ()
-    assert getattr(errors, name)(exact, exact, *arguments) == pytest.approx(
-        MEASURES[name].exact, abs=1e-6
-    )
+    model = nn.Linear(4, 3).double()
+    exact = fl.exact_fisher(model, fl.Categorical(), x)[""]
+    arguments: tuple[object, ...] = (exact, exact)
+    if MEASURES[name].damped:
+        arguments = (exact, exact, torch.ones(exact.shape, dtype=exact.dtype))
+    if MEASURES[name].network:  # of one layer, whose block is the whole
+        network = fl.network(model, fl.Categorical(), x)
+        arguments = (network, network.step({"": exact}, 0.1), 0.1)
+    assert getattr(errors, name)(*arguments) == pytest.approx(MEASURES[name].exact, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", list(MEASURES))
@@ -98,7 +102,10 @@ def test_a_row_names_every_quantity_that_its_formula_reads(name: str) -> None:
     model = nn.Linear(4, 3).double()
     exact = fl.exact_fisher(model, fl.Categorical(), x)[""]
     approx = fl.estimate(fl.KFAC(), model, fl.Categorical(), x)[""]
-    if MEASURES[name].network:
+    if MEASURES[name].network and MEASURES[name].damped:
+        network = fl.network(model, fl.Categorical(), x)
+        pair = network.quantities(network.gradient, 0.1)
+    elif MEASURES[name].network:
         pair = errors.Network([{"0": random_stats(0, N=4), "2": random_stats(1, N=4)}])
     elif MEASURES[name].damped:
         pair = errors.DampedPair(exact, approx, torch.ones(exact.shape, dtype=exact.dtype), 0.1)
@@ -106,7 +113,8 @@ def test_a_row_names_every_quantity_that_its_formula_reads(name: str) -> None:
         pair = errors.Pair(exact, approx)
     unsaid = dataclasses.replace(MEASURES[name], needs=None)
     assert set(unsaid.read(pair)) == set(MEASURES[name].needs)
-    assert set(pair.asked().known()) >= set(MEASURES[name].needs)
+    numbers = pair if isinstance(pair, errors.DampedQuantities) else pair.asked()
+    assert set(numbers.known()) >= set(MEASURES[name].needs)
 
 
 def test_a_measure_of_ones_own_of_the_whole_network() -> None:

@@ -1,0 +1,145 @@
+"""The damped steps of all candidates, judged by the Fisher of the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fisher_lab._ground.memory import readable
+from fisher_lab._passes.source import Source
+from fisher_lab.errors import Measure
+from fisher_lab.matrices import FisherMatrix
+from fisher_lab.results import ALL, Row
+from fisher_lab.statistics import contractions
+from fisher_lab.whole_network import network_of
+
+EXACT = "Exact"  # the step of the layers' exact blocks
+GRADIENT = "(gradient)"  # the gradient itself, as a step
+
+
+def is_of_steps(measure: Measure) -> bool:
+    """Whether a measure judges the steps of the whole network."""
+    return measure.network and measure.damped
+
+
+class Step(NamedTuple):
+    """What names a step that is judged."""
+
+    label: str
+    damping: float
+
+
+class Sums:
+    """What is kept of a step y: numbers that add up over layers.
+
+    Attributes:
+        layers: how many were added.
+        yg: y . g.
+        yy: y . y.
+        projections: <P_rn, y> of every piece of the data, `[R, n]` each.
+    """
+
+    def __init__(self) -> None:
+        self.layers = 0
+        self.yg = 0.0
+        self.yy = 0.0
+        self.projections: list[Tensor] = []
+
+    def square(self) -> float:
+        """sum_rn <P_rn, y>^2."""
+        return sum(float(s.square().sum()) for s in self.projections)
+
+
+class NetworkSteps:
+    """The steps (F^_l + lambda I)^-1 g_l, layer after layer, with one lambda for all layers.
+
+    Of every step only its projections on the columns are kept, N R numbers, never the step.
+
+    Args:
+        source: model and data.
+        measures: of a step of the whole network; without any, nothing is done.
+        dampings: relative to tr F / d of the whole network.
+
+    Raises:
+        ValueError: if the columns of all layers do not fit the memory together.
+    """
+
+    def __init__(
+        self, source: Source, measures: Sequence[Measure], dampings: Sequence[float]
+    ) -> None:
+        self.source = source
+        self.measures = measures
+        self.sums: dict[Step, Sums] = {}
+        if not measures:
+            return
+        self.fisher = network_of(source)
+        if not self.fisher.kept:
+            need = source.N * source.example_bytes(source.layers)
+            raise ValueError(
+                f"{measures[0].name} needs the columns of all layers at once, {readable(need)}, "
+                f"expected at most {readable(source.budget.for_columns)}; use fewer examples, "
+                'fisher="mc", or raise memory=.'
+            )
+        self.shifts = {damping: self.fisher.absolute_damping(damping) for damping in dampings}
+
+    def layer(
+        self, name: str, exact: FisherMatrix, matrices: Mapping[str, FisherMatrix], apart: bool
+    ) -> None:
+        """Add the steps of one layer.
+
+        Args:
+            name: of the layer.
+            exact: its exact block.
+            matrices: of the candidates, by label.
+            apart: whether the exact block is too large to be inverted.
+        """
+        if not self.measures:
+            return
+        g = self.fisher.gradient[name]
+        steps: dict[Step, Tensor] = {}
+        for damping, shift in self.shifts.items():
+            steps[Step(GRADIENT, damping)] = g
+            if not apart:
+                steps[Step(EXACT, damping)] = exact.power(g, -1.0, shift)
+            for label, matrix in matrices.items():
+                steps[Step(label, damping)] = matrix.power(g, -1.0, shift)
+        Y = torch.stack(list(steps.values()))
+        for step, y in steps.items():
+            found = self.sums.setdefault(step, Sums())
+            found.layers += 1
+            found.yg += float((y * g).sum())
+            found.yy += float(y.square().sum())
+        for index, columns in enumerate(self.fisher.pieces()):
+            s = contractions.project(columns[name], Y)
+            for step, own in zip(steps, s, strict=True):
+                known = self.sums[step].projections
+                if index == len(known):
+                    known.append(own.clone())
+                else:
+                    known[index] += own
+
+    def rows(self, checked: float | None) -> list[Row]:
+        """One row of layer "(all)" for every measure and step.
+
+        Args:
+            checked: the largest deviation of a layer's block from torch.func.
+        """
+        if not self.measures:
+            return []
+        self.fisher.best_decreases(list(self.shifts))  # of all dampings at once
+        rows = []
+        for step, sums in self.sums.items():
+            if sums.layers < len(self.source.layers):
+                continue  # a layer that had no matrix of this kind
+            square = sums.square() * self.source.scale / self.source.N
+            quantities = self.fisher.quantities_of(sums.yg, sums.yy, square, step.damping)
+            for m in self.measures:
+                value, noise = m.formula(quantities)
+                row = Row(
+                    ALL, step.label, m.name, value, noise, step.damping, checked, self.source.fisher
+                )
+                rows.append(row)
+        return rows

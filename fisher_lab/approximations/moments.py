@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fisher_lab._ground.linalg import kept
 from fisher_lab._ground.tolerances import agreement
+from fisher_lab.approximations import drawing
 from fisher_lab.matrices import FactoredRows
 from fisher_lab.statistics import LayerStats, contractions
 
@@ -228,13 +229,15 @@ class Columns(Moments):
         stats: the examples.
         weight: of every example `[N]`, summing to 1. None for equal ones: then the tensors are used
             as they are, without a copy.
-        most: examples kept, in a running mean the first, in a moving average the newest. None for
-            all.
+        most: examples kept, in a running mean the first, in a moving average drawn in proportion
+            to their weights. None for all.
+        draws: how often examples were drawn so far: the seed of the next draw.
     """
 
     stats: LayerStats
     weight: Tensor | None = None
     most: int | None = None
+    draws: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -290,11 +293,16 @@ class Columns(Moments):
         return joined._heaviest()
 
     def follow(self, new: Moments, weight: float | Tensor) -> Moments:
-        """The newest `most`: older ones, heavier than every new one, would else stay for ever."""
+        """`most` of the examples, drawn in proportion to their weights (see `drawing`).
+
+        The heaviest would be the oldest for ever: an observation weighs most when it is the second,
+        and every later one less.
+        """
         if self.most is None or not isinstance(new, Columns):
             return self.mix(new, weight)
         joined = self._joined(new, weight)
-        return joined._newest()
+        joined = replace(joined, draws=self.draws + 1)
+        return joined._drawn()
 
     def _joined(self, new: Columns, weight: float | Tensor) -> Columns:
         """All examples, older ones first."""
@@ -311,9 +319,7 @@ class Columns(Moments):
         return replace(new, stats=newer.like(a, g), weight=weights)
 
     def _heaviest(self) -> Columns:
-        """The `most` heaviest examples, ties to the earliest, which in a running mean are the
-        first.
-        """
+        """The `most` heaviest examples, ties to the earliest: in a running mean, the first."""
         weight = self.weights
         if self.most is None or len(weight) <= self.most:
             return self
@@ -321,28 +327,27 @@ class Columns(Moments):
         share = weight / weight.max()
         heaviness = share.mul(1e6).round()
         order = heaviness.argsort(stable=True, descending=True)
-        return self._chosen(order[: self.most])
+        first = order[: self.most]
+        return self._chosen(first, weight[first])
 
-    def _newest(self) -> Columns:
-        """The `most` newest that have a weight, in their order (those of a batch that was not
-        finite have none).
-        """
+    def _drawn(self) -> Columns:
+        """`most` of the examples, whose weighted mean has the expectation of that of all."""
         weight = self.weights
         if self.most is None or len(weight) <= self.most:
             return self
-        age = torch.arange(len(weight), device=weight.device)
-        wanted = torch.where(weight > 0, age, -1)
-        newest = wanted.argsort(descending=True)[: self.most]
-        return self._chosen(newest.sort().values)
+        # equal for all layers, so that they keep the same examples
+        u = drawing.number(self.draws)
+        index, weight = drawing.draw(weight, self.most, u)
+        return self._chosen(index, weight)
 
-    def _chosen(self, order: Tensor) -> Columns:
+    def _chosen(self, order: Tensor, weight: Tensor) -> Columns:
         """Some of the examples, their weights summing to 1 again."""
         a = self.stats.a
         if a is not None:
             a = a[order]
         g = self.stats.g[:, order]
-        weight = self.weights[order]
-        return replace(self, stats=self.stats.like(a, g), weight=weight / weight.sum())
+        stats = self.stats.like(a, g)
+        return replace(self, stats=stats, weight=weight / weight.sum())
 
     def as_means(self) -> Means:
         """The `block` `[d, d]` that they are the columns of."""

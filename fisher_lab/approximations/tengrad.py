@@ -1,6 +1,7 @@
 """TENGraD: Soori et al. (2022): the exact block F_B of one batch, inverted by Woodbury's identity.
 
-As a measure, its error is what sub-sampling the examples costs. For shared weights the authors'
+As a measure, its error is what sub-sampling the examples costs. In a trainer, examples that are not
+kept leave directions in which only the damping bounds a step; it warns where there are any. For shared weights the authors'
 "reduce_sum" replaces inputs and gradients by their sums over positions, which is T^2 too large
 where inputs are equal; "reduce_mean" takes the mean of the inputs.
 """
@@ -24,7 +25,8 @@ class TENGraD(Approximation):
     Exact on its own batch (spatial="exact"), of rank at most R * batch.
 
     Args:
-        batch: most examples kept; the first of a running mean, the newest of a moving average.
+        batch: most examples kept: the first of a running mean; of a moving average drawn in
+            proportion to their weights, so that the block is right in expectation.
         spatial: "exact", "reduce_sum" (the authors' option) or "reduce_mean".
 
     Raises:

@@ -148,6 +148,17 @@ class LayerCurvature(LayerState):
         examples = ok.to(stats.g.dtype) * observed.examples
         return Contribution(moments.masked(ok), examples, ok)
 
+    def sub_sampled(self, moments: Moments, examples: int) -> str | None:
+        """What there is to say where moments hold columns of fewer than all examples."""
+        held = moments.examples_held
+        if held == 0 or held >= examples:  # 0: they are of all examples, and hold none
+            return None
+        return (
+            f"{self.approximation.label} keeps {held:.0f} of the {examples} examples of a batch, "
+            "expected all: outside the span of those kept only the damping bounds a step, and "
+            "kl_clip does not see it; keep more, or raise the damping"
+        )
+
     def absorb(self, new: Contribution, decay: float) -> None:
         """Let a window join the present observation."""
         self.present.add(new.moments, new.examples)

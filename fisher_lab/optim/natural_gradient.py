@@ -164,6 +164,7 @@ class NaturalGradient(LayerOptimizer, register=False):
         self.window = Window()
         self._buckets: list[list[Bucket]] = [[] for _ in self.method_groups]  # of every group
         self._placements: Placements = {}  # of layers whose rows are not the examples
+        self._sub_sampled: str | None = None  # the sentence that says so, which is told once
         self._read_at = 0  # step at which the counters of what went wrong were read last
         self._enter = torch.compiler.disable(type(self)._observe)  # see LayerOptimizer
 
@@ -287,6 +288,9 @@ class NaturalGradient(LayerOptimizer, register=False):
                 observed = observed._replace(stats=of_batch_mean(observed.stats))
             c = self.curvature[name]
             contributions[name] = c.contribution(observed)
+            if self._sub_sampled is None:
+                moments = contributions[name].moments
+                self._sub_sampled = c.sub_sampled(moments, observed.stats.N)
         # first all, then none left to make: what several processes exchange, they exchange here
         for name, new in contributions.items():
             c = self.curvature[name]
@@ -455,6 +459,9 @@ class NaturalGradient(LayerOptimizer, register=False):
         if not observed:
             return
         notes, (skipped, lost) = refresh(observed, settings, self._counters())
+        if self._sub_sampled:
+            notes.append(self._sub_sampled)
+            self._sub_sampled = ""
         self.window.fresh = False
         self._read_at = self.steps
         self._collect()

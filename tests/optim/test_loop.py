@@ -395,24 +395,80 @@ def test_windows_of_mean_gradients_weigh_by_their_examples():
     assert_same(opt.curvature["0"].moments["mode0"][0], (8 * found[1] + 4 * found[2]) / 12)
 
 
+def kept_of(opt, name="0"):
+    """Inputs `[kept, d_in]` of the examples that a layer's columns are of, those with a weight."""
+    moments = opt.curvature[name].moments
+    return moments["a"][moments.weights > 0][:, 0, 0, :-1]
+
+
+@pytest.mark.filterwarnings("ignore:.*keeps 8 of the 12 examples")
 @pytest.mark.parametrize("decay", [0.0, 0.4, 0.5, 0.95])
 @pytest.mark.parametrize("n", [8, 12, 3])
 def test_tengrad_renews_its_columns_whatever_the_decay(n, decay):
-    """At decay >= 0.5 it kept the examples of its first observations for ever."""
+    """At decay >= 0.5 it kept the examples of its first observations for ever; then the newest
+    alone, so that nothing was averaged.
+    """
     model, most = net(), 8
     opt = fl.NaturalGradient(model, LIKELIHOOD, fl.TENGraD(most), 0.0, observe_every=1, decay=decay)
     seen = []
+    ages = torch.zeros(30)
     for k in range(30):
         x, y = batch(n, seed=k)
         one_step(opt, model, LIKELIHOOD, x, y)
         seen.append(x[:most])
+        weights = opt.curvature["0"].moments.weights
+        for row, weight in zip(kept_of(opt), weights[weights > 0], strict=True):
+            (then,) = [i for i, part in enumerate(seen) if (part == row).all(1).any()]
+            ages[k - then] += weight
     with pytest.warns(RuntimeWarning, match="dropped as non-finite"):
         # examples without weight take nobody's place
         one_step(opt, model, LIKELIHOOD, x * float("nan"), y)
-    moments = opt.curvature["0"].moments
-    kept = moments["a"][moments["weight"] > 0][:, 0, 0, :-1]
-    assert len(kept) == (most if decay else min(n, most))
-    assert torch.equal(kept, torch.cat(seen)[-len(kept) :])
+    assert len(kept_of(opt)) == (most if decay else min(n, most))
+    # their mean age in the moving average itself; at 0.95 all observations count alike so far
+    mean = float((ages * torch.arange(30)).sum() / ages.sum())
+    expected = {0.0: 0.0, 0.4: 0.4 / 0.6, 0.5: 1.0}.get(decay, 0.5 * 29 / 2)
+    assert mean == pytest.approx(expected, rel=0.35)
+
+
+@pytest.mark.filterwarnings("ignore:.*keeps 4 of the 8 examples")
+def test_tengrad_keeps_the_same_examples_in_every_layer_also_after_a_checkpoint():
+    model = net()
+    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.TENGraD(4), 0.0, observe_every=1)
+    for k in range(5):
+        one_step(opt, model, LIKELIHOOD, *batch(8, seed=k))
+    other = fl.NaturalGradient(model, LIKELIHOOD, fl.TENGraD(4), 0.0, observe_every=1)
+    other.load_state_dict(opt.state_dict())
+    for o in (opt, other):
+        torch.manual_seed(3)
+        one_step(o, model, LIKELIHOOD, *batch(8, seed=9))
+    first, second = opt.curvature["0"].moments, opt.curvature["2"].moments
+    assert torch.equal(first["weight"], second["weight"])
+    with torch.no_grad():
+        hidden = model[:2](first["a"][:, 0, 0, :-1])
+    torch.testing.assert_close(hidden, second["a"][:, 0, 0, :-1])
+    assert torch.equal(first["a"], other.curvature["0"].moments["a"])
+
+
+@pytest.mark.parametrize("statistics", ["per_example", "mean"])
+def test_a_sub_sample_of_a_batch_is_told_once(statistics):
+    """Outside the span of its columns only the damping bounds a step, which kl_clip does not see."""
+    model, (x, y) = net(), batch(12)
+    opt = fl.NaturalGradient(
+        model, LIKELIHOOD, fl.TENGraD(8), 0.0, observe_every=1, statistics=statistics
+    )
+    if statistics == "per_example":
+        with pytest.warns(RuntimeWarning, match=r"TENGraD\(batch=8\) keeps 8 of the 12 examples"):
+            one_step(opt, model, LIKELIHOOD, x, y)
+    for _ in range(3):
+        one_step(opt, model, LIKELIHOOD, x, y)
+
+
+def test_the_optimizer_tengrad_keeps_whole_batches_up_to_a_thousand_examples():
+    model = net()
+    opt = optim.TENGraD(model, LIKELIHOOD, 0.0)
+    one_step(opt, model, LIKELIHOOD, *batch(300))
+    assert opt.curvature["0"].moments["a"].shape[0] == 300
+    assert opt.curvature["0"].approximation.batch == 1000
 
 
 def test_a_warm_start_is_the_mean_over_the_data_and_then_moves_slowly():

@@ -50,6 +50,7 @@ def test_an_old_comparison_is_saved_again_without_loss(tmp_path, name, ending):
     assert again == found
 
 
+@pytest.mark.filterwarnings("ignore:.*of the 6 examples of a batch")
 @pytest.mark.parametrize("name", make.OPTIMIZERS)
 def test_training_goes_on_from_an_old_checkpoint(name, checkpoints):
     dtype, expected = make.dtype_of(name), EXPECTED["checkpoints"][name]

@@ -1,9 +1,11 @@
 """TENGraD: Soori et al. (2022): the exact block F_B of one batch, inverted by Woodbury's identity.
 
 As a measure, its error is what sub-sampling the examples costs. In a trainer, examples that are not
-kept leave directions in which only the damping bounds a step; it warns where there are any. For shared weights the authors'
-"reduce_sum" replaces inputs and gradients by their sums over positions, which is T^2 too large
-where inputs are equal; "reduce_mean" takes the mean of the inputs.
+kept leave directions in which only the damping bounds a step; it warns where there are any.
+
+For shared weights the authors' "reduce_sum" replaces inputs and gradients by their sums over
+positions, which is T^2 too large where inputs are equal; "reduce_mean" takes the mean of the
+inputs.
 """
 
 from __future__ import annotations

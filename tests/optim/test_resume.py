@@ -57,6 +57,7 @@ def test_resuming_between_steps_is_exact(name, dtype, steps):
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*of the 12 examples of a batch")
 @pytest.mark.parametrize("approximation", APPROXIMATIONS, ids=lambda a: a.label)
 def test_resuming_is_exact_for_every_approximation(approximation):
     model, (x, y) = net_with_fallback(torch.float64), batch()

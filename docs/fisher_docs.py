@@ -29,7 +29,7 @@ API = {
     "Quantify": [
         fl.compare, fl.Comparison, fl.load_comparison, fl.exact_fisher, fl.estimate, fl.default_approximations,
     ],
-    "The whole network": [fl.network, fl.NetworkFisher],
+    "The whole network": [fl.network, fl.NetworkFisher, fl.budget, fl.StepBudget],
     "Approximations": [approximations.Approximation, *approximations.registry().values()],
     "Matrices": [
         fl.FisherMatrix,

@@ -25,6 +25,7 @@ from fisher_lab.approximations import Shampoo as Shampoo
 from fisher_lab.approximations import TENGraD as TENGraD
 from fisher_lab.approximations import default_approximations as default_approximations
 from fisher_lab.diagnose import Comparison as Comparison
+from fisher_lab.diagnose import budget as budget
 from fisher_lab.diagnose import compare as compare
 from fisher_lab.diagnose import load_comparison as load_comparison
 from fisher_lab.estimation import estimate as estimate
@@ -35,6 +36,7 @@ from fisher_lab.likelihoods import Gaussian as Gaussian
 from fisher_lab.likelihoods import Likelihood as Likelihood
 from fisher_lab.matrices import FisherMatrix as FisherMatrix
 from fisher_lab.optim import NaturalGradient as NaturalGradient
+from fisher_lab.results import StepBudget as StepBudget
 from fisher_lab.statistics import LayerStats as LayerStats
 from fisher_lab.whole_network import NetworkFisher as NetworkFisher
 from fisher_lab.whole_network import network as network

@@ -1,5 +1,6 @@
 """compare(): the exact Fisher block of every layer against every approximation."""
 
+from fisher_lab.diagnose.budget import budget as budget
 from fisher_lab.diagnose.comparing import DifferentRunError as DifferentRunError
 from fisher_lab.diagnose.comparing import compare as compare
 from fisher_lab.results import Comparison as Comparison

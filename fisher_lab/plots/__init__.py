@@ -11,3 +11,4 @@ from fisher_lab.plots.output import svg as svg
 from fisher_lab.plots.sweeps import damping as damping
 from fisher_lab.plots.sweeps import training as training
 from fisher_lab.plots.traces import traces as traces
+from fisher_lab.plots.waterfall import waterfall as waterfall

@@ -1,5 +1,7 @@
 """What was measured: rows, costs and settings, their files and tables."""
 
+from fisher_lab.results.budget import Stage as Stage
+from fisher_lab.results.budget import StepBudget as StepBudget
 from fisher_lab.results.comparison import Comparison as Comparison
 from fisher_lab.results.comparison import load_comparison as load_comparison
 from fisher_lab.results.comparison import load_unfinished as load_unfinished

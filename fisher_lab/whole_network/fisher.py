@@ -26,6 +26,7 @@ from fisher_lab._ground.memory import Budget, readable
 from fisher_lab.errors import network_efficiency
 from fisher_lab.errors.quantities import DampedQuantities
 from fisher_lab.matrices import FisherMatrix
+from fisher_lab.matrices.base import DampingStyle
 from fisher_lab.statistics import LayerStats, contractions
 from fisher_lab.whole_network.inverse import Form, Inverse, inverse_of
 
@@ -319,13 +320,16 @@ class NetworkFisher:
             self._decreases.update(zip(missing, found, strict=True))
         return [self._decreases[damping] for damping in asked]
 
-    def step(self, matrices: Mapping[str, FisherMatrix], damping: float) -> Arrays:
+    def step(
+        self, matrices: Mapping[str, FisherMatrix], damping: float, factored: bool = False
+    ) -> Arrays:
         """The step of an approximation: (F^_l + lambda I)^-1 g_l in every layer, with the lambda of
         the whole network.
 
         Args:
             matrices: `{layer: FisherMatrix}`, as `estimate` and `opt.matrices()` give them.
             damping: relative to tr F / d of the whole network.
+            factored: whether matrices with factors are damped in these, as K-FAC's papers do.
         """
         shift = self.absolute_damping(damping)
         steps = {}
@@ -334,7 +338,9 @@ class NetworkFisher:
                 raise ValueError(
                     f"Got no matrix for layer {name!r}, expected one for every layer of the network."
                 )
-            steps[name] = matrices[name].power(self.gradient[name], -1.0, shift)
+            matrix = matrices[name]
+            style: DampingStyle = "factored" if factored and matrix.has_factors else "exact"
+            steps[name] = matrix.power(self.gradient[name], -1.0, shift, style)
         return steps
 
     def quantities(self, step: Mapping[str, Tensor], damping: float) -> DampedQuantities:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 
 SEPARATORS = ",;\t\r\n"
-# Also the wide forms, which some spreadsheets read alike.
+# also the wide forms, which some spreadsheets read alike
 FORMULA = "=+\\-@\t\r\n＝＋－＠"
+# at the beginning of a cell: the apostrophes that stand there, before a formula
 WRITTEN = re.compile(f"(^|[{SEPARATORS}])('*)(?=[{FORMULA}])")
 READ = re.compile(f"(^|[{SEPARATORS}])'('*)(?=[{FORMULA}])")
 JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -36,4 +37,6 @@ def unseparated(json: str) -> str:
 
 def _coded(string: re.Match[str]) -> str:
     # json.dumps has written tabs and ends of lines as \t, \r and \n already.
-    return string.group().replace(",", r"\u002c").replace(";", r"\u003b")
+    text = string.group()
+    text = text.replace(",", r"\u002c")
+    return text.replace(";", r"\u003b")

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -27,50 +27,72 @@ TEXTS = ("layer", "approximation", "error", "fisher")  # of a row
 NUMBER = "$number"  # the key under which a number stands that JSON has no word for
 TABLE = "$table"  # the key of a table that has one of these two keys itself
 
-Contents = dict[str, Any]  # the arguments of a Comparison
+Object = dict[str, Any]  # of JSON
+Contents = Object  # the arguments of a Comparison
 
 
 # -- writing ---------------------------------------------------------------------------------------
 def to_json(contents: Contents) -> str:
     """A comparison as JSON."""
-    body = encoded(_body(contents) | {"rows": [asdict(row) for row in contents["rows"]]})
+    table = _body(contents)
+    table["rows"] = _as_tables(contents["rows"])
+    body = encoded(table)
     body["digest"] = digest(body)
-    return json.dumps(body, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(body, indent=1, allow_nan=False)
+    return f"{text}\n"
 
 
 def to_csv(contents: Contents) -> str:
     """A comparison as CSV: a comment with everything but the rows, then the rows."""
-    table = io.StringIO()
-    # all but numbers in quotation marks, so that an end of line in a name is no end of a row
-    columns = [column.name for column in fields(Row)]
-    writer = csv.DictWriter(table, columns, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writeheader()
-    for row in contents["rows"]:
-        writer.writerow({name: _cell(value) for name, value in asdict(row).items()})
-    # files of the first version hold names as they are
-    body = encoded(_body(contents) | {"escaped": True})
-    body["digest"] = digest(body, table.getvalue())
+    rows = _csv_text(contents["rows"])
+    table = _body(contents)
+    # files of the first version hold names as they are, and do not say this
+    table["escaped"] = True
+    body = encoded(table)
+    body["digest"] = digest(body, rows)
     about = json.dumps(body, allow_nan=False)
-    return f"# {unseparated(about)}\n{table.getvalue()}"
+    return f"# {unseparated(about)}\n{rows}"
 
 
-def _body(contents: Contents) -> dict[str, Any]:
+def _csv_text(rows: Sequence[Row]) -> str:
+    """The rows with their header."""
+    text = io.StringIO()
+    columns = [column.name for column in fields(Row)]
+    # all but numbers in quotation marks, so that an end of line in a name is no end of a row
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(columns)
+    for row in rows:
+        cells = []
+        for name in columns:
+            value = getattr(row, name)
+            cells.append(_cell(value))
+        writer.writerow(cells)
+    return text.getvalue()
+
+
+def _body(contents: Contents) -> Object:
     """Everything but the rows."""
     return {
         "format": FORMAT,
         "version": VERSION,
         "settings": contents["settings"],
-        "costs": [asdict(cost) for cost in contents["costs"]],
+        "costs": _as_tables(contents["costs"]),
         "quantities": list(contents["quantities"]),
         "covariances": list(contents["covariances"]),
     }
 
 
+def _as_tables(records: Sequence[Row] | Sequence[Cost]) -> list[Object]:
+    return [asdict(record) for record in records]
+
+
 def _cell(value: str | float | None) -> str | float:
     """A value as it stands in a CSV file."""
+    if value is None:
+        return ""
     if isinstance(value, str):
         return escaped(value)
-    return "" if value is None else value
+    return value
 
 
 def encoded(value: Any) -> Any:
@@ -78,13 +100,18 @@ def encoded(value: Any) -> Any:
     another.
     """
     if isinstance(value, Mapping):
-        table = {str(key): encoded(entry) for key, entry in value.items()}
+        table = {}
+        for key, entry in value.items():
+            table[str(key)] = encoded(entry)
+        # a table of the user's that would be taken for one of ours
         if NUMBER in table or TABLE in table:
             return {TABLE: list(table.items())}
         return table
     if isinstance(value, list | tuple):
         return [encoded(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
+    # which JSON has no words for
+    is_word = isinstance(value, float) and not math.isfinite(value)
+    if is_word:
         return {NUMBER: str(value)}
     return value
 
@@ -96,9 +123,13 @@ def digest(body: Mapping[str, Any], rows: str = "") -> str:
         body: what the JSON holds; its own digest does not count.
         rows: the text of the rows, where they are not in the body.
     """
-    counted = {key: value for key, value in body.items() if key != "digest"}
+    counted = dict(body)
+    counted.pop("digest", None)
+    # the order of the keys and the white space of a file are no contents
     text = json.dumps(counted, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(f"{text}\n{rows}".encode()).hexdigest()
+    whole = f"{text}\n{rows}"
+    hashed = hashlib.sha256(whole.encode())
+    return hashed.hexdigest()
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -116,38 +147,42 @@ def parsed(content: bytes, path: Path, check: bool = True) -> Contents:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} cannot be read ({error}), {CURE}.") from error
+        raise unreadable(path, error) from error
     try:
-        body, rows = _from_csv(text) if path.suffix == ".csv" else _from_json(text)
-        version = _version(body)
-        if check and version > 1 and body.get("digest") != digest(body, rows):
-            raise ValueError(
-                "its contents are not those that were written; load_comparison(path, check=False) "
-                "reads edited files"
-            )
-        table = _table(decoded(body, version))
         if path.suffix == ".csv":
-            table["rows"] = _csv_rows(rows, bool(table.get("escaped")))
-        return _contents(table)
+            return _from_csv(text, check)
+        return _from_json(text, check)
     # numbers without end, tables in tables in tables, and quotation marks that never close are no
     # ValueErrors
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path} is truncated or foreign ({error}), {CURE}.") from error
 
 
-def _from_json(text: str) -> tuple[Any, str]:
-    return json.loads(text), ""
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """What is raised for a file that is not there, closed, or no text."""
+    return ValueError(f"{path} cannot be read ({error}), {CURE}.")
 
 
-def _from_csv(text: str) -> tuple[Any, str]:
-    """The first line, and the text of the rows."""
-    first, _, rest = text.partition("\n")
-    return json.loads(first.removeprefix("# ")), rest
+def _from_json(text: str, check: bool) -> Contents:
+    body = json.loads(text)
+    table = _checked(body, "", check)
+    return _contents(table)
 
 
-def _csv_rows(text: str, are_escaped: bool) -> list[dict[str, Any]]:
+def _from_csv(text: str, check: bool) -> Contents:
+    """The contents of a first line of JSON with the rows below it."""
+    first, _, rows = text.partition("\n")
+    body = json.loads(first.removeprefix("# "))
+    table = _checked(body, rows, check)
+    are_escaped = bool(table.get("escaped"))
+    table["rows"] = _csv_rows(rows, are_escaped)
+    return _contents(table)
+
+
+def _csv_rows(text: str, are_escaped: bool) -> list[Object]:
     """The rows of a CSV file."""
-    rows = list(csv.DictReader(io.StringIO(text)))
+    reader = csv.DictReader(io.StringIO(text))
+    rows = list(reader)
     if are_escaped:
         for row in rows:
             for name in TEXTS:
@@ -155,11 +190,32 @@ def _csv_rows(text: str, are_escaped: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def _checked(body: Any, rows: str, check: bool) -> Object:
+    """The table that a file holds.
+
+    Raises:
+        ValueError: if it is of a format that is not known, or its digest is another.
+    """
+    version = _version(body)
+    has_digest = version > 1
+    if check and has_digest and body.get("digest") != digest(body, rows):
+        raise ValueError(
+            "its contents are not those that were written; load_comparison(path, check=False) "
+            "reads edited files"
+        )
+    table = decoded(body, version)
+    return _table(table)
+
+
 def _version(body: Any) -> int:
-    if not isinstance(body, dict) or body.get("format") != FORMAT:
+    if not isinstance(body, dict):
+        raise TypeError("not a comparison")
+    if body.get("format") != FORMAT:
         raise ValueError("not a comparison")
     version = body.get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+    # True is a whole number to Python
+    is_whole = isinstance(version, int) and not isinstance(version, bool)
+    if not is_whole or version < 1:
         raise ValueError(f"format version {version!r}")
     if version > VERSION:
         raise ValueError(f"written by a newer fisher_lab, format {version}")
@@ -171,18 +227,29 @@ def decoded(value: Any, version: int) -> Any:
     if isinstance(value, list):
         return [decoded(entry, version) for entry in value]
     if isinstance(value, dict):
-        if version > 1 and set(value) == {NUMBER}:
-            return float(value[NUMBER])
-        if version > 1 and set(value) == {TABLE}:
-            return {key: decoded(entry, version) for key, entry in value[TABLE]}
-        return {key: decoded(entry, version) for key, entry in value.items()}
+        return _decoded_table(value, version)
     if version == 1 and isinstance(value, str):
         return _decoded_text(value)
     return value
 
 
+def _decoded_table(value: Object, version: int) -> Any:
+    """A table, or the number that it stands for."""
+    keys = set(value)
+    entries = value.items()
+    if version > 1 and keys == {NUMBER}:
+        return float(value[NUMBER])
+    if version > 1 and keys == {TABLE}:
+        entries = value[TABLE]
+    found = {}
+    for key, entry in entries:
+        found[key] = decoded(entry, version)
+    return found
+
+
 def _decoded_text(value: str) -> str | float:
     """A text of version 1, which may stand for a number."""
+    # a text of the user's that began so itself
     if value.startswith("float:text:"):
         return value.removeprefix("float:text:")
     if value.startswith("float:"):
@@ -191,45 +258,52 @@ def _decoded_text(value: str) -> str | float:
 
 
 # -- what a file holds, checked: whoever wrote it --------------------------------------------------
-def _contents(body: dict[str, Any]) -> Contents:
-    """The arguments of a Comparison; every reader below raises what `parsed` tells as one sentence."""
+def _contents(body: Object) -> Contents:
+    """The arguments of a Comparison; readers below raise what `parsed` tells as one sentence."""
+    rows = _tables(body["rows"])
+    costs = _tables(body["costs"])
+    settings = _table(body["settings"])
+    quantities = _tables(body["quantities"])
+    # files of before there were standard errors have none
+    covariances = _tables(body.get("covariances", []))
     return {
-        "rows": tuple(_row(row) for row in _tables(body["rows"])),
-        "costs": tuple(_cost(cost) for cost in _tables(body["costs"])),
-        "settings": _settings(_table(body["settings"])),
-        "quantities": tuple(_quantity(quantity) for quantity in _tables(body["quantities"])),
-        "covariances": tuple(_tables(body.get("covariances", []))),
+        "rows": tuple(map(_row, rows)),
+        "costs": tuple(map(_cost, costs)),
+        "settings": _settings(settings),
+        "quantities": tuple(map(_quantity, quantities)),
+        "covariances": tuple(covariances),
     }
 
 
-def _tables(value: Any) -> list[dict[str, Any]]:
+def _tables(value: Any) -> list[Object]:
     if not isinstance(value, list):
         raise TypeError("no list where one belongs")
     return [_table(entry) for entry in value]
 
 
-def _table(value: Any) -> dict[str, Any]:
+def _table(value: Any) -> Object:
     if not isinstance(value, dict):
         raise TypeError("no table where one belongs")
     return value
 
 
-def _text(table: dict[str, Any], name: str) -> str:
+def _text(table: Object, name: str) -> str:
     value = table[name]
     if not isinstance(value, str):
         raise TypeError(f"{name} is no text")
     return value
 
 
-def _optional(table: dict[str, Any], name: str) -> float | None:
+def _optional(table: Object, name: str) -> float | None:
     """A number, or None where it is left out."""
     value = table.get(name)
+    # null in JSON, an empty cell in CSV
     if value is None or value == "":
         return None
     return float(value)
 
 
-def _row(row: dict[str, Any]) -> Row:
+def _row(row: Object) -> Row:
     value = _optional(row, "value")
     noise = _optional(row, "noise")
     if value is None or noise is None:
@@ -247,7 +321,7 @@ def _row(row: dict[str, Any]) -> Row:
     )
 
 
-def _cost(cost: dict[str, Any]) -> Cost:
+def _cost(cost: Object) -> Cost:
     return Cost(
         layer=_text(cost, "layer"),
         approximation=_text(cost, "approximation"),
@@ -256,26 +330,29 @@ def _cost(cost: dict[str, Any]) -> Cost:
     )
 
 
-def _settings(settings: dict[str, Any]) -> Settings:
+def _settings(settings: Object) -> Settings:
     """The settings, if the tables in them that figures and pages read are tables."""
     _table(settings.get("problem") or {})
     _table(settings.get("left_out") or {})
-    for about in _table(settings.get("layers", {})).values():
+    layers = _table(settings.get("layers", {}))
+    for about in layers.values():
         _about(_table(about))
     return Settings(settings)
 
 
-def _about(about: dict[str, Any]) -> LayerAbout:
+def _about(about: Object) -> LayerAbout:
     shape = about.get("shape", [0, 0])
-    if not isinstance(shape, list) or [type(size) for size in shape] != [int, int]:
+    sizes = shape if isinstance(shape, list) else []
+    if list(map(type, sizes)) != [int, int]:
         raise TypeError("a shape that is not two whole numbers")
     return LayerAbout(about)
 
 
-def _quantity(quantity: dict[str, Any]) -> dict[str, Any]:
+def _quantity(quantity: Object) -> Object:
     _text(quantity, "layer")
     _text(quantity, "approximation")
     for name in ("trace_exact", "trace_approx"):
-        if not isinstance(quantity.get(name, 0.0), int | float):
+        value = quantity.get(name, 0.0)
+        if not isinstance(value, int | float):
             raise TypeError(f"{name} is no number")
     return quantity

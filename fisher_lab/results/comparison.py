@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fisher_lab._ground.files import check_output, read_own, write_atomically
 from fisher_lab._ground.optional import require
 from fisher_lab.results import codec
-from fisher_lab.results.rows import ALL, Cost, Row, Settings
+from fisher_lab.results.rows import ALL, Cost, Row, Settings, costs_by_pair
 
 if TYPE_CHECKING:
     import pandas
@@ -53,17 +53,21 @@ class Comparison:
     @property
     def layers(self) -> list[str]:
         """Names of the layers measured, "(all)" not among them."""
-        return [name for name in dict.fromkeys(row.layer for row in self.rows) if name != ALL]
+        found = dict.fromkeys(row.layer for row in self.rows)
+        found.pop(ALL, None)
+        return list(found)
 
     @property
     def approximations(self) -> list[str]:
         """Labels of the approximations."""
-        return list(dict.fromkeys(row.approximation for row in self.rows))
+        found = dict.fromkeys(row.approximation for row in self.rows)
+        return list(found)
 
     @property
     def errors(self) -> list[str]:
         """Names of the measures."""
-        return list(dict.fromkeys(row.error for row in self.rows))
+        found = dict.fromkeys(row.error for row in self.rows)
+        return list(found)
 
     def value(
         self, layer: str, approximation: str, error: str, damping: float | None = None
@@ -73,13 +77,10 @@ class Comparison:
         Raises:
             KeyError: if it was not measured.
         """
+        wanted = (layer, approximation, error, damping)
         for row in self.rows:
-            if (row.layer, row.approximation, row.error, row.damping) == (
-                layer,
-                approximation,
-                error,
-                damping,
-            ):
+            key = (row.layer, row.approximation, row.error, row.damping)
+            if key == wanted:
                 return row.value
         raise KeyError(
             f"No {error} of {approximation} on layer {layer!r} (damping {damping}) was measured."
@@ -94,12 +95,23 @@ class Comparison:
         Raises:
             KeyError: if the errors or their standard errors were not measured.
         """
-        value = self.value(layer, a, error) - self.value(layer, b, error)
+        value_a = self.value(layer, a, error)
+        value_b = self.value(layer, b, error)
         for found in self.covariances:
             names = found["approximations"]
-            if (found["layer"], found["error"]) == (layer, error) and a in names and b in names:
-                i, j, C = names.index(a), names.index(b), found["matrix"]
-                return Difference(value, math.sqrt(max(0.0, C[i][i] + C[j][j] - 2 * C[i][j])))
+            if found["layer"] != layer or found["error"] != error:
+                continue
+            if a not in names or b not in names:
+                continue
+            i = names.index(a)
+            j = names.index(b)
+            C = found["matrix"]
+            # Var(a - b) = Var a + Var b - 2 Cov(a, b)
+            both = C[i][i] + C[j][j]
+            variance = both - 2 * C[i][j]
+            # rounding takes the difference of two equal errors below zero
+            stderr = math.sqrt(max(0.0, variance))
+            return Difference(value_a - value_b, stderr)
         raise KeyError(
             f"No standard error of {error} of {a} and {b} on layer {layer!r} was measured; "
             "use compare(..., standard_errors=True)."
@@ -113,13 +125,17 @@ class Comparison:
         """
         pandas = require("pandas", "pandas")
 
-        costs = {(c.layer, c.approximation): c for c in self.costs}
+        costs = costs_by_pair(self.costs)
         records = []
         for row in self.rows:
-            cost = costs.get((row.layer, row.approximation))
             record = asdict(row)
-            record["seconds"] = math.nan if cost is None else cost.seconds
-            record["bytes"] = math.nan if cost is None else cost.bytes
+            # errors over all layers have no cost of their own
+            record["seconds"] = math.nan
+            record["bytes"] = math.nan
+            cost = costs.get((row.layer, row.approximation))
+            if cost is not None:
+                record["seconds"] = cost.seconds
+                record["bytes"] = cost.bytes
             records.append(record)
         return pandas.DataFrame.from_records(records)
 
@@ -132,8 +148,12 @@ class Comparison:
             ValueError: for another ending, or a folder that cannot be written.
         """
         path = check_output(path)
-        write = codec.to_csv if path.suffix == ".csv" else codec.to_json
-        write_atomically(path, write(self._contents()))
+        contents = self._contents()
+        if path.suffix == ".csv":
+            text = codec.to_csv(contents)
+        else:
+            text = codec.to_json(contents)
+        write_atomically(path, text)
         return path
 
     def _contents(self) -> codec.Contents:
@@ -156,6 +176,7 @@ class Comparison:
             errors: measures to show, None for all that were measured.
             width: characters per line.
         """
+        # here, since tables know comparisons
         from fisher_lab.results.tables import render
 
         return render(self, errors, width)
@@ -176,8 +197,9 @@ def load_comparison(path: str | Path, check: bool = True) -> Comparison:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error}), {codec.CURE}.") from error
-    return Comparison(**codec.parsed(content, path, check))
+        raise codec.unreadable(path, error) from error
+    contents = codec.parsed(content, path, check)
+    return Comparison(**contents)
 
 
 def load_unfinished(path: Path) -> Comparison | None:
@@ -190,7 +212,8 @@ def load_unfinished(path: Path) -> Comparison | None:
     try:
         content = read_own(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error}), {codec.CURE}.") from error
+        raise codec.unreadable(path, error) from error
     if content is None:
         return None
-    return Comparison(**codec.parsed(content, path))
+    contents = codec.parsed(content, path)
+    return Comparison(**contents)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,11 @@ class Cost:
     approximation: str
     seconds: float
     bytes: int
+
+
+def costs_by_pair(costs: Iterable[Cost]) -> dict[tuple[str, str], Cost]:
+    """Costs by layer and label."""
+    return {(cost.layer, cost.approximation): cost for cost in costs}
 
 
 class Record(dict[str, Any]):
@@ -155,20 +160,32 @@ class Settings(Record):
     complete: bool | None
 
     def __init__(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
-        super().__init__({**(values or {}), **more})
+        super().__init__()
+        if values is not None:
+            self.update(values)
+        self.update(more)
         layers = self.get("layers")
-        if layers is not None:
-            self["layers"] = {name: LayerAbout(about) for name, about in layers.items()}
+        if layers is None:
+            return
+        # tables of a file, which hold plain tables
+        known = {}
+        for name, about in layers.items():
+            known[name] = LayerAbout(about)
+        self["layers"] = known
 
     def about(self, layer: str) -> LayerAbout:
         """What is known of one layer."""
-        return (self.layers or {}).get(layer) or LayerAbout()
+        layers = self.layers or {}
+        return layers.get(layer) or LayerAbout()
 
     @property
     def problem_name(self) -> str | None:
         """Name of the problem, if it has one."""
-        name = (self.problem or {}).get("name")
-        return None if name is None else str(name)
+        problem = self.problem or {}
+        name = problem.get("name")
+        if name is None:
+            return None
+        return str(name)
 
 
 def plain(value: Any, what: str) -> Any:
@@ -186,19 +203,28 @@ def plain(value: Any, what: str) -> Any:
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(entry, f"{what}[{key!r}]") for key, entry in value.items()}
+        table = {}
+        for key, entry in value.items():
+            where = f"{what}[{key!r}]"
+            table[str(key)] = plain(entry, where)
+        return table
     if isinstance(value, list | tuple):
-        return [plain(entry, f"{what}[{index}]") for index, entry in enumerate(value)]
+        entries = []
+        for index, entry in enumerate(value):
+            where = f"{what}[{index}]"
+            entries.append(plain(entry, where))
+        return entries
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
+    # arrays and tensors, told by what they can do: numpy need not be there
     single = getattr(value, "item", None)
     if callable(single) and getattr(value, "size", None) is not None:
         try:
             return plain(single(), what)
         except (RuntimeError, ValueError):
-            pass
+            pass  # more than one entry
     raise TypeError(
         f"Got {what} of type {type(value).__name__}, expected text, numbers, lists or tables of "
         "these, which a file can hold; convert it."

@@ -241,6 +241,14 @@ class Batches:
             self._checksums = checksums
         self.N = examples
 
+    def counted(self) -> int:
+        """Number of examples, for which the data is read once where nobody has."""
+        if self.N is None:
+            for _ in self:
+                pass
+        assert self.N is not None
+        return self.N
+
     def first(self) -> Batch:
         """The first batch."""
         return next(iter(self))

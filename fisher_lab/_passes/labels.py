@@ -83,22 +83,40 @@ class Labels(ABC):
     def check_unlabelled(self) -> None:  # noqa: B027 - nothing to refuse unless a kind says so
         """Raise ValueError where this kind needs the data's labels and there are none."""
 
-    @abstractmethod
     def factors(
-        self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None
+        self,
+        likelihood: Likelihood,
+        z: Tensor,
+        label: Tensor | None,
+        y: Tensor | None,
+        N: int | None = None,
     ) -> Tensor:
-        """Output factors S `[R, N, *output]`, the scale of the loss inside.
+        """Output factors S `[R, n, *output]`, the scale of the loss inside.
 
         Args:
             likelihood: p(y | z).
-            z: outputs `[N, *output]`.
+            z: outputs `[n, *output]`.
             label: what `draw` gave for these examples.
             y: the data's labels of these examples, which tell the weights of the loss's terms; None
                 without labels.
+            N: how many examples the data has, of which these are some; None gives the factors of
+                the mean of the loss, also where it is a sum.
 
         Raises:
             ValueError: where the loss has no factors of this kind, or labels are missing.
         """
+        S = self._factors(likelihood, z, label, y)
+        if N is None or not likelihood.summed:
+            return S
+        # Every matrix is a mean over the examples; that of a sum of N losses is N times as large.
+        # This is the only place that knows.
+        return S * math.sqrt(N)
+
+    @abstractmethod
+    def _factors(
+        self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None
+    ) -> Tensor:
+        """Output factors of the mean of the loss."""
 
 
 class TrueFisher(Labels):
@@ -112,7 +130,7 @@ class TrueFisher(Labels):
         """As many as the Hessian of the loss has factors."""
         return likelihood.rank(z)
 
-    def factors(
+    def _factors(
         self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None
     ) -> Tensor:
         """Factors of the Hessian, whose terms have the weights of the data's labels."""
@@ -146,7 +164,7 @@ class MonteCarlo(Labels):
             drawn.append(likelihood.sample(z, generator))
         return torch.cat(drawn)
 
-    def factors(
+    def _factors(
         self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None
     ) -> Tensor:
         """The gradient at the labels drawn, times the root of the loss's scale: its second moment
@@ -176,7 +194,7 @@ class Empirical(Labels):
             'fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".'
         )
 
-    def factors(
+    def _factors(
         self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None
     ) -> Tensor:
         """The gradient of the loss at the data's labels."""
@@ -231,6 +249,7 @@ def output_factors(
     fisher: FisherKind,
     y: Tensor | None = None,
     generator: torch.Generator | None = None,
+    N: int | None = None,
 ) -> Tensor:
     """Output factors S `[R, N, *output]` in one call.
 
@@ -240,12 +259,13 @@ def output_factors(
         fisher: the kind.
         y: the data's labels, if there are any.
         generator: source of the labels that "mc" draws.
+        N: as in `Labels.factors`.
     """
     labels = labels_of(fisher)
     label = None
     if fisher == "mc":
         label = likelihood.sample(z.detach(), generator)
-    return labels.factors(likelihood, z, label, y)
+    return labels.factors(likelihood, z, label, y, N)
 
 
 def gradient_labels(

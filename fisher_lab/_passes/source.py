@@ -114,13 +114,14 @@ class Source:
 
     @property
     def N(self) -> int:
-        """Examples in the data, known after one pass."""
-        assert self.batches.N is not None
-        return self.batches.N
+        """Examples in the data."""
+        return self.batches.counted()
 
     @property
     def scale(self) -> float:
-        """What an assembled matrix is multiplied with: N for losses that are sums over examples."""
+        """The loss over its mean: N for losses that are sums over examples, whose statistics have
+        it inside.
+        """
         if self.likelihood.summed:
             return float(self.N)
         return 1.0
@@ -269,9 +270,12 @@ class Source:
 
     def factors_of(self, piece: Piece) -> Callable[[Tensor], Tensor]:
         """The output factors of a piece as a function of its outputs."""
+        # read before the pass, since only sums need it
+        N = self.N if self.likelihood.summed else None
 
         def factors(z: Tensor) -> Tensor:
-            return self.labels.factors(self.likelihood, z, piece.label, piece.batch.y)
+            y = piece.batch.y
+            return self.labels.factors(self.likelihood, z, piece.label, y, N)
 
         return factors
 

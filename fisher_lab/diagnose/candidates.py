@@ -94,7 +94,7 @@ class Estimated(Candidate):
     def matrix(
         self, layer: str, state: Running | None, exact: FisherMatrix
     ) -> tuple[FisherMatrix, Cost]:
-        """What was assembled, on the scale of the mean over examples."""
+        """What was assembled."""
         assert state is not None
         found = state.matrix
         if not isinstance(found, FisherMatrix) or tuple(found.shape) != tuple(exact.shape):

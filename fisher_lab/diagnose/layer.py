@@ -228,7 +228,7 @@ def _check_scale(name: str, block: FisherMatrix) -> None:
 def measure_layer(
     asked: Asked,
     plan: LayerPlan,
-    block: FisherMatrix,
+    exact: FisherMatrix,
     checked: float,
     running: dict[Key, Running],
     candidates: Mapping[str, Candidate],
@@ -241,7 +241,7 @@ def measure_layer(
     Args:
         asked: the question.
         plan: of the layer.
-        block: its exact block, of the mean over examples.
+        exact: its exact block.
         checked: deviation of the captured block from torch.func.
         running: the approximations built; those of this layer are taken out.
         candidates: that can be measured on it.
@@ -250,8 +250,6 @@ def measure_layer(
         bar: progress.
     """
     name = plan.name
-    scale = asked.source.scale
-    exact = block.scaled(scale) if scale != 1.0 else block
     if isinstance(exact, LowRank):
         exact.sums.form_gradients(asked.source.budget.for_gradients)
     result = LayerResult(name, _about(asked, plan, exact, checked, running, candidates))
@@ -260,8 +258,6 @@ def measure_layer(
     matrices: dict[str, FisherMatrix] = {}
     for label, candidate in candidates.items():
         matrix, cost = candidate.matrix(name, running.pop(Key(name, label), None), exact)
-        if candidate.approximation is not None and scale != 1.0:
-            matrix = matrix.scaled(scale)
         matrices[label] = matrix
         result.costs.append(cost)
     bar.say(f"{name}: steps of the whole network")
@@ -327,11 +323,8 @@ def _measure_undamped(
     stderr: Found = {}
     if asked.standard_errors is not None and known is not None:
         bar.say(f"{name}: standard errors")
-        scaled = known
-        if source.scale != 1.0:
-            scaled = Sums(known.stats.like(known.a, known.g * source.scale**0.5))
         approximations = {label: asked.candidates[label].approximation for label in pairs}
-        stderr = asked.standard_errors.layer(name, scaled, exact, pairs, approximations)
+        stderr = asked.standard_errors.layer(name, known, exact, pairs, approximations)
         result.covariances += asked.standard_errors.taken()
     for label, pair in pairs.items():
         bar.say(f"{name}: {label}")

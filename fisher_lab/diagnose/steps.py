@@ -134,7 +134,7 @@ class NetworkSteps:
         for step, sums in self.sums.items():
             if sums.layers < len(self.source.layers):
                 continue  # a layer that had no matrix of this kind
-            square = sums.square() * self.source.scale / self.source.N
+            square = sums.square() / self.source.N
             quantities = self.fisher.quantities_of(sums.yg, sums.yy, square, step.damping)
             for m in self.measures:
                 value, noise = m.formula(quantities)

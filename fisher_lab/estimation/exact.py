@@ -78,16 +78,11 @@ def exact_fisher(
         memory=memory, on_unknown="flatten", labels=labels, output=output,
     )  # fmt: skip
     prepared = setup.prepared()
-    blocks = exact_blocks(prepared, prepared.selection.layers)
-    if not prepared.likelihood.summed:
-        return blocks
-    N = prepared.batches.N
-    assert N is not None
-    return {name: block.scaled(N) for name, block in blocks.items()}
+    return exact_blocks(prepared, prepared.selection.layers)
 
 
 def exact_blocks(prepared: Prepared, blocks: dict[str, Layer]) -> dict[str, FisherMatrix]:
-    """The dense blocks of a question: means over the examples, also for losses that are sums.
+    """The dense blocks of a question.
 
     Args:
         prepared: the question.
@@ -109,8 +104,7 @@ def exact_blocks(prepared: Prepared, blocks: dict[str, Layer]) -> dict[str, Fish
                 P = block.pack(tensors)  # [R, n, Q d_out, d_in]
                 U = P.flatten(2).flatten(0, 1)
                 totals[name] = torch.addmm(totals[name].to(U), U.T, U)
-    N = prepared.batches.N
-    assert N is not None
+    N = prepared.batches.counted()
     return {name: Dense(total / N, blocks[name].shape) for name, total in totals.items()}
 
 
@@ -134,6 +128,8 @@ def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tens
     forward = prepared.forward
     likelihood = prepared.likelihood
     labels = prepared.labels
+    # sums need it before the first piece
+    N = prepared.batches.counted() if likelihood.summed else None
     wanted = set(names)
     numbers = sum(p.numel() for name, p in forward.module.named_parameters() if name in wanted)
     for batch in prepared.batches:
@@ -162,7 +158,7 @@ def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tens
                 inside = lowest_precision(forward, piece, prepared.dtype)
                 check_examples_apart(replace(forward, inside=inside), piece.inputs, z)
             own = None if label is None else label[some]
-            yield piece.inputs, labels.factors(likelihood, z, own, piece.y)
+            yield piece.inputs, labels.factors(likelihood, z, own, piece.y, N)
 
 
 def _check_factors(R: int, z: Tensor, budget: Budget) -> None:

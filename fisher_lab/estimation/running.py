@@ -131,7 +131,7 @@ def estimate(
             (whole,) = source.sweep()
             kept = {name: Sums(stats) for name, stats in whole.items()}
         sweep_all(running, source, kept)
-    return {key.layer: _matrix(state).scaled(source.scale) for key, state in running.items()}
+    return {key.layer: _matrix(state) for key, state in running.items()}
 
 
 def sweep_all(

@@ -150,12 +150,13 @@ def statistics(
     # sampling refuses NaN
     safe = kept(finite, z)
     safe = safe.to(statistics_dtype(z.dtype, dtype))
-    S = output_factors(likelihood, safe, fisher, y, generator).to(z.dtype)
+    N = z.shape[0]
+    S = output_factors(likelihood, safe, fisher, y, generator, N).to(z.dtype)
     learn_placements(forward.z, forward.uses, placements)
     captured = pull_back(forward.z, S, forward.uses, layers, placements, retain_graph=True)
     found = {}
     for name, stats in captured.items():
-        found[name] = _observed(layers[name], stats, finite, likelihood.summed, dtype)
+        found[name] = _observed(layers[name], stats, finite, dtype)
     return found
 
 
@@ -165,7 +166,7 @@ def statistics_dtype(own: torch.dtype, chosen: torch.dtype | None) -> torch.dtyp
 
 
 def _observed(
-    layer: Layer, stats: LayerStats, finite: Tensor, summed: bool, dtype: torch.dtype | None
+    layer: Layer, stats: LayerStats, finite: Tensor, dtype: torch.dtype | None
 ) -> Observed:
     """Statistics in working precision, zero where they are not finite."""
     first = next(iter(layer.parameters.values()))
@@ -176,9 +177,6 @@ def _observed(
     ok = finite & all_finite([a, g])
     a = kept(ok, a)
     g = kept(ok, g)
-    if summed:
-        # the loss is N times its mean, and so is its Fisher
-        g = g * math.sqrt(stats.N)
     finite_stats = LayerStats(a, g, layer.kernel, layer.bias)
     return Observed(finite_stats, ok, stats.N)
 

@@ -214,8 +214,9 @@ def _version(body: Any) -> int:
         raise ValueError("not a comparison")
     version = body.get("version")
     # True is a whole number to Python
-    is_whole = isinstance(version, int) and not isinstance(version, bool)
-    if not is_whole or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise TypeError(f"format version {version!r}")
+    if version < 1:
         raise ValueError(f"format version {version!r}")
     if version > VERSION:
         raise ValueError(f"written by a newer fisher_lab, format {version}")

@@ -70,7 +70,8 @@ def network(
 
 def network_of(source: Source) -> NetworkFisher:
     """The Fisher of the network of a question."""
-    gradient = source.gradients()
+    # of the loss, not of its mean
+    gradient = {name: g * source.scale for name, g in source.gradients().items()}
     need = source.N * source.example_bytes(source.layers)
     kept = need <= source.budget.for_columns
     held: list[Columns] = []
@@ -84,6 +85,4 @@ def network_of(source: Source) -> NetworkFisher:
             yield from source.sweep()
 
     shapes = {name: layer.shape for name, layer in source.layers.items()}
-    return NetworkFisher(
-        pieces, shapes, source.N, source.R, gradient, source.scale, source.budget, kept
-    )
+    return NetworkFisher(pieces, shapes, source.N, source.R, gradient, source.budget, kept)

@@ -46,8 +46,7 @@ class NetworkFisher:
         shapes: of W by layer.
         N: examples in a pass.
         R: directions per example.
-        gradient: g, of the mean loss over every W.
-        scale: what the mean over examples is multiplied with: N for losses that are sums.
+        gradient: g, of the loss over every W.
         budget: the memory.
         kept: whether the columns are in memory, so that a pass costs no capture.
 
@@ -66,7 +65,6 @@ class NetworkFisher:
         N: int,
         R: int,
         gradient: Arrays,
-        scale: float,
         budget: Budget,
         kept: bool,
     ) -> None:
@@ -74,8 +72,7 @@ class NetworkFisher:
         self.shapes = dict(shapes)
         self.N = N
         self.R = R
-        self.gradient = {name: gradient[name] * scale for name in self.shapes}
-        self.scale = scale
+        self.gradient = dict(gradient)
         self.budget = budget
         self.kept = kept
         self._decreases: dict[float, Form] = {}
@@ -147,7 +144,7 @@ class NetworkFisher:
         for columns in self.pieces():
             s = self.project(columns, V)
             total += self.combine(columns, s)
-        return total * (self.scale / self.N)
+        return total * (1.0 / self.N)
 
     def project(self, columns: Columns, V: Mapping[str, Tensor]) -> Tensor:
         """s_rn = sum_l <P^l_rn, V_l> `[..., R, n]` of some examples."""
@@ -170,7 +167,7 @@ class NetworkFisher:
         for columns in self.pieces():
             s = self.project(columns, arrays)
             total = total + s.square().sum((-2, -1))
-        return total * (self.scale / self.N)
+        return total * (1.0 / self.N)
 
     # -- norms -------------------------------------------------------------------------------------
     def trace(self) -> Tensor:
@@ -184,7 +181,7 @@ class NetworkFisher:
             for stats in columns.values():
                 # a mean over the examples of the piece
                 total = total + contractions.squares(stats).sum() * (stats.N / self.N)
-        return total * self.scale
+        return total
 
     def block_norms(self) -> Tensor:
         """Frobenius norms of the blocks between layers `[L, L]`, in the order of `shapes`.
@@ -202,7 +199,7 @@ class NetworkFisher:
             for theirs in pieces:
                 squares += self._gram_products(mine, theirs)
         # products of PSD matrices are not negative, but rounding may say so
-        return squares.clamp(min=0).sqrt() * (self.scale / self.N)
+        return squares.clamp(min=0).sqrt() * (1.0 / self.N)
 
     def _gram_products(self, mine: Columns, theirs: Columns) -> Tensor:
         """<K_l, K_m> `[L, L]` over the columns of two pieces."""
@@ -392,7 +389,7 @@ class NetworkFisher:
                 U = [_rows(columns[name].examples(some)) for name in self.shapes]
                 every = torch.cat(U, 1)  # [n R, d]
                 total.addmm_(every.T, every)
-        return total * (self.scale / self.N)
+        return total * (1.0 / self.N)
 
     def block(self, a: str, b: str) -> Tensor:
         """The block of F between two layers `[d_a, d_b]`.
@@ -415,7 +412,7 @@ class NetworkFisher:
                 if b != a:
                     V = _rows(columns[b].examples(some))
                 total.addmm_(U.T, V)
-        return total * (self.scale / self.N)
+        return total * (1.0 / self.N)
 
     def _examples(self, columns: Columns) -> Iterator[slice]:
         """Examples of a piece whose gradients, of all parameters, fit their share."""

@@ -238,3 +238,27 @@ def test_17_expand_and_reduce_in_their_settings(pooled: bool) -> None:
             fl.estimate(fl.KFAC(wrong), model, fl.Gaussian(), x)[layer].dense(),
             truth[layer].dense(),
         )
+
+
+@pytest.mark.parametrize("fisher", ["true", "mc", "empirical"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_20_a_pass_hands_out_statistics_of_the_loss(fisher: str, batched: bool) -> None:
+    """Columns of a summed loss have its scale, also in the first pass over data of unknown size:
+    nothing that is built of them needs another.
+    """
+    model = mlp()
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    x = normal(7, 4)
+    y = torch.arange(7) % 3
+    data = (x, y)
+    if batched:
+        data = DataLoader(TensorDataset(x, y), batch_size=3)
+    source = Source(Setup(model, loss, data, fisher=fisher))
+    mean = 0.0
+    for stats in source.sweep():
+        P = stats["0"].gradients().flatten(2)
+        mean = mean + torch.einsum("rnp,rnq->pq", P, P) / len(x)
+    exact = fl.exact_fisher(model, loss, data, fisher=fisher)["0"]
+    assert_same(mean, exact.dense(), 1e-10)
+    captured = fl.estimate(fl.Exact(), model, loss, data, fisher=fisher)["0"]
+    assert_same(captured.dense(), exact.dense(), 1e-10)

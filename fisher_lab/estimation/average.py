@@ -46,7 +46,8 @@ class Mean:
         total = self.examples
         if isinstance(total, Tensor):
             total = total.clamp(min=1)  # none was finite so far
-        self.moments = self.moments.mix(new, examples / total)
+        weight = examples / total
+        self.moments = self.moments.mix(new, weight)
 
 
 @dataclass
@@ -75,12 +76,15 @@ class Average:
         n = torch.as_tensor(newest.examples)
         count, size = self.counted(n)
         moments = newest.moments
-        if self.moments is not None and moments is not None and self.count is not None:
-            share = n / (self.count * self._size_before(n) + n)
-            left = torch.pow(decay, n / size)
-            weight = 1 - torch.minimum(1 - share, left)
-            weight = torch.where(n > 0, weight, 0.0)
-            moments = self.moments.follow(moments, weight)
+        if self.moments is None or moments is None or self.count is None:
+            return Average(moments, count, size)
+        seen = self.count * self._size_before(n)
+        share = n / (seen + n)  # of this one in the mean of all examples
+        left = torch.pow(decay, n / size)  # of what was there
+        weight = 1 - torch.minimum(1 - share, left)
+        # without finite examples it is 0 / 0
+        weight = torch.where(n > 0, weight, 0.0)
+        moments = self.moments.follow(moments, weight)
         return Average(moments, count, size)
 
     def counted(self, n: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +95,8 @@ class Average:
         count = self.count + finite
         before = self._size_before(n)
         # written as a change, which is exactly zero for equal sizes
-        size = before + (n - before) / count
+        change = (n - before) / count
+        size = before + change
         return count, torch.where(finite, size, self.size)
 
     def _size_before(self, n: Tensor) -> Tensor:
@@ -105,6 +110,9 @@ class Average:
         """
         if self.count is None or self.size is None:
             return self
+        # so many that the next one's share is below 1 - rho; finite also for rho = 1
         many = 1 / max(1 - decay, 1e-9)
-        count = torch.where(self.count > 0, torch.full_like(self.count, many), 0.0)
-        return Average(self.moments, count, torch.zeros_like(self.size))
+        settled = torch.full_like(self.count, many)
+        count = torch.where(self.count > 0, settled, 0.0)
+        unknown = torch.zeros_like(self.size)
+        return Average(self.moments, count, unknown)

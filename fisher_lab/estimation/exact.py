@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab._ground.memory import Budget, readable
-from fisher_lab._passes.batches import LABELS, Inputs
+from fisher_lab._passes.batches import LABELS, Batch, Inputs
 from fisher_lab._passes.capture import check_examples_apart, check_output
 from fisher_lab._passes.derivatives import per_example_gradients
 from fisher_lab._passes.labels import FisherKind
@@ -92,27 +92,36 @@ def exact_blocks(prepared: Prepared, blocks: dict[str, Layer]) -> dict[str, Fish
         ValueError: if the blocks do not fit the memory.
     """
     _check_memory(blocks, prepared.budget, prepared.dtype)
-    names = []
+    names: list[str] = []
     for block in blocks.values():
-        names += [block.full_name(key) for key in block.parameters]
-    totals: dict[str, Tensor] = {name: torch.zeros(()) for name in blocks}
+        names += map(block.full_name, block.parameters)
+    zero = torch.zeros(())
+    totals: dict[str, Tensor] = dict.fromkeys(blocks, zero)
     with untouched_randomness():
         for inputs, S in _pieces(prepared, names):
             gradients = per_example_gradients(prepared.forward, names, inputs, S)
             for name, block in blocks.items():
-                tensors = {key: gradients[block.full_name(key)] for key in block.parameters}
+                tensors = {}
+                for key in block.parameters:
+                    tensors[key] = gradients[block.full_name(key)]
                 P = block.pack(tensors)  # [R, n, Q d_out, d_in]
+                # one row for every direction of every example: F = 1/N U^T U
                 U = P.flatten(2).flatten(0, 1)
-                totals[name] = torch.addmm(totals[name].to(U), U.T, U)
+                total = totals[name].to(U)
+                totals[name] = torch.addmm(total, U.T, U)
     N = prepared.batches.counted()
-    return {name: Dense(total / N, blocks[name].shape) for name, total in totals.items()}
+    found: dict[str, FisherMatrix] = {}
+    for name, total in totals.items():
+        found[name] = Dense(total / N, blocks[name].shape)
+    return found
 
 
 def _check_memory(blocks: dict[str, Layer], budget: Budget, dtype: torch.dtype) -> None:
     itemsize = torch.finfo(dtype).bits // 8
     need = 0
     for block in blocks.values():
-        d = block.shape[0] * block.shape[1]
+        d_out, d_in = block.shape
+        d = d_out * d_in
         need += d**2 * itemsize
     if need > budget.total:
         raise ValueError(
@@ -128,26 +137,26 @@ def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tens
     forward = prepared.forward
     likelihood = prepared.likelihood
     labels = prepared.labels
-    # sums need it before the first piece
-    N = prepared.batches.counted() if likelihood.summed else None
+    N = None
+    if likelihood.summed:
+        N = prepared.batches.counted()  # before the first piece, whose factors have it inside
     wanted = set(names)
-    numbers = sum(p.numel() for name, p in forward.module.named_parameters() if name in wanted)
+    numbers = 0
+    for name, parameter in forward.module.named_parameters():
+        if name in wanted:
+            numbers += parameter.numel()
     for batch in prepared.batches:
         z = probe(forward, batch)
-        likelihood.check_output(z)
-        if batch.y is None:
-            likelihood.check_unlabelled(z)
-            labels.check_unlabelled()
-        else:
-            like_outputs = torch.empty(batch.N, *z.shape[1:], device="meta")
-            likelihood.check_labels(like_outputs, batch.y)
+        output = tuple(z.shape[1:])
+        _check_batch(prepared, batch, z)
         R = labels.directions(likelihood, z)
         _check_factors(R, z, prepared.budget)
+        # per-example gradients of all parameters, or the factors themselves where these are more
+        of_example = R * max(numbers, z.numel()) * z.element_size()
         room = min(prepared.budget.for_jacobian, LARGEST_JACOBIAN)
-        chunk = max(1, room // (8 * R * max(numbers, z.numel())))
-        label = labels.draw(
-            likelihood, outputs_of(forward, batch, tuple(z.shape[1:]), chunk), batch.index
-        )
+        chunk = max(1, room // of_example)
+        outputs = outputs_of(forward, batch, output, chunk)
+        label = labels.draw(likelihood, outputs, batch.index)
         for start in range(0, batch.N, chunk):
             some = slice(start, start + chunk)
             piece = batch.part(some)
@@ -156,9 +165,32 @@ def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tens
             check_output(z, piece.N)
             if start == 0:
                 inside = lowest_precision(forward, piece, prepared.dtype)
-                check_examples_apart(replace(forward, inside=inside), piece.inputs, z)
-            own = None if label is None else label[some]
-            yield piece.inputs, labels.factors(likelihood, z, own, piece.y, N)
+                seen = replace(forward, inside=inside)
+                check_examples_apart(seen, piece.inputs, z)
+            own = None
+            if label is not None:
+                own = label[some]
+            S = labels.factors(likelihood, z, own, piece.y, N)
+            yield piece.inputs, S
+
+
+def _check_batch(prepared: Prepared, batch: Batch, z: Tensor) -> None:
+    """Refuse outputs and labels that do not fit the likelihood and the kind of Fisher.
+
+    Args:
+        prepared: the question.
+        batch: of the data.
+        z: the output of one of its examples.
+    """
+    likelihood = prepared.likelihood
+    likelihood.check_output(z)
+    if batch.y is None:
+        likelihood.check_unlabelled(z)
+        prepared.labels.check_unlabelled()
+        return
+    # labels are checked by shape: no output needs to be computed
+    like_outputs = torch.empty(batch.N, *z.shape[1:], device="meta")
+    likelihood.check_labels(like_outputs, batch.y)
 
 
 def _check_factors(R: int, z: Tensor, budget: Budget) -> None:

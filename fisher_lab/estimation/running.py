@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -54,8 +55,10 @@ class Running:
                 "Nothing was observed yet, expected at least one batch; call absorb first."
             )
         started = time.perf_counter()
-        self.matrix = assembled(self.approximation, self.mean.moments, self.matrix, self._again)
-        self.mean.moments = carried(self.approximation, self.mean.moments, self.matrix)
+        moments = self.mean.moments
+        self.matrix = assembled(self.approximation, moments, self.matrix, self._again)
+        # what a method that goes on from its matrix needs of the moments in the new basis
+        self.mean.moments = carried(self.approximation, moments, self.matrix)
         self._again = False
         self.seconds += time.perf_counter() - started
         return self.matrix
@@ -123,15 +126,21 @@ def estimate(
         on_unknown=on_unknown, labels=labels, output=output,
     )  # fmt: skip
     source = Source(setup)
-    running = {Key(name): Running(approximation) for name in source.layers}
+    running = {}
+    for name in source.layers:
+        running[Key(name)] = Running(approximation)
+    kept = {}
     with untouched_randomness():
-        kept = {}
         if approximation.sweeps > 1 and source.fits_at_once():
             # every sweep sees the same statistics, and need not sum them anew
             (whole,) = source.sweep()
-            kept = {name: Sums(stats) for name, stats in whole.items()}
+            for name, stats in whole.items():
+                kept[name] = Sums(stats)
         sweep_all(running, source, kept)
-    return {key.layer: _matrix(state) for key, state in running.items()}
+    found = {}
+    for key, state in running.items():
+        found[key.layer] = _matrix(state)
+    return found
 
 
 def sweep_all(
@@ -164,13 +173,14 @@ def _sweep(
     kept: Mapping[str, Sums],
 ) -> None:
     """One pass over the data, for some states of every layer."""
-    every = [state for states in readers.values() for state in states]
+    every = list(chain.from_iterable(readers.values()))
     for state in every:
         state.restart()
     for piece in source.sweep([*readers]):
         for name, states in readers.items():
             sums = kept.get(name)
             if sums is None:
+                # with one reader nothing is worth keeping
                 several = len(states) > 1
                 sums = Sums(piece[name], shared=several)
             for state in states:

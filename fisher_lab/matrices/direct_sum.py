@@ -1,5 +1,6 @@
-"""Independent blocks for the weight proper and the bias (TN and kernel mini-blocks of a convolution
-with bias).
+"""Independent blocks for the weight proper and the bias.
+
+TN and the kernel mini-blocks of a convolution with bias are such sums.
 """
 
 from __future__ import annotations
@@ -27,75 +28,111 @@ class DirectSum(FisherMatrix):
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of W."""
-        return self.parts[0].shape[0], sum(part.shape[1] for part in self.parts)
+        d_out = self.parts[0].shape[0]
+        d_in = 0
+        for part in self.parts:
+            d_in += part.shape[1]
+        return d_out, d_in
 
     def _slices(self) -> Iterator[tuple[FisherMatrix, slice]]:
+        """Every part with its columns of W."""
         start = 0
         for part in self.parts:
-            yield part, slice(start, start + part.shape[1])
-            start += part.shape[1]
+            stop = start + part.shape[1]
+            yield part, slice(start, stop)
+            start = stop
 
     def _apply(self, X: Tensor) -> Tensor:
-        return torch.cat([part._apply(X[..., columns]) for part, columns in self._slices()], -1)
+        images = []
+        for part, columns in self._slices():
+            images.append(part._apply(X[..., columns]))
+        return torch.cat(images, -1)
 
     def trace(self) -> Tensor:
         """Sum of the parts' traces."""
-        return torch.stack([part.trace() for part in self.parts]).sum()
+        traces = torch.stack([part.trace() for part in self.parts])
+        return traces.sum()
 
     def frobenius_norm(self) -> Tensor:
         """Root of the sum of the parts' squares."""
-        return torch.linalg.norm(torch.stack([part.frobenius_norm() for part in self.parts]))
+        norms = torch.stack([part.frobenius_norm() for part in self.parts])
+        return torch.linalg.norm(norms)
 
     def spectral_norm(self) -> Tensor:
         """Largest of the parts' norms."""
-        return torch.stack([part.spectral_norm() for part in self.parts]).max()
+        tops = torch.stack([part.spectral_norm() for part in self.parts])
+        return tops.max()
 
     def eigenvalues(self) -> Tensor:
         """All parts' eigenvalues, sorted."""
-        return torch.cat([part.eigenvalues() for part in self.parts]).sort().values
+        values = torch.cat([part.eigenvalues() for part in self.parts])
+        return values.sort().values
 
     def quadratic(self, stats: LayerStats | Sums) -> Tensor:
         """Sum of the parts' inner products with their own columns of F."""
-        return torch.stack(
-            [part.quadratic(stats.inputs(columns)) for part, columns in self._slices()]
-        ).sum()
+        products = []
+        for part, columns in self._slices():
+            own = stats.inputs(columns)
+            products.append(part.quadratic(own))
+        return torch.stack(products).sum()
 
     def scaled(self, c: float | Tensor) -> DirectSum:
         """c times every part."""
-        return DirectSum(tuple(part.scaled(c) for part in self.parts))
+        parts = []
+        for part in self.parts:
+            parts.append(part.scaled(c))
+        return DirectSum(tuple(parts))
 
     def _powered(self, p: float, damping: float | Tensor) -> DirectSum:
-        return DirectSum(tuple(part.powered(p, damping) for part in self.parts))
+        powers = []
+        for part in self.parts:
+            powers.append(part.powered(p, damping))
+        return DirectSum(tuple(powers))
 
     def _powered_factored(self, p: float, damping: float | Tensor) -> DirectSum:
         """Kronecker parts damped by factors, the others exactly."""
         powers = []
         for part in self.parts:
+            # the bias has no factors: its own lambda is what factored damping stands in for
             style: DampingStyle = "factored" if part.has_factors else "exact"
             powers.append(part.powered(p, damping, style))
         return DirectSum(tuple(powers))
 
     def rescued(self, p: float, damping: float | Tensor) -> DirectSum:
         """Part by part."""
-        return DirectSum(tuple(part.rescued(p, damping) for part in self.parts))
+        powers = []
+        for part in self.parts:
+            powers.append(part.rescued(p, damping))
+        return DirectSum(tuple(powers))
 
     @property
     def signature(self) -> Hashable:
         """Those of the parts; alone where one of them is."""
-        signatures = tuple(part.signature for part in self.parts)
-        return None if None in signatures else ("DirectSum", signatures)
+        signatures = []
+        for part in self.parts:
+            signature = part.signature
+            if signature is None:
+                return None
+            signatures.append(signature)
+        return "DirectSum", tuple(signatures)
 
     def stack(self, others: Sequence[DirectSum]) -> DirectSum:
         """Part by part."""
         if not others:
             return self
         joined = []
-        for first, *rest in zip(self.parts, *(other.parts for other in others), strict=True):
-            joined.append(first.stack(rest))
+        for i, part in enumerate(self.parts):
+            rest = []
+            for other in others:
+                rest.append(other.parts[i])
+            joined.append(part.stack(rest))
         return DirectSum(tuple(joined))
 
     def part(self, index: int, count: int) -> DirectSum:
         """Part by part."""
         if count == 1:
             return self
-        return DirectSum(tuple(piece.part(index, count) for piece in self.parts))
+        pieces = []
+        for part in self.parts:
+            pieces.append(part.part(index, count))
+        return DirectSum(tuple(pieces))

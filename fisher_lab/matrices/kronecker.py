@@ -40,7 +40,7 @@ class Kronecker(FisherMatrix):
         """
         factors = []
         for values, vectors in pairs:
-            factors.append((vectors * values.unsqueeze(-2)) @ vectors.transpose(-1, -2))
+            factors.append(_composed(values, vectors))
         matrix = cls(tuple(factors))
         matrix._remember("eigenpairs", tuple(pairs))
         return matrix
@@ -48,9 +48,13 @@ class Kronecker(FisherMatrix):
     @cached_property
     def eigenpairs(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
         """Eigenvalues and eigenvectors of every factor; None for the basis of a diagonal."""
-        return tuple(
-            (factor, None) if factor.ndim == 2 else eigh(factor) for factor in self.factors
-        )
+        pairs: list[tuple[Tensor, Tensor | None]] = []
+        for factor in self.factors:
+            if _is_diagonal(factor):
+                pairs.append((factor, None))
+            else:
+                pairs.append(eigh(factor))
+        return tuple(pairs)
 
     @property
     def decomposed(self) -> bool:
@@ -60,7 +64,11 @@ class Kronecker(FisherMatrix):
     @property
     def modes(self) -> tuple[int, ...]:
         """Sizes `(Q, n_1, ..., n_k)`."""
-        return (self.factors[0].shape[0], *(factor.shape[1] for factor in self.factors))
+        Q = self.factors[0].shape[0]
+        sizes = []
+        for factor in self.factors:
+            sizes.append(factor.shape[1])
+        return (Q, *sizes)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,39 +77,48 @@ class Kronecker(FisherMatrix):
         return Q * first, math.prod(rest)
 
     def _apply(self, X: Tensor) -> Tensor:
-        return mode_product(X.reshape(*X.shape[:-2], *self.modes), self.factors).reshape(X.shape)
+        by_modes = X.reshape(*X.shape[:-2], *self.modes)
+        image = mode_product(by_modes, self.factors)
+        return image.reshape(X.shape)
 
     def trace(self) -> Tensor:
         """Sum over groups of the product of the traces."""
-        return self._per_group([_diagonal(factor).sum(-1) for factor in self.factors]).sum()
+        traces = []
+        for factor in self.factors:
+            traces.append(_diagonal(factor).sum(-1))
+        return _per_group(traces).sum()
 
     def frobenius_norm(self) -> Tensor:
         """Root of the sum over groups of the product of squared norms."""
-        return (
-            self._per_group([factor.square().flatten(1).sum(-1) for factor in self.factors])
-            .sum()
-            .sqrt()
-        )
+        squares = []
+        for factor in self.factors:
+            entries = factor.square().flatten(1)
+            squares.append(entries.sum(-1))
+        return _per_group(squares).sum().sqrt()
 
     def spectral_norm(self) -> Tensor:
         """Largest product of largest eigenvalues."""
-        tops = [
-            factor.amax(-1) if factor.ndim == 2 else torch.linalg.eigvalsh(factor)[:, -1]
-            for factor in self.factors
-        ]
-        return self._per_group(tops).max()
-
-    @staticmethod
-    def _per_group(numbers: list[Tensor]) -> Tensor:
-        return torch.stack(numbers).prod(0)
+        tops = []
+        for factor in self.factors:
+            if _is_diagonal(factor):
+                tops.append(factor.amax(-1))
+            else:
+                values = torch.linalg.eigvalsh(factor)
+                tops.append(values[:, -1])
+        return _per_group(tops).max()
 
     @cached_property
     def eigenbasis(self) -> EigenbasisDiagonal:
         """This matrix in its eigenbasis."""
-        values = self.eigenpairs[0][0]
-        for other, _ in self.eigenpairs[1:]:
-            values = values.unsqueeze(-1) * other.reshape(len(other), *(1,) * (values.ndim - 1), -1)
-        return EigenbasisDiagonal(tuple(vectors for _, vectors in self.eigenpairs), values)
+        (values, vectors), *others = self.eigenpairs
+        basis = [vectors]
+        for other, vectors in others:
+            # the outer product of the modes before with this one, group by group
+            ones = [1] * (values.ndim - 1)
+            along_last = other.reshape(len(other), *ones, -1)
+            values = values.unsqueeze(-1) * along_last
+            basis.append(vectors)
+        return EigenbasisDiagonal(tuple(basis), values)
 
     def eigenvalues(self) -> Tensor:
         """Products of the factors' eigenvalues, sorted."""
@@ -113,49 +130,66 @@ class Kronecker(FisherMatrix):
             return super().quadratic(stats)
         G, A = self.factors
         if stats.T == 1:
-            g, a = _multiply(stats.g, G), _multiply(stats.a, A)
-            return (
-                torch.einsum("nq,nq->", (g * stats.g).sum((0, 2, 4)), (a * stats.a).sum((1, 3)))
-                / stats.N
-            )
+            # columns of rank one: vec(P)^T (G (x) A) vec(P) = (g^T G g)(a^T A a)
+            gG = _multiply(stats.g, G)
+            aA = _multiply(stats.a, A)
+            of_g = (gG * stats.g).sum((0, 2, 4))
+            of_a = (aA * stats.a).sum((1, 3))
+            return torch.einsum("nq,nq->", of_g, of_a) / stats.N
         sums = as_sums(stats)
-        if 2 * sums.d_in < sums.N * sums.T:  # else left(A) costs less than looking
-            # that of its own eigenvectors, where the corrected approximation was built too
-            for basis in sums.bases:
-                values = [
-                    _in_basis(factor, B) for factor, B in zip(self.factors, basis, strict=True)
-                ]
-                if values[0] is not None and values[1] is not None:
-                    return torch.einsum("qo,qi,qoi->", values[0], values[1], sums.squares(basis))
+        known = self._by_known_squares(sums)
+        if known is not None:
+            return known
         left = sums.left(A)  # <F, G (x) A> = <1/N sum P A P^T, G>
-        if G.ndim == 2:
+        if _is_diagonal(G):
             left = left.diagonal(dim1=-2, dim2=-1)
         return (G * left).sum()
 
+    def _by_known_squares(self, sums: Sums) -> Tensor | None:
+        """<F, self> from squared columns in its own eigenvectors, where these are there already.
+
+        Where EKFAC is measured beside KFAC, its squares were taken in KFAC's eigenvectors.
+        """
+        if 2 * sums.d_in >= sums.N * sums.T:  # left(A) costs less than looking
+            return None
+        G, A = self.factors
+        for basis in sums.bases:
+            of_G = _in_basis(G, basis[0])
+            of_A = _in_basis(A, basis[1])
+            if of_G is not None and of_A is not None:
+                return torch.einsum("qo,qi,qoi->", of_G, of_A, sums.squares(basis))
+        return None
+
     def _square_distance_to(self, stats: LayerStats, most_flops: float) -> float | None:
         """From centred features, for two factors and columns of rank one."""
-        if (
-            len(self.factors) != 2
-            or not stats.rank_one
-            or stats.Q != 1
-            or 2 * centring_flops(stats) > most_flops
-        ):
+        if len(self.factors) != 2 or not stats.rank_one or stats.Q != 1:
             return None
-        G, A = (factor[0] if factor.ndim == 3 else factor[0].diag() for factor in self.factors)
-        return max(0.0, kronecker_difference(stats, G, A))
+        if 2 * centring_flops(stats) > most_flops:
+            return None
+        G = _full(self.factors[0])[0]
+        A = _full(self.factors[1])[0]
+        square = kronecker_difference(stats, G, A)
+        return max(0.0, square)
 
     def scaled(self, c: float | Tensor) -> Kronecker:
         """c times the first factor that is no identity."""
         factors = list(self.factors)
-        scaled = next(iter(self._others), 0)
+        # any factor would do; one that is no identity leaves the identities known
+        scaled = self._others[0] if self._others else 0
         factors[scaled] = factors[scaled] * c
-        identities = tuple(i for i in self.identities if i != scaled)
-        return Kronecker(tuple(factors), identities)
+        identities = list(self.identities)
+        if scaled in identities:
+            identities.remove(scaled)
+        return Kronecker(tuple(factors), tuple(identities))
 
     @property
     def _others(self) -> tuple[int, ...]:
         """The factors that are not known to be the identity."""
-        return tuple(i for i in range(len(self.factors)) if i not in self.identities)
+        others = []
+        for i in range(len(self.factors)):
+            if i not in self.identities:
+                others.append(i)
+        return tuple(others)
 
     @property
     def signature(self) -> Hashable:
@@ -175,16 +209,19 @@ class Kronecker(FisherMatrix):
 
     def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
         damped = isinstance(damping, Tensor) or damping > 0
-        if p == -1 and damped and self.damps_exactly:
-            inverses = list(self.factors)
-            (other,) = self._others
-            one = torch.ones(self.modes[0], dtype=self.dtype, device=self.device)
-            inverses[other] = _inverse(self.factors[other], one, damping)
-            return Kronecker(tuple(inverses), self.identities)
-        return self.rescued(p, damping)
+        if p != -1 or not damped or not self.damps_exactly:
+            return self.rescued(p, damping)
+        # I (x) A + lambda I = I (x) (A + lambda I): a Cholesky factorisation, no eigenvectors
+        inverses = list(self.factors)
+        (other,) = self._others
+        Q = self.modes[0]
+        one = torch.ones(Q, dtype=self.dtype, device=self.device)
+        inverses[other] = _inverse(self.factors[other], one, damping)
+        return Kronecker(tuple(inverses), self.identities)
 
     def _powered_factored(self, p: float, damping: float | Tensor) -> Kronecker:
-        shift = damping ** (1 / len(self.factors))
+        k = len(self.factors)
+        shift = damping ** (1 / k)  # so that the product of the shifts is lambda
         scales = self._balance()
         powers = []
         if p == -1:
@@ -194,7 +231,7 @@ class Kronecker(FisherMatrix):
         for (values, vectors), scale in zip(self.eigenpairs, scales, strict=True):
             power = shifted_power(values * scale[:, None], p, shift)
             if vectors is not None:
-                power = (vectors * power.unsqueeze(-2)) @ vectors.transpose(-1, -2)
+                power = _composed(power, vectors)
             powers.append(power)
         return Kronecker(tuple(powers))
 
@@ -205,35 +242,75 @@ class Kronecker(FisherMatrix):
         For k = 2 damping the factors then by sqrt(lambda) is KFAC's pi split, for any k it is TNT's
         damping with eps^k = lambda. All zero where a factor vanishes.
         """
-        means = torch.stack([_diagonal(factor).mean(-1) for factor in self.factors])
-        common = means.clamp(min=0).log().mean(0).exp()
+        of_factors = []
+        for factor in self.factors:
+            of_factors.append(_diagonal(factor).mean(-1))
+        means = torch.stack(of_factors)
+        logs = means.clamp(min=0).log()
+        common = logs.mean(0).exp()  # the geometric mean, 0 where a factor vanishes
         return torch.where(means > 0, common / means, torch.zeros_like(means))
+
+
+def _per_group(numbers: list[Tensor]) -> Tensor:
+    """The products over the factors of numbers `[Q]` of every factor."""
+    return torch.stack(numbers).prod(0)
+
+
+def _composed(values: Tensor, vectors: Tensor) -> Tensor:
+    """B diag(v) B^T from v `[Q, n]` and B `[Q, n, n]`."""
+    scaled = vectors * values.unsqueeze(-2)
+    return scaled @ vectors.transpose(-1, -2)
 
 
 def _inverse(factor: Tensor, scale: Tensor, shift: float | Tensor) -> Tensor:
     """(scale factor + shift)^-1 without an eigendecomposition."""
-    if factor.ndim == 2:
+    if _is_diagonal(factor):
         return shifted_power(factor * scale[:, None], -1, shift)
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    return spd_inverse(symmetrize(factor * scale[:, None, None]) + shift * eye)
+    balanced = symmetrize(factor * scale[:, None, None])
+    return spd_inverse(balanced + shift * eye)
 
 
 def _in_basis(factor: Tensor, basis: Tensor | None) -> Tensor | None:
     """The diagonal `[Q, n]` of a factor in an orthogonal basis in which it is diagonal up to
     rounding, else None.
     """
-    if factor.ndim == 2 or basis is None:
-        return factor if factor.ndim == 2 and basis is None else None
+    if _is_diagonal(factor) and basis is None:
+        return factor
+    if _is_diagonal(factor) or basis is None:
+        return None
     rotated = basis.transpose(-1, -2) @ factor @ basis
     values = rotated.diagonal(dim1=-2, dim2=-1)
-    rest, eps = torch.linalg.norm(rotated - torch.diag_embed(values)), torch.finfo(factor.dtype).eps
-    return values if float(rest) <= 64 * eps * float(torch.linalg.norm(factor)) else None
+    rest = torch.linalg.norm(rotated - torch.diag_embed(values))
+    # two products of the size of the factor round by a small multiple of eps times its norm
+    eps = torch.finfo(factor.dtype).eps
+    rounding = 64 * eps * float(torch.linalg.norm(factor))
+    if float(rest) > rounding:
+        return None
+    return values
+
+
+def _is_diagonal(factor: Tensor) -> bool:
+    """Whether a factor is held as its diagonal `[Q, n]`."""
+    return factor.ndim == 2
 
 
 def _diagonal(factor: Tensor) -> Tensor:
-    return factor if factor.ndim == 2 else factor.diagonal(dim1=-2, dim2=-1)
+    """The diagonal `[Q, n]` of a factor."""
+    if _is_diagonal(factor):
+        return factor
+    return factor.diagonal(dim1=-2, dim2=-1)
+
+
+def _full(factor: Tensor) -> Tensor:
+    """The factor as matrices `[Q, n, n]`."""
+    if _is_diagonal(factor):
+        return torch.diag_embed(factor)
+    return factor
 
 
 def _multiply(x: Tensor, factor: Tensor) -> Tensor:
     """Factor times the vectors x `[..., Q, n]`."""
-    return x * factor if factor.ndim == 2 else torch.einsum("...qi,qij->...qj", x, factor)
+    if _is_diagonal(factor):
+        return x * factor
+    return torch.einsum("...qi,qij->...qj", x, factor)

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 DampingStyle = Literal["exact", "factored"]
+Scalar = float | Tensor  # a number, or a 0-d tensor that stays on its device
+AnyStats = LayerStats | Sums  # the columns of a block, alone or with what was computed of them
 # on arrays of the shape of W, or several `[..., d_out, d_in]`
 Operator = Callable[[Tensor], Tensor]
+Visitor = Callable[[str, Tensor], Tensor]  # of a tensor by its dotted name
 
 _log = logging.getLogger("fisher_lab")
 _told: set[tuple[type, str]] = set()  # of which structure which slow default was told already
@@ -78,11 +81,11 @@ class FisherMatrix(ABC):
         """Root of the sum of squared eigenvalues, a scalar."""
 
     @abstractmethod
-    def scaled(self, c: float | Tensor) -> FisherMatrix:
+    def scaled(self, c: Scalar) -> FisherMatrix:
         """c times this matrix, c >= 0."""
 
     @abstractmethod
-    def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
+    def _powered(self, p: float, damping: Scalar) -> FisherMatrix:
         """(self + damping I)^p."""
 
     # -- what every structure gets -----------------------------------------------------------------
@@ -114,10 +117,11 @@ class FisherMatrix(ABC):
             ) from error
 
     def powered(
-        self, p: float, damping: float | Tensor = 0.0, style: DampingStyle = "exact"
+        self, p: float, damping: Scalar = 0.0, style: DampingStyle = "exact"
     ) -> FisherMatrix:
-        """(self + damping I)^p as a FisherMatrix, factorised once; damping 0 with p < 0 is the
-        pseudo-inverse.
+        """(self + damping I)^p as a FisherMatrix, factorised once.
+
+        Damping 0 with p < 0 is the pseudo-inverse.
 
         Args:
             p: the power, for instance -1.
@@ -136,11 +140,10 @@ class FisherMatrix(ABC):
             raise ValueError(f'Got style={style!r}, expected "exact" or "factored".')
         return self._powered(p, damping)
 
-    def _powered_factored(self, p: float, damping: float | Tensor) -> FisherMatrix:  # noqa: ARG002
+    def _powered_factored(self, p: float, damping: Scalar) -> FisherMatrix:  # noqa: ARG002
         raise ValueError(
             f"{type(self).__name__} got factored damping, expected exact damping: only Kronecker "
-            "products have factors "
-            'to damp; use style="exact".'
+            'products have factors to damp; use style="exact".'
         )
 
     @property
@@ -150,14 +153,11 @@ class FisherMatrix(ABC):
 
     @property
     def damps_exactly(self) -> bool:
-        """Whether exact damping costs no more than factored damping, so that trainers need not make
-        do with that.
-        """
+        """Whether exact damping costs no more than factored damping: trainers need not make do."""
         return False
 
-    def rescued(self, p: float, damping: float | Tensor) -> FisherMatrix:
-        """(self + damping I)^p by eigendecompositions, which succeed where a Cholesky factorisation
-        failed.
+    def rescued(self, p: float, damping: Scalar) -> FisherMatrix:
+        """(self + damping I)^p by eigendecompositions, where a Cholesky factorisation failed.
 
         Args:
             p: the power.
@@ -168,17 +168,16 @@ class FisherMatrix(ABC):
                 that is free.
         """
         tell_slow(self, "rescued", "decomposes the dense matrix")
-        return self._as_dense(self.dense(), self.shape).rescued(p, damping)
+        dense = self._as_dense(self.dense(), self.shape)
+        return dense.rescued(p, damping)
 
     def power(
-        self, X: Tensor, p: float, damping: float | Tensor = 0.0, style: DampingStyle = "exact"
+        self, X: Tensor, p: float, damping: Scalar = 0.0, style: DampingStyle = "exact"
     ) -> Tensor:
-        """(self + damping I)^p times vec(X), for X `[..., d_out, d_in]`; see `powered` to factorise
-        once.
-        """
+        """(self + damping I)^p times vec(X) `[..., d_out, d_in]`; `powered` factorises once."""
         return self.powered(p, damping, style) @ X
 
-    def solve(self, X: Tensor, damping: float | Tensor, style: DampingStyle = "exact") -> Tensor:
+    def solve(self, X: Tensor, damping: Scalar, style: DampingStyle = "exact") -> Tensor:
         """(self + damping I)^-1 vec(X), for X `[..., d_out, d_in]`."""
         return self.power(X, -1.0, damping, style)
 
@@ -189,26 +188,32 @@ class FisherMatrix(ABC):
             ValueError: if it would not fit into the memory that is free.
         """
         d = self.dim
-        need = 2 * d * d * torch.finfo(self.dtype).bits // 8
-        if need > available_bytes():
+        entry = torch.finfo(self.dtype).bits // 8
+        need = 2 * d * d * entry  # the matrix and room to work on it
+        free = available_bytes()
+        if need > free:
             raise ValueError(
-                f"A dense block with d={d} needs {readable(need)} and "
-                f"{readable(available_bytes())} is free; use @, solve and the norms, which need "
-                "no dense matrix."
+                f"A dense block with d={d} needs {readable(need)} and {readable(free)} is free; "
+                "use @, solve and the norms, which need no dense matrix."
             )
         return self._dense()
 
     def _dense(self) -> Tensor:
-        return torch.cat([(self @ E).flatten(1) for E in self.identity_chunks()])
+        rows = []
+        for E in self.identity_chunks():
+            image = self @ E
+            rows.append(image.flatten(1))
+        return torch.cat(rows)
 
     def identity_chunks(self) -> Iterator[Tensor]:
         """The identity in pieces `[c, d_out, d_in]`, a few rows of it at a time."""
         d = self.dim
-        step = max(1, pieces.CHUNK_BYTES // (8 * d))
+        row = 8 * d  # bytes
+        step = max(1, pieces.CHUNK_BYTES // row)
         for start in range(0, d, step):
             rows = min(step, d - start)
             E = torch.zeros(rows, d, dtype=self.dtype, device=self.device)
-            E[torch.arange(rows), torch.arange(start, start + rows)] = 1
+            E.diagonal(start).fill_(1)
             yield E.view(rows, *self.shape)
 
     def eigenvalues(self) -> Tensor:
@@ -216,21 +221,22 @@ class FisherMatrix(ABC):
         return torch.linalg.eigvalsh(self.dense())
 
     def spectral_norm(self) -> Tensor:
-        """Largest eigenvalue, a scalar (by the Lanczos method, once, where the structure gives no
-        shortcut).
-        """
+        """Largest eigenvalue, a scalar; by the Lanczos method, once, where there is no shortcut."""
         return self._top
 
     @cached_property
     def _top(self) -> Tensor:
-        found = lanczos(
-            lambda v: self._apply(v.view(self.shape)).flatten(), start_vector(self), tolerance=1e-6
-        )
+        def apply(v: Tensor) -> Tensor:
+            X = v.view(self.shape)
+            return self._apply(X).flatten()
+
+        found = lanczos(apply, start_vector(self), tolerance=1e-6)
         return torch.tensor(found.high, dtype=self.dtype, device=self.device)
 
-    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
-        """<F, self>_Frobenius for the block F of `stats`: 1/N sum over its columns of vec(P)^T self
-        vec(P).
+    def quadratic(self, stats: AnyStats) -> Tensor:
+        """<F, self>_Frobenius for the block F of `stats`.
+
+        It is 1/N sum of vec(P)^T self vec(P) over the columns vec(P) of F.
 
         Args:
             stats: the columns; as Sums, what others computed of them is used, and what is computed
@@ -239,7 +245,8 @@ class FisherMatrix(ABC):
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         for P in stats.per_example(pieces.STREAM_BYTES):
             P = P.flatten(2, 3)
-            total = total + (P * self._apply(P)).sum()
+            image = self._apply(P)
+            total = total + (P * image).sum()
         return total / stats.N
 
     # -- beside another matrix ---------------------------------------------------------------------
@@ -248,14 +255,17 @@ class FisherMatrix(ABC):
     # `_square_distance_to`).
     def inner(self, other: FisherMatrix) -> Tensor:
         """<self, other>_Frobenius, a scalar, without a dense matrix."""
-        for held, asked in ((self, other), (other, self)):
-            found = held._inner_by_columns(asked)
-            if found is not None:
-                return found
+        found = self._inner_by_columns(other)
+        if found is None:
+            found = other._inner_by_columns(self)
+        if found is not None:
+            return found
         tell_slow(self, "inner", "takes d products with either matrix")
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         for E in self.identity_chunks():
-            total = total + ((self @ E) * (other @ E)).sum()
+            mine = self @ E
+            theirs = other @ E
+            total = total + (mine * theirs).sum()
         return total
 
     def _inner_by_columns(self, other: FisherMatrix) -> Tensor | None:  # noqa: ARG002
@@ -263,33 +273,36 @@ class FisherMatrix(ABC):
         return None
 
     def minus(self, other: FisherMatrix) -> Operator:
-        """An operator with the eigenvalues of self - other: X -> self X - other X, up to a rotation
-        of the space.
+        """An operator with the eigenvalues of self - other.
+
+        X -> self X - other X, up to a rotation of the space.
         """
         return lambda X: self @ X - other @ X
 
     def _taken_from(self, stats: LayerStats) -> Operator | None:  # noqa: ARG002
-        """An operator with the eigenvalues of F - self for the F of `stats`, where one costs less
-        than two products.
+        """An operator with the eigenvalues of F - self, where one costs less than two products.
+
+        Args:
+            stats: the columns of F.
         """
         return None
 
     def differences(self, others: Sequence[FisherMatrix], V: Tensor) -> list[Tensor]:
-        """(self - others[i]) V[i] for V `[L, d_out, d_in]`, with one product of this matrix for
-        all.
+        """(self - others[i]) V[i] for V `[L, d_out, d_in]`, from one product of this matrix.
 
         Args:
             others: L matrices.
             V: one array for each.
         """
         Y = self @ V
-        return [y - other @ v for other, v, y in zip(others, V, Y, strict=True)]
+        found = []
+        for other, v, y in zip(others, V, Y, strict=True):
+            found.append(y - other @ v)
+        return found
 
     @property
     def shares_products(self) -> bool:
-        """Whether one product with several X costs so much less than several products that these
-        should wait.
-        """
+        """Whether products should wait for each other: one with several X costs much less."""
         return False
 
     @property
@@ -298,24 +311,24 @@ class FisherMatrix(ABC):
         return float(self.dim) ** 2
 
     def square_distance(self, other: FisherMatrix, most_flops: float) -> float | None:
-        """|self - other|_Frobenius^2 without cancellation, entry by entry; None where that is more
-        work than allowed.
+        """|self - other|_Frobenius^2 without cancellation, entry by entry.
 
         Args:
             other: another matrix over W.
-            most_flops: the work allowed.
+            most_flops: the work allowed; None is returned where it would be more.
         """
-        if 4 * self.product_flops * self.dim > most_flops:
+        # d products with either matrix, a multiplication and an addition each
+        flops = 4 * self.product_flops * self.dim
+        if flops > most_flops:
             return None
         total = 0.0
         for E in self.identity_chunks():
-            total += float((self @ E - other @ E).square().sum())
+            difference = self @ E - other @ E
+            total += float(difference.square().sum())
         return total
 
     def _square_distance_to(self, stats: LayerStats, most_flops: float) -> float | None:  # noqa: ARG002
-        """|F - self|_Frobenius^2 for the F of `stats` without cancellation, where there is a route
-        of its own.
-        """
+        """|F - self|_Frobenius^2 for the F of `stats` without cancellation, by a route of its own."""
         return None
 
     def known_square(self, other: FisherMatrix) -> Tensor | None:  # noqa: ARG002
@@ -330,15 +343,24 @@ class FisherMatrix(ABC):
         theirs = other.tensors()
         if self._plain_fields() != other._plain_fields() or mine.keys() != theirs.keys():
             return False
-        return all(torch.equal(mine[name], theirs[name]) for name in mine)
+        for name, tensor in mine.items():
+            if not torch.equal(tensor, theirs[name]):
+                return False
+        return True
+
+    def _fields(self) -> dict[str, Any]:
+        """The fields of the dataclass that the structure is, by name."""
+        found = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            found[field.name] = getattr(self, field.name)
+        return found
 
     def _plain_fields(self) -> dict[str, Any]:
         """The fields that hold no tensors."""
         found = {}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if not isinstance(value, Tensor | FisherMatrix | LayerStats | Sums | tuple):
-                found[field.name] = value
+        for name, value in self._fields().items():
+            if not isinstance(value, HOLDERS):
+                found[name] = value
         return found
 
     def to_scipy(self) -> LinearOperator:
@@ -346,20 +368,28 @@ class FisherMatrix(ABC):
         from scipy.sparse.linalg import LinearOperator
 
         def matmat(V: Any) -> Any:
-            X = torch.as_tensor(V, dtype=self.dtype, device=self.device).T.reshape(-1, *self.shape)
-            return self._apply(X).flatten(1).T.cpu().numpy()
+            columns = torch.as_tensor(V, dtype=self.dtype, device=self.device)
+            X = columns.T.reshape(-1, *self.shape)
+            image = self._apply(X).flatten(1)
+            return image.T.cpu().numpy()
 
-        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        def matvec(v: Any) -> Any:
+            column = v.reshape(-1, 1)
+            return matmat(column)[:, 0]
+
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype  # NumPy's name of it
         return LinearOperator(
-            (self.dim, self.dim), matvec=lambda v: matmat(v.reshape(-1, 1))[:, 0], matmat=matmat,
-            rmatvec=lambda v: matmat(v.reshape(-1, 1))[:, 0], dtype=dtype,
-        )  # fmt: skip
+            (self.dim, self.dim),
+            matvec=matvec,
+            matmat=matmat,
+            rmatvec=matvec,  # it is symmetric
+            dtype=dtype,
+        )
 
     # -- several matrices as one -------------------------------------------------------------------
     @property
     def signature(self) -> Hashable:
-        """What two matrices must have in common so that `stack` can join them; None for one that
-        stays alone.
+        """What matrices must have in common for `stack` to join them; None: it stays alone.
 
         Trainers work on all layers of one signature in one batched call; layers that stay alone
         take a call each.
@@ -368,8 +398,7 @@ class FisherMatrix(ABC):
         return None
 
     def stack(self, others: Sequence[Self]) -> Self:
-        """Matrices of one signature as one over the rows of all, `[L * d_out, d_in]`: this one
-        first, then the others.
+        """Matrices of one signature as one over the rows of all, `[L * d_out, d_in]`, in order.
 
         Raises:
             ValueError: if there are others and the structure says no signature.
@@ -381,25 +410,31 @@ class FisherMatrix(ABC):
                 f"Got {1 + len(others)} matrices of structure {type(self).__name__} to stack, "
                 "expected one: it stays alone; define signature, stack and part to join several."
             )
-        every = [matrix.tensors() for matrix in (self, *others)]
+        together: dict[str, list[Tensor]] = {}
+        for matrix in (self, *others):
+            for name, tensor in matrix.tensors().items():
+                together.setdefault(name, []).append(tensor)
         joined = {}
-        for name in every[0]:
-            joined[name] = torch.cat([tensors[name] for tensors in every])
+        for name, tensors in together.items():
+            joined[name] = torch.cat(tensors)
         return self.with_tensors(joined)
 
     def part(self, index: int, count: int) -> Self:
         """One of the `count` equal matrices that `stack` joined."""
         if count == 1:
             return self
-        chunks = {}
+        own = {}
         for name, tensor in self.tensors().items():
-            chunks[name] = tensor.chunk(count)[index]
-        return self.with_tensors(chunks)
+            chunks = tensor.chunk(count)
+            own[name] = chunks[index]
+        return self.with_tensors(own)
 
     def _shapes(self) -> Hashable:
         """The signature of structures whose tensors can be joined along their first axis."""
-        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in self.tensors().items())
-        return type(self).__name__, shapes
+        shapes = []
+        for name, tensor in self.tensors().items():
+            shapes.append((name, tuple(tensor.shape)))
+        return type(self).__name__, tuple(shapes)
 
     # -- tensors: bytes, device, checkpoints -------------------------------------------------------
     def tensors(self) -> dict[str, Tensor]:
@@ -413,8 +448,9 @@ class FisherMatrix(ABC):
         return self._visit(lambda name, _: tensors[name])
 
     def forgetful(self) -> Self:
-        """The same matrix without what it remembers: decompositions and norms, which `nbytes` does
-        not count.
+        """The same matrix without the decompositions and norms that it remembers.
+
+        `nbytes` does not count these.
         """
         return self.with_tensors(self.tensors())
 
@@ -432,40 +468,67 @@ class FisherMatrix(ABC):
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
         """The same matrix elsewhere or in another precision."""
-        return self.with_tensors({name: x.to(device, dtype) for name, x in self.tensors().items()})
+        elsewhere = {}
+        for name, tensor in self.tensors().items():
+            elsewhere[name] = tensor.to(device, dtype)
+        return self.with_tensors(elsewhere)
 
-    def _visit(self, fn: Callable[[str, Tensor], Tensor], prefix: str = "") -> Self:
-        def visit(name: str, value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return fn(name, value)
-            if isinstance(value, FisherMatrix):
-                return value._visit(fn, f"{name}.")
-            if isinstance(value, LayerStats):
-                a = None if value.a is None else fn(f"{name}.a", value.a)
-                return value.like(a, fn(f"{name}.g", value.g))
-            if isinstance(value, Sums):
-                return Sums(visit(name, value.stats), value.shared)
-            if isinstance(value, tuple):
-                return tuple(visit(f"{name}.{i}", item) for i, item in enumerate(value))
-            return value
-
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return type(self)(**{f.name: visit(prefix + f.name, getattr(self, f.name)) for f in fields})
+    def _visit(self, fn: Visitor, prefix: str = "") -> Self:
+        """The same structure with fn(dotted name, tensor) in the place of every tensor."""
+        fields = {}
+        for name, value in self._fields().items():
+            fields[name] = _visit(prefix + name, value, fn)
+        return type(self)(**fields)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors held."""
-        return sum(x.numel() * x.element_size() for x in self.tensors().values())
+        total = 0
+        for tensor in self.tensors().values():
+            total += tensor.numel() * tensor.element_size()
+        return total
+
+    @property
+    def _example(self) -> Tensor:
+        """One of the tensors: all have the same type and device."""
+        held = self.tensors().values()
+        return next(iter(held))
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the entries."""
-        return next(iter(self.tensors().values())).dtype
+        return self._example.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return next(iter(self.tensors().values())).device
+        return self._example.device
+
+
+HOLDERS = (Tensor, FisherMatrix, LayerStats, Sums, tuple)  # what a field holds tensors in
+
+
+def _visit(name: str, value: Any, fn: Visitor) -> Any:
+    """A field's value with fn(dotted name, tensor) in the place of every tensor."""
+    if isinstance(value, Tensor):
+        return fn(name, value)
+    if isinstance(value, FisherMatrix):
+        return value._visit(fn, f"{name}.")
+    if isinstance(value, LayerStats):
+        a = value.a
+        if a is not None:
+            a = fn(f"{name}.a", a)
+        g = fn(f"{name}.g", value.g)
+        return value.like(a, g)
+    if isinstance(value, Sums):
+        stats = _visit(name, value.stats, fn)
+        return Sums(stats, value.shared)
+    if isinstance(value, tuple):
+        items = []
+        for i, item in enumerate(value):
+            items.append(_visit(f"{name}.{i}", item, fn))
+        return tuple(items)
+    return value
 
 
 def same_memory(x: Tensor | None, y: Tensor | None) -> bool:
@@ -477,6 +540,8 @@ def same_memory(x: Tensor | None, y: Tensor | None) -> bool:
 
 def _strides(x: Tensor) -> list[tuple[int, int]]:
     """Length and stride of the axes that are longer than 1."""
-    return [
-        (length, stride) for length, stride in zip(x.shape, x.stride(), strict=True) if length > 1
-    ]
+    found = []
+    for length, stride in zip(x.shape, x.stride(), strict=True):
+        if length > 1:
+            found.append((length, stride))
+    return found

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse, symmetrize
 from fisher_lab._ground.memory import available_bytes, readable
-from fisher_lab.matrices.base import FisherMatrix, Operator, same_memory
-from fisher_lab.statistics import LayerStats, Sums, as_sums
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Operator, Scalar, same_memory
+from fisher_lab.statistics import LayerStats, as_sums
 
 ROWWISE = 20  # size from which blocks are multiplied from the left
 
@@ -38,16 +38,31 @@ class BlockDiagonal(FisherMatrix):
         return self.weight_shape
 
     def _apply(self, X: Tensor) -> Tensor:
-        Y = X if self.groups is None else X.unflatten(-2, (self.groups, -1)).transpose(-1, -2)
+        if self.groups is None:
+            return self._apply_along_rows(X)
+        # the columns of every group become rows
+        by_groups = X.unflatten(-2, (self.groups, -1))
+        columns = by_groups.transpose(-1, -2)
+        image = self._apply_along_rows(columns)
+        return image.transpose(-1, -2).reshape(X.shape)
+
+    def _apply_along_rows(self, X: Tensor) -> Tensor:
+        """The blocks times consecutive pieces of the rows of X."""
         B, b, _ = self.blocks.shape
-        Z = Y.reshape(*X.shape[:-2], B, 1, b)
+        axes = 2 if self.groups is None else 3
+        before = X.shape[: X.ndim - axes]
+        Z = X.reshape(*before, B, 1, b)
         # z^T M is M z by symmetry and half of the time, but for tiny blocks
-        Z = (Z @ self.blocks if b >= ROWWISE else self.blocks @ Z.mT).view(Y.shape)
-        return Z if self.groups is None else Z.transpose(-1, -2).reshape(X.shape)
+        if b >= ROWWISE:
+            image = Z @ self.blocks
+        else:
+            image = self.blocks @ Z.mT
+        return image.view(X.shape)
 
     def trace(self) -> Tensor:
         """Sum of the blocks' traces."""
-        return self.blocks.diagonal(dim1=-2, dim2=-1).sum()
+        diagonals = self.blocks.diagonal(dim1=-2, dim2=-1)
+        return diagonals.sum()
 
     def frobenius_norm(self) -> Tensor:
         """Norm of all entries."""
@@ -55,7 +70,8 @@ class BlockDiagonal(FisherMatrix):
 
     @cached_property
     def _eigenvalues(self) -> Tensor:
-        return torch.linalg.eigvalsh(self.blocks).flatten().sort().values
+        values = torch.linalg.eigvalsh(self.blocks)
+        return values.flatten().sort().values
 
     def spectral_norm(self) -> Tensor:
         """Largest eigenvalue of a block."""
@@ -65,55 +81,60 @@ class BlockDiagonal(FisherMatrix):
         """All blocks' eigenvalues, sorted."""
         return self._eigenvalues
 
-    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
+    def quadratic(self, stats: AnyStats) -> Tensor:
         """<F, self>: only F's own blocks count."""
         sums = as_sums(stats)
+        b = self.blocks.shape[1]
         if self.groups is None:
-            own = sums.row_blocks(self.blocks.shape[1])
+            own = sums.row_blocks(b)
         else:
             own = sums.column_blocks()
         return (self.blocks * own).sum()
 
-    def scaled(self, c: float | Tensor) -> BlockDiagonal:
+    def scaled(self, c: Scalar) -> BlockDiagonal:
         """c times every block."""
-        return BlockDiagonal(self.blocks * c, self.weight_shape, self.groups)
+        return replace(self, blocks=self.blocks * c)
 
-    def _powered(self, p: float, damping: float | Tensor) -> BlockDiagonal:
-        if p == -1 and (isinstance(damping, Tensor) or damping > 0):
-            eye = torch.eye(self.blocks.shape[1], dtype=self.dtype, device=self.device)
-            return BlockDiagonal(
-                spd_inverse(symmetrize(self.blocks) + damping * eye), self.weight_shape, self.groups
-            )
-        return self.rescued(p, damping)
+    def _powered(self, p: float, damping: Scalar) -> BlockDiagonal:
+        damped = isinstance(damping, Tensor) or damping > 0
+        if p != -1 or not damped:
+            return self.rescued(p, damping)
+        # a Cholesky factorisation costs a tenth of an eigendecomposition
+        b = self.blocks.shape[1]
+        eye = torch.eye(b, dtype=self.dtype, device=self.device)
+        inverses = spd_inverse(symmetrize(self.blocks) + damping * eye)
+        return replace(self, blocks=inverses)
 
-    def rescued(self, p: float, damping: float | Tensor) -> BlockDiagonal:
+    def rescued(self, p: float, damping: Scalar) -> BlockDiagonal:
         """From the eigenvalues of every block, clamped at zero."""
         values, vectors = eigh(self.blocks)
-        scaled = vectors * shifted_power(values, p, damping).unsqueeze(-2)
-        powers = scaled @ vectors.transpose(-1, -2)
-        return BlockDiagonal(powers, self.weight_shape, self.groups)
+        powers = shifted_power(values, p, damping)
+        scaled = vectors * powers.unsqueeze(-2)
+        return replace(self, blocks=scaled @ vectors.transpose(-1, -2))
 
     @property
     def signature(self) -> Hashable:
-        """By shape where the blocks run along rows; those along columns stay alone: their rows do
-        not follow.
-        """
-        return self._shapes() if self.groups is None else None
+        """By shape where the blocks run along rows; those along columns stay alone."""
+        if self.groups is not None:
+            return None  # the rows of two matrices would not follow each other in one block
+        return self._shapes()
 
     def stack(self, others: Sequence[BlockDiagonal]) -> BlockDiagonal:
         """All blocks, one matrix after the other."""
         if not others:
             return self
         rows, columns = self.weight_shape
+        count = 1 + len(others)
         joined = super().stack(others)
-        return replace(joined, weight_shape=(rows * (1 + len(others)), columns))
+        return replace(joined, weight_shape=(rows * count, columns))
 
     def part(self, index: int, count: int) -> BlockDiagonal:
         """The blocks of one of the matrices."""
         if count == 1:
             return self
         rows, columns = self.weight_shape
-        return replace(super().part(index, count), weight_shape=(rows // count, columns))
+        own = super().part(index, count)
+        return replace(own, weight_shape=(rows // count, columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,23 +155,33 @@ class FactoredRows(FisherMatrix):
         return self.w.shape[1], self.a.shape[1]
 
     def _apply(self, X: Tensor) -> Tensor:
-        return ((X @ self.a.T) * self.w.T) @ self.a
+        products = X @ self.a.T  # [..., d_out, N]
+        return (products * self.w.T) @ self.a
 
     def trace(self) -> Tensor:
         """Sum over examples of |a|^2 times the sum of the weights."""
-        return (self.a.square().sum(1) * self.w.sum(1)).sum()
+        of_a = self.a.square().sum(1)
+        of_w = self.w.sum(1)
+        return (of_a * of_w).sum()
 
     def frobenius_norm(self) -> Tensor:
-        """By N x N Gram matrices."""
-        return ((self.a @ self.a.T).square() * (self.w @ self.w.T)).sum().clamp(min=0).sqrt()
+        """By N x N Gram matrices: sum over i, n, m of w_ni w_mi (a_n . a_m)^2."""
+        of_a = (self.a @ self.a.T).square()
+        of_w = self.w @ self.w.T
+        square = (of_a * of_w).sum()
+        return square.clamp(min=0).sqrt()
 
-    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
+    def quadratic(self, stats: AnyStats) -> Tensor:
         """<F, self> by Gram matrices of the inputs."""
         if not stats.rank_one or stats.Q != 1:
             return super().quadratic(stats)
         assert stats.a is not None
-        weights = stats.g[:, :, 0, 0].square().sum(0)
-        return ((self.a @ stats.a[:, 0, 0].T).square() * (self.w @ weights.T)).sum() / stats.N
+        a = stats.a[:, 0, 0]
+        g = stats.g[:, :, 0, 0]
+        weights = g.square().sum(0)
+        of_a = (self.a @ a.T).square()
+        of_w = self.w @ weights.T
+        return (of_a * of_w).sum() / stats.N
 
     def _taken_from(self, stats: LayerStats) -> Operator | None:
         """Both multiply by the inputs first and last, if they are the same."""
@@ -161,14 +192,15 @@ class FactoredRows(FisherMatrix):
         N = stats.N
 
         def apply(X: Tensor) -> Tensor:
-            Z = a @ X.T
+            Z = a @ X.T  # what both begin with
             s = torch.einsum("rno,no->rn", g, Z) / N
-            rows = torch.einsum("rn,rno->no", s, g)
-            return (rows - self.w * Z).T @ a
+            of_block = torch.einsum("rn,rno->no", s, g)
+            of_rows = self.w * Z
+            return (of_block - of_rows).T @ a
 
         return apply
 
-    def scaled(self, c: float | Tensor) -> FactoredRows:
+    def scaled(self, c: Scalar) -> FactoredRows:
         """c times the weights."""
         return FactoredRows(self.a, self.w * c)
 
@@ -178,15 +210,21 @@ class FactoredRows(FisherMatrix):
         Raises:
             ValueError: if they would not fit into the memory that is free.
         """
-        need = 3 * self.w.shape[1] * self.a.shape[1] ** 2 * self.a.element_size()
-        if need > available_bytes():
+        d_out, d_in = self.shape
+        one_block = d_in**2 * self.a.element_size()
+        need = 3 * d_out * one_block  # the blocks, their list, and room for a power of them
+        free = available_bytes()
+        if need > free:
             raise ValueError(
                 f"The row blocks of a layer {self.shape} need {readable(need)} and "
-                f"{readable(available_bytes())} is "
-                'free; leave out the damped errors or use MiniBlock(linear="row_avg").'
+                f"{readable(free)} is free; leave out the damped errors or use "
+                'MiniBlock(linear="row_avg").'
             )
-        blocks = torch.stack([self.a.T @ (self.a * w[:, None]) for w in self.w.T])
-        return BlockDiagonal(blocks, self.shape)
+        blocks = []
+        for w in self.w.T:
+            weighted = self.a * w[:, None]
+            blocks.append(self.a.T @ weighted)
+        return BlockDiagonal(torch.stack(blocks), self.shape)
 
     def eigenvalues(self) -> Tensor:
         """All blocks' eigenvalues, sorted."""
@@ -197,9 +235,9 @@ class FactoredRows(FisherMatrix):
         """It stays alone: every matrix has inputs of its own."""
         return None
 
-    def rescued(self, p: float, damping: float | Tensor) -> BlockDiagonal:
+    def rescued(self, p: float, damping: Scalar) -> BlockDiagonal:
         """Of the blocks, once they are formed."""
         return self.formed().rescued(p, damping)
 
-    def _powered(self, p: float, damping: float | Tensor) -> BlockDiagonal:
+    def _powered(self, p: float, damping: Scalar) -> BlockDiagonal:
         return self.formed()._powered(p, damping)

@@ -1,5 +1,6 @@
-"""|F - G (x) A|_F^2 without cancellation, by centring the features H_n = sum_r g g^T and X_n = a
-a^T.
+"""|F - G (x) A|_F^2 without cancellation, by centred features of the examples.
+
+The features are H_n = sum_r g g^T and X_n = a a^T.
 
 With weights w_n summing to 1, H_n (x) X_n scaled so that F = c sum w_n H_n (x) X_n, and the means
 Hbar and Xbar,
@@ -37,10 +38,11 @@ class _Features:
 
     def __post_init__(self) -> None:
         # the means of the features
-        scaled = self.g * self.w.sqrt()[:, None, None]
-        rows = scaled.flatten(0, 1)
+        roots = self.w.sqrt()
+        rows = (self.g * roots[:, None, None]).flatten(0, 1)
         self.H = rows.T @ rows
-        self.X = self.a.T @ (self.a * self.w[:, None])
+        weighted = self.a * self.w[:, None]
+        self.X = self.a.T @ weighted
         # G (x) A, to be compared with c Hbar (x) Xbar, is c G' (x) A' with an A' that has the trace
         # of Xbar
         ratio = float(self.X.trace() / self.A.trace())
@@ -49,11 +51,12 @@ class _Features:
         # what is left of the means: dG (x) A + Hbar (x) dA
         self.dG = self.G - self.H
         self.dA = self.A - self.X
-        square = (
-            self.H.square().sum() * self.dA.square().sum()
-            + self.dG.square().sum() * self.A.square().sum()
-        )
-        cross = (self.H * self.dG).sum() * (self.A * self.dA).sum()
+        with_dA = self.H.square().sum() * self.dA.square().sum()
+        with_dG = self.dG.square().sum() * self.A.square().sum()
+        cross_left = (self.H * self.dG).sum()
+        cross_right = (self.A * self.dA).sum()
+        square = with_dA + with_dG
+        cross = cross_left * cross_right
         self.rest = float(square + 2 * cross)
 
     def centred(self, part: slice) -> tuple[Tensor, Tensor]:
@@ -62,33 +65,51 @@ class _Features:
         a = self.a[part]
         H = g.transpose(1, 2) @ g
         X = a[:, :, None] * a[:, None, :]
-        return (H - self.H).flatten(1), (X - self.X).flatten(1)
+        left = H - self.H
+        right = X - self.X
+        return left.flatten(1), right.flatten(1)
 
     def square(self) -> float:
         """|F - G (x) A|_F^2."""
         # a few examples at a time, because their features are squares of their columns
-        item = self.a.element_size() * (self.H.numel() + self.X.numel())
+        entries = self.H.numel() + self.X.numel()
+        item = self.a.element_size() * entries
         pieces = list(slices(len(self.a), item))
         total = 0.0
         cross = 0.0
         for i, rows in enumerate(pieces):
-            Hr, Xr = self.centred(rows)
+            H, X = self.centred(rows)
             w = self.w[rows]
-            with_A = (Hr @ self.dG.flatten()) * (Xr @ self.A.flatten())
-            with_H = (Hr @ self.H.flatten()) * (Xr @ self.dA.flatten())
-            cross += float((w * (with_H + with_A)).sum())
-            for columns in pieces[i:]:
-                same = columns == rows
-                Hc, Xc = (Hr, Xr) if same else self.centred(columns)
-                products = (Hr @ Hc.T) * (Xr @ Xc.T)
-                block = w @ products @ self.w[columns]
-                total += (1 if same else 2) * float(block)  # the other triangle is the same
+            cross += self._with_rest(H, X, w)
+            # the covariance is symmetric: pieces after this one count twice
+            total += self._covariance(H, X, w, H, X, w)
+            for columns in pieces[i + 1 :]:
+                others = self.centred(columns)
+                total += 2 * self._covariance(H, X, w, *others, self.w[columns])
         return self.c**2 * (total - 2 * cross + self.rest)
+
+    def _with_rest(self, H: Tensor, X: Tensor, w: Tensor) -> float:
+        """Inner product of what some centred features sum to with dG (x) A + Hbar (x) dA."""
+        with_A = (H @ self.dG.flatten()) * (X @ self.A.flatten())
+        with_H = (H @ self.H.flatten()) * (X @ self.dA.flatten())
+        products = w * (with_H + with_A)
+        return float(products.sum())
+
+    @staticmethod
+    def _covariance(
+        H: Tensor, X: Tensor, w: Tensor, others_H: Tensor, others_X: Tensor, others_w: Tensor
+    ) -> float:
+        """Inner product of what two pieces of centred features sum to."""
+        left = H @ others_H.T
+        right = X @ others_X.T
+        products = left * right
+        return float(w @ products @ others_w)
 
 
 def centring_flops(stats: LayerStats) -> float:
     """Work of `kronecker_difference`."""
-    return float(stats.N**2 * (stats.d_out**2 + stats.d_in**2))
+    squares = stats.d_out**2 + stats.d_in**2
+    return float(stats.N**2 * squares)
 
 
 def kronecker_difference(stats: LayerStats, G: Tensor, A: Tensor) -> float:
@@ -102,18 +123,25 @@ def kronecker_difference(stats: LayerStats, G: Tensor, A: Tensor) -> float:
     assert stats.a is not None
     a = stats.a[:, 0, 0]
     g = stats.g[:, :, 0, 0].transpose(0, 1)
-    equal = _Features(a, g, torch.full_like(a[:, 0], 1 / stats.N), 1.0, G, A)
+    ones = torch.full_like(a[:, 0], 1 / stats.N)
+    equal = _Features(a, g, ones, 1.0, G, A)
+    # features of trace 1, weighted by what their traces were: those of TKFAC
     norms_a = a.square().sum(1)
     norms_g = g.square().sum((1, 2))
     size = norms_a * norms_g
     t = float(size.mean())
     unit_a = a / _safe_root(norms_a)[:, None]
     unit_g = g / _safe_root(norms_g)[:, None, None]
-    unit = _Features(unit_a, unit_g, size / (t * stats.N), t, G, A)
-    nearest = equal if equal.rest <= t**2 * unit.rest else unit
-    return nearest.square()
+    weights = size / (t * stats.N)
+    unit = _Features(unit_a, unit_g, weights, t, G, A)
+    # from the nearer product the least is left over, and cancels the least
+    if equal.rest <= t**2 * unit.rest:
+        return equal.square()
+    return unit.square()
 
 
 def _safe_root(squares: Tensor) -> Tensor:
     """Roots to divide by: 1 where there is nothing to divide."""
-    return torch.where(squares > 0, squares, torch.ones_like(squares)).sqrt()
+    ones = torch.ones_like(squares)
+    safe = torch.where(squares > 0, squares, ones)
+    return safe.sqrt()

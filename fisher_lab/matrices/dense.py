@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse
-from fisher_lab.matrices.base import FisherMatrix
+from fisher_lab.matrices.base import FisherMatrix, Scalar
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,8 @@ class Dense(FisherMatrix):
         return self.weight_shape
 
     def _apply(self, X: Tensor) -> Tensor:
-        return (X.flatten(-2) @ self.matrix).view(X.shape)
+        image = X.flatten(-2) @ self.matrix
+        return image.view(X.shape)
 
     def trace(self) -> Tensor:
         """Sum of the diagonal."""
@@ -42,7 +43,9 @@ class Dense(FisherMatrix):
 
     def spectral_norm(self) -> Tensor:
         """Largest eigenvalue, by the dense route up to d = 2000 and by Lanczos above."""
-        return self.eigenvalues()[-1] if self.dim <= 2000 else super().spectral_norm()
+        if self.dim > 2000:
+            return super().spectral_norm()
+        return self.eigenvalues()[-1]
 
     def eigenvalues(self) -> Tensor:
         """All eigenvalues, ascending."""
@@ -65,26 +68,27 @@ class Dense(FisherMatrix):
         start = 0
         for E in self.identity_chunks():
             rows = self.matrix[start : start + len(E)]
-            total = total + (rows.view(E.shape) * (other @ E)).sum()
+            mine = rows.view(E.shape)
+            theirs = other @ E
+            total = total + (mine * theirs).sum()
             start += len(E)
         return total
 
-    def scaled(self, c: float | Tensor) -> Dense:
+    def scaled(self, c: Scalar) -> Dense:
         """c times the entries."""
         return Dense(self.matrix * c, self.weight_shape)
 
-    def _powered(self, p: float, damping: float | Tensor) -> Dense:
-        if (
-            p == -1
-            and not self.remembers("_eigh")
-            and not isinstance(damping, Tensor)
-            and damping > 0
-        ):
-            shifted = self.matrix.clone()
-            shifted.diagonal().add_(damping)
-            inverse = spd_inverse(shifted)  # a tenth of an eigendecomposition
-            if bool(torch.isfinite(inverse).all()):
-                return Dense(inverse, self.weight_shape)
+    def _powered(self, p: float, damping: Scalar) -> Dense:
+        # a damping in a tensor is that of a trainer's refresh, which must not wait for the look
+        # whether Cholesky succeeded
+        looks = not isinstance(damping, Tensor) and damping > 0
+        if p != -1 or not looks or self.remembers("_eigh"):
+            return self.rescued(p, damping)
+        shifted = self.matrix.clone()
+        shifted.diagonal().add_(damping)
+        inverse = spd_inverse(shifted)  # a tenth of an eigendecomposition
+        if bool(torch.isfinite(inverse).all()):
+            return Dense(inverse, self.weight_shape)
         return self.rescued(p, damping)
 
     @property
@@ -92,10 +96,12 @@ class Dense(FisherMatrix):
         """It stays alone: joined ones would be a larger dense matrix."""
         return None
 
-    def rescued(self, p: float, damping: float | Tensor) -> Dense:
+    def rescued(self, p: float, damping: Scalar) -> Dense:
         """From all eigenvalues, clamped at zero."""
         values, vectors = self._eigh
-        return Dense((vectors * shifted_power(values, p, damping)) @ vectors.T, self.weight_shape)
+        powers = shifted_power(values, p, damping)
+        matrix = (vectors * powers) @ vectors.T
+        return Dense(matrix, self.weight_shape)
 
     def _dense(self) -> Tensor:
         return self.matrix

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import shifted_power
-from fisher_lab.matrices.base import FisherMatrix
-from fisher_lab.statistics import LayerStats, Sums, as_sums
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar
+from fisher_lab.statistics import as_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +45,16 @@ class DiagonalMatrix(FisherMatrix):
 
     def eigenvalues(self) -> Tensor:
         """The diagonal, sorted."""
-        return self.values.flatten().sort().values
+        values = self.values.flatten()
+        return values.sort().values
 
-    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
+    def quadratic(self, stats: AnyStats) -> Tensor:
         """Only the diagonal of F counts."""
-        squares = as_sums(stats).squares()  # [Q, d_out, d_in]
-        return (self.values * squares.flatten(0, 1)).sum()
+        sums = as_sums(stats)
+        squares = sums.squares().flatten(0, 1)  # the groups one below the other
+        return (self.values * squares).sum()
 
-    def scaled(self, c: float | Tensor) -> DiagonalMatrix:
+    def scaled(self, c: Scalar) -> DiagonalMatrix:
         """c times the diagonal."""
         return DiagonalMatrix(self.values * c)
 
@@ -61,9 +63,10 @@ class DiagonalMatrix(FisherMatrix):
         """By shape."""
         return self._shapes()
 
-    def rescued(self, p: float, damping: float | Tensor) -> DiagonalMatrix:
+    def rescued(self, p: float, damping: Scalar) -> DiagonalMatrix:
         """Entry by entry."""
         return self._powered(p, damping)
 
-    def _powered(self, p: float, damping: float | Tensor) -> DiagonalMatrix:
-        return DiagonalMatrix(shifted_power(self.values, p, damping))
+    def _powered(self, p: float, damping: Scalar) -> DiagonalMatrix:
+        powers = shifted_power(self.values, p, damping)
+        return DiagonalMatrix(powers)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fisher_lab.matrices.base import DampingStyle, FisherMatrix
-from fisher_lab.statistics import LayerStats, Sums
+from fisher_lab.matrices.base import AnyStats, DampingStyle, FisherMatrix, Scalar
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ class DirectSum(FisherMatrix):
         values = torch.cat([part.eigenvalues() for part in self.parts])
         return values.sort().values
 
-    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
+    def quadratic(self, stats: AnyStats) -> Tensor:
         """Sum of the parts' inner products with their own columns of F."""
         products = []
         for part, columns in self._slices():
@@ -76,20 +75,20 @@ class DirectSum(FisherMatrix):
             products.append(part.quadratic(own))
         return torch.stack(products).sum()
 
-    def scaled(self, c: float | Tensor) -> DirectSum:
+    def scaled(self, c: Scalar) -> DirectSum:
         """c times every part."""
         parts = []
         for part in self.parts:
             parts.append(part.scaled(c))
         return DirectSum(tuple(parts))
 
-    def _powered(self, p: float, damping: float | Tensor) -> DirectSum:
+    def _powered(self, p: float, damping: Scalar) -> DirectSum:
         powers = []
         for part in self.parts:
             powers.append(part.powered(p, damping))
         return DirectSum(tuple(powers))
 
-    def _powered_factored(self, p: float, damping: float | Tensor) -> DirectSum:
+    def _powered_factored(self, p: float, damping: Scalar) -> DirectSum:
         """Kronecker parts damped by factors, the others exactly."""
         powers = []
         for part in self.parts:
@@ -98,7 +97,7 @@ class DirectSum(FisherMatrix):
             powers.append(part.powered(p, damping, style))
         return DirectSum(tuple(powers))
 
-    def rescued(self, p: float, damping: float | Tensor) -> DirectSum:
+    def rescued(self, p: float, damping: Scalar) -> DirectSum:
         """Part by part."""
         powers = []
         for part in self.parts:

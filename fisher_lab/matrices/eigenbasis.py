@@ -1,5 +1,6 @@
-"""A block that is diagonal in a Kronecker product of orthogonal bases (EKFAC, TEKFAC, damped
-inverses of KFAC).
+"""A block that is diagonal in a Kronecker product of orthogonal bases.
+
+EKFAC and TEKFAC are, and damped powers of KFAC.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import mode_product, shifted_power
-from fisher_lab.matrices.base import FisherMatrix, Operator
-from fisher_lab.statistics import LayerStats, Sums, as_sums, contractions
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Operator, Scalar
+from fisher_lab.statistics import LayerStats, as_sums, contractions
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +36,11 @@ class EigenbasisDiagonal(FisherMatrix):
         return Q * first, math.prod(rest)
 
     def _apply(self, X: Tensor) -> Tensor:
-        Y = mode_product(X.reshape(*X.shape[:-2], *self.values.shape), self.basis, transpose=True)
-        return mode_product(Y * self.values, self.basis).reshape(X.shape)
+        by_modes = X.reshape(*X.shape[:-2], *self.values.shape)
+        # into the basis, times the eigenvalues, and back
+        Y = mode_product(by_modes, self.basis, transpose=True)
+        image = mode_product(Y * self.values, self.basis)
+        return image.reshape(X.shape)
 
     def trace(self) -> Tensor:
         """Sum of the eigenvalues."""
@@ -54,11 +58,13 @@ class EigenbasisDiagonal(FisherMatrix):
         """The values, sorted."""
         return self.values.flatten().sort().values
 
-    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
+    def quadratic(self, stats: AnyStats) -> Tensor:
         """<F, self> = sum of the values times the squares of the columns in the basis."""
         if len(self.basis) != 2:
             return super().quadratic(stats)
-        squares = as_sums(stats).squares((self.basis[0], self.basis[1]))
+        left, right = self.basis
+        sums = as_sums(stats)
+        squares = sums.squares((left, right))
         return (self.values * squares).sum()
 
     def _taken_from(self, stats: LayerStats) -> Operator | None:
@@ -68,9 +74,14 @@ class EigenbasisDiagonal(FisherMatrix):
         left, right = self.basis
         rotated = stats.rotated(left, right)
         values = self.values.flatten(0, 1)
-        return lambda X: contractions.apply(rotated, X) - values * X
 
-    def scaled(self, c: float | Tensor) -> EigenbasisDiagonal:
+        def apply(X: Tensor) -> Tensor:
+            image = contractions.apply(rotated, X)
+            return image - values * X
+
+        return apply
+
+    def scaled(self, c: Scalar) -> EigenbasisDiagonal:
         """c times the values."""
         return EigenbasisDiagonal(self.basis, self.values * c)
 
@@ -79,9 +90,10 @@ class EigenbasisDiagonal(FisherMatrix):
         """By the shapes of bases and values; the matrices become groups."""
         return self._shapes()
 
-    def rescued(self, p: float, damping: float | Tensor) -> EigenbasisDiagonal:
+    def rescued(self, p: float, damping: Scalar) -> EigenbasisDiagonal:
         """Eigenvalue by eigenvalue."""
         return self._powered(p, damping)
 
-    def _powered(self, p: float, damping: float | Tensor) -> EigenbasisDiagonal:
-        return EigenbasisDiagonal(self.basis, shifted_power(self.values, p, damping))
+    def _powered(self, p: float, damping: Scalar) -> EigenbasisDiagonal:
+        powers = shifted_power(self.values, p, damping)
+        return EigenbasisDiagonal(self.basis, powers)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, mode_product, shifted_power, spd_inverse, symmetrize
-from fisher_lab.matrices.base import FisherMatrix
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar
 from fisher_lab.matrices.centred import centring_flops, kronecker_difference
 from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
 from fisher_lab.statistics import LayerStats, Sums, as_sums
@@ -124,7 +124,7 @@ class Kronecker(FisherMatrix):
         """Products of the factors' eigenvalues, sorted."""
         return self.eigenbasis.eigenvalues()
 
-    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
+    def quadratic(self, stats: AnyStats) -> Tensor:
         """<F, self>; sum of (g^T G g)(a^T A a) where the columns have rank one."""
         if len(self.factors) != 2 or stats.a is None:
             return super().quadratic(stats)
@@ -171,7 +171,7 @@ class Kronecker(FisherMatrix):
         square = kronecker_difference(stats, G, A)
         return max(0.0, square)
 
-    def scaled(self, c: float | Tensor) -> Kronecker:
+    def scaled(self, c: Scalar) -> Kronecker:
         """c times the first factor that is no identity."""
         factors = list(self.factors)
         # any factor would do; one that is no identity leaves the identities known
@@ -198,7 +198,7 @@ class Kronecker(FisherMatrix):
             return None
         return self._shapes(), self.identities
 
-    def rescued(self, p: float, damping: float | Tensor) -> EigenbasisDiagonal:
+    def rescued(self, p: float, damping: Scalar) -> EigenbasisDiagonal:
         """From the eigenvalues of the factors, clamped at zero."""
         return self.eigenbasis._powered(p, damping)
 
@@ -207,7 +207,7 @@ class Kronecker(FisherMatrix):
         """Beside identities: I (x) A + lambda I is I (x) (A + lambda I)."""
         return len(self._others) == 1
 
-    def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
+    def _powered(self, p: float, damping: Scalar) -> FisherMatrix:
         damped = isinstance(damping, Tensor) or damping > 0
         if p != -1 or not damped or not self.damps_exactly:
             return self.rescued(p, damping)
@@ -219,7 +219,7 @@ class Kronecker(FisherMatrix):
         inverses[other] = _inverse(self.factors[other], one, damping)
         return Kronecker(tuple(inverses), self.identities)
 
-    def _powered_factored(self, p: float, damping: float | Tensor) -> Kronecker:
+    def _powered_factored(self, p: float, damping: Scalar) -> Kronecker:
         k = len(self.factors)
         shift = damping ** (1 / k)  # so that the product of the shifts is lambda
         scales = self._balance()
@@ -262,7 +262,7 @@ def _composed(values: Tensor, vectors: Tensor) -> Tensor:
     return scaled @ vectors.transpose(-1, -2)
 
 
-def _inverse(factor: Tensor, scale: Tensor, shift: float | Tensor) -> Tensor:
+def _inverse(factor: Tensor, scale: Tensor, shift: Scalar) -> Tensor:
     """(scale factor + shift)^-1 without an eigendecomposition."""
     if _is_diagonal(factor):
         return shifted_power(factor * scale[:, None], -1, shift)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, lanczos, shifted_power, start_vector
-from fisher_lab.matrices.base import FisherMatrix, Operator, same_memory
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Operator, Scalar, same_memory
 from fisher_lab.matrices.dense import Dense
 from fisher_lab.statistics import LayerStats, Sums, as_sums, contractions
 
@@ -61,7 +61,8 @@ class LowRank(FisherMatrix):
         if not contractions.gram_pays(self.stats):
             return super()._top
         start = start_vector(self, self.columns)
-        found = lanczos(lambda v: self.gram @ v, start, tolerance=1e-6)
+        gram = self.gram
+        found = lanczos(lambda v: gram @ v, start, tolerance=1e-6)
         return torch.tensor(found.high, dtype=self.dtype, device=self.device)
 
     @cached_property
@@ -90,37 +91,44 @@ class LowRank(FisherMatrix):
         zeros = values.new_zeros(self.dim - self.columns)
         return torch.cat([zeros, values])
 
-    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
+    def quadratic(self, stats: AnyStats) -> Tensor:
         """<F, self> = squared norm of the cross Gram matrix."""
-        return contractions.overlap(as_sums(stats).stats, self.stats)
+        columns = as_sums(stats).stats
+        return contractions.overlap(columns, self.stats)
 
     def weights_beside(self, other: FisherMatrix) -> Tensor | None:
-        """The weights `[N]` of the own columns in self - other, if other is made of the first of
-        them (TENGraD).
+        """The weights `[N]` of the own columns in self - other, if that is made of them (TENGraD).
+
+        Args:
+            other: made of the first of the own columns, or any matrix: then None.
         """
         if not isinstance(other, LowRank):
             return None
         n = other.stats.N
-        first = None if self.stats.a is None else self.stats.a[:n]
-        if not (
-            same_memory(other.stats.a, first) and same_memory(other.stats.g, self.stats.g[:, :n])
-        ):
+        first_a = self.stats.a
+        if first_a is not None:
+            first_a = first_a[:n]
+        first_g = self.stats.g[:, :n]
+        if not same_memory(other.stats.a, first_a) or not same_memory(other.stats.g, first_g):
             return None
         weight = self.stats.g.new_full((self.stats.N,), 1 / self.stats.N)
         weight[:n] -= 1 / n
         return weight
 
     def _inner_by_columns(self, other: FisherMatrix) -> Tensor:
-        if isinstance(other, LowRank) and self.weights_beside(other) is not None:
-            return self.sums.squared_gram()[:, : other.stats.N].mean()  # what |F|_F is made of
-        return other.quadratic(self.sums)
+        if not isinstance(other, LowRank) or self.weights_beside(other) is None:
+            return other.quadratic(self.sums)
+        n = other.stats.N
+        squares = self.sums.squared_gram()  # what |F|_F is made of
+        return squares[:, :n].mean()
 
     def known_square(self, other: FisherMatrix) -> Tensor | None:
         """From the Gram matrix behind the own norm, if other is made of the first columns."""
         if not isinstance(other, LowRank) or self.weights_beside(other) is None:
             return None
         n = other.stats.N
-        return self.sums.squared_gram()[:n, :n].mean()
+        squares = self.sums.squared_gram()
+        return squares[:n, :n].mean()
 
     def minus(self, other: FisherMatrix) -> Operator:
         """From the columns alone, in the other's coordinates, or as two products: what costs least."""
@@ -128,17 +136,29 @@ class LowRank(FisherMatrix):
         if weight is not None:
             return lambda X: contractions.apply(self.stats, X, weight)
         operator = other._taken_from(self.stats)
-        return super().minus(other) if operator is None else operator
+        if operator is None:
+            return super().minus(other)
+        return operator
 
     def differences(self, others: Sequence[FisherMatrix], V: Tensor) -> list[Tensor]:
         """In one pass over the columns, which are weighted for those that are made of them."""
-        equal = self.stats.g.new_full((self.stats.N,), 1 / self.stats.N)
-        weights = [self.weights_beside(other) for other in others]
-        each = [equal if weight is None else weight for weight in weights]
+        N = self.stats.N
+        equal = self.stats.g.new_full((N,), 1 / N)
+        each = []
+        left: list[FisherMatrix | None] = []  # what is still to be taken off
+        for other in others:
+            weight = self.weights_beside(other)
+            if weight is None:
+                each.append(equal)
+                left.append(other)
+            else:
+                each.append(weight)
+                left.append(None)
         Y = contractions.apply(self.stats, V, torch.stack(each))
         found = []
-        for other, weight, v, y in zip(others, weights, V, Y, strict=True):
-            found.append(y - other @ v if weight is None else y)
+        for rest, v, y in zip(left, V, Y, strict=True):
+            difference = y if rest is None else y - rest @ v
+            found.append(difference)
         return found
 
     @property
@@ -154,9 +174,11 @@ class LowRank(FisherMatrix):
     def square_distance(self, other: FisherMatrix, most_flops: float) -> float | None:
         """By the other's own route where it has one, else entry by entry."""
         found = other._square_distance_to(self.stats, most_flops)
-        return super().square_distance(other, most_flops) if found is None else found
+        if found is None:
+            return super().square_distance(other, most_flops)
+        return found
 
-    def scaled(self, c: float | Tensor) -> LowRank:
+    def scaled(self, c: Scalar) -> LowRank:
         """Columns times sqrt(c)."""
         stats = self.stats
         g = stats.g * c**0.5
@@ -167,14 +189,14 @@ class LowRank(FisherMatrix):
         """It stays alone: its columns are its own."""
         return None
 
-    def rescued(self, p: float, damping: float | Tensor) -> FisherMatrix:
+    def rescued(self, p: float, damping: Scalar) -> FisherMatrix:
         """By eigendecompositions as every power of it."""
         return self._powered(p, damping)
 
     def _dense(self) -> Tensor:
         return contractions.dense(self.stats)
 
-    def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
+    def _powered(self, p: float, damping: Scalar) -> FisherMatrix:
         """Woodbury: (lambda I + U U^T/N)^p = lambda^p I + U V diag(((k + lambda)^p - lambda^p) / k)
         V^T U^T / N.
         """
@@ -225,7 +247,8 @@ class ShiftedLowRank(FisherMatrix):
     def _apply(self, X: Tensor) -> Tensor:
         stats = self.sums.stats
         s = contractions.project(stats, X)  # [..., R, N]
-        weights = (s.flatten(-2) @ self.core).view(s.shape)
+        of_columns = s.flatten(-2) @ self.core
+        weights = of_columns.view(s.shape)
         image = contractions.combine(stats, weights / stats.N)
         return torch.addcmul(image, X, self.shift)
 
@@ -236,14 +259,15 @@ class ShiftedLowRank(FisherMatrix):
 
     def frobenius_norm(self) -> Tensor:
         """From the Gram matrix."""
-        M = self.core @ self.sums.gram() / self.sums.N
+        gram = self.sums.gram()
+        M = self.core @ gram / self.sums.N
         of_shift = self.shift**2 * self.dim
         cross = 2 * self.shift * M.diagonal().sum()
         of_columns = (M * M.T).sum()
         square = of_shift + cross + of_columns
         return square.clamp(min=0).sqrt()
 
-    def scaled(self, c: float | Tensor) -> ShiftedLowRank:
+    def scaled(self, c: Scalar) -> ShiftedLowRank:
         """c times both parts."""
         return ShiftedLowRank(self.sums, self.core * c, self.shift * c)
 
@@ -252,9 +276,13 @@ class ShiftedLowRank(FisherMatrix):
         """It stays alone: its columns are its own."""
         return None
 
-    def rescued(self, p: float, damping: float | Tensor) -> FisherMatrix:
+    def rescued(self, p: float, damping: Scalar) -> FisherMatrix:
         """Of the dense matrix."""
-        return Dense(self.dense(), self.shape).rescued(p, damping)
+        return self._formed().rescued(p, damping)
 
-    def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
-        return Dense(self.dense(), self.shape)._powered(p, damping)
+    def _powered(self, p: float, damping: Scalar) -> FisherMatrix:
+        return self._formed()._powered(p, damping)
+
+    def _formed(self) -> Dense:
+        """The dense matrix."""
+        return Dense(self.dense(), self.shape)

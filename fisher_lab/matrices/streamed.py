@@ -1,6 +1,4 @@
-"""A block whose columns are never all in memory: F = 1/N sum over pieces of the data, read anew for
-every operation.
-"""
+"""A block whose columns are never all in memory: pieces of the data are read anew each time."""
 
 from __future__ import annotations
 
@@ -11,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisher_lab.matrices.base import FisherMatrix
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar
 from fisher_lab.matrices.dense import Dense
-from fisher_lab.statistics import LayerStats, Sums, as_sums, contractions
+from fisher_lab.statistics import LayerStats, as_sums, contractions
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +41,25 @@ class Streamed(FisherMatrix):
     def parts(self) -> Iterator[tuple[LayerStats, Tensor]]:
         """One pass: pieces, and what the block of each is multiplied with in the sum that is F."""
         for piece in self.pieces():
-            if piece.g.dtype != self.factor.dtype or piece.g.device != self.factor.device:
-                a = None if piece.a is None else piece.a.to(self.factor)
-                piece = piece.like(a, piece.g.to(self.factor))
-            yield piece, self.factor * (piece.N / self.N)
+            share = piece.N / self.N
+            yield self._brought(piece), self.factor * share
+
+    def _brought(self, piece: LayerStats) -> LayerStats:
+        """A piece in the type and on the device of this matrix."""
+        here = self.factor
+        if piece.g.dtype == here.dtype and piece.g.device == here.device:
+            return piece
+        a = piece.a
+        if a is not None:
+            a = a.to(here)
+        g = piece.g.to(here)
+        return piece.like(a, g)
 
     def _apply(self, X: Tensor) -> Tensor:
         total = torch.zeros_like(X)
         for piece, weight in self.parts():
-            total += weight * contractions.apply(piece, X)
+            image = contractions.apply(piece, X)
+            total += weight * image
         return total
 
     def trace(self) -> Tensor:
@@ -67,13 +75,16 @@ class Streamed(FisherMatrix):
         total = self.factor.new_zeros(())
         for i, (mine, weight) in enumerate(self.parts()):
             for j, (theirs, other) in enumerate(self.parts()):
+                if j < i:  # counted already
+                    continue
                 if j == i:
-                    total = total + weight * other * contractions.overlap(mine, mine)
-                elif j > i:  # for the pair across the diagonal, too
-                    total = total + 2 * weight * other * contractions.overlap(mine, theirs)
+                    theirs = mine
+                times = 1 if j == i else 2  # the pair across the diagonal is the same
+                product = contractions.overlap(mine, theirs)
+                total = total + times * weight * other * product
         return total.sqrt()
 
-    def quadratic(self, stats: LayerStats | Sums) -> Tensor:
+    def quadratic(self, stats: AnyStats) -> Tensor:
         """<F, self>, in one pass."""
         columns = as_sums(stats).stats
         return self._sum(lambda piece: contractions.overlap(piece, columns))
@@ -89,9 +100,12 @@ class Streamed(FisherMatrix):
 
     def _sum(self, of_piece: Callable[[LayerStats], Tensor]) -> Tensor:
         """The weighted sum of a scalar of every piece."""
-        return torch.stack([weight * of_piece(piece) for piece, weight in self.parts()]).sum()
+        terms = []
+        for piece, weight in self.parts():
+            terms.append(weight * of_piece(piece))
+        return torch.stack(terms).sum()
 
-    def scaled(self, c: float | Tensor) -> Streamed:
+    def scaled(self, c: Scalar) -> Streamed:
         """c times the factor."""
         return replace(self, factor=self.factor * c)
 
@@ -100,15 +114,20 @@ class Streamed(FisherMatrix):
         """It stays alone: its columns are its own."""
         return None
 
-    def rescued(self, p: float, damping: float | Tensor) -> FisherMatrix:
+    def rescued(self, p: float, damping: Scalar) -> FisherMatrix:
         """Of the dense matrix."""
-        return Dense(self.dense(), self.shape).rescued(p, damping)
+        return self._formed().rescued(p, damping)
 
     def _dense(self) -> Tensor:
         total = self.factor.new_zeros(self.dim, self.dim)
         for piece, weight in self.parts():
-            total += weight * contractions.dense(piece)
+            block = contractions.dense(piece)
+            total += weight * block
         return total
 
-    def _powered(self, p: float, damping: float | Tensor) -> FisherMatrix:
-        return Dense(self.dense(), self.shape)._powered(p, damping)
+    def _powered(self, p: float, damping: Scalar) -> FisherMatrix:
+        return self._formed()._powered(p, damping)
+
+    def _formed(self) -> Dense:
+        """The dense block."""
+        return Dense(self.dense(), self.shape)

@@ -18,8 +18,9 @@ DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # relative to tr F / d
 
 
 class DampedPair(Asked):
-    """The damped step of both matrices for one gradient: x = (F + lambda I)^-1 g and y = (F^ +
-    lambda I)^-1 g.
+    """The damped step of both matrices for one gradient g.
+
+    x = (F + lambda I)^-1 g and y = (F^ + lambda I)^-1 g.
 
     Args:
         exact: the block F.
@@ -45,14 +46,19 @@ class DampedPair(Asked):
         self.shift = absolute_damping(exact, damping)
         self.numbers["shift"] = self.shift
         self._gradient = gradient
-        self.inverse = exact.powered(-1.0, self.shift) if inverse is None else inverse
+        if inverse is None:
+            inverse = exact.powered(-1.0, self.shift)
+        self.inverse = inverse
 
     @quantity
     def rounding(self) -> float:
-        """Relative rounding error of a damped step: eps times the condition number of F + lambda I,
-        with a margin.
+        """Relative rounding error of a damped step.
+
+        It is eps times the condition number of F + lambda I, with a margin.
         """
-        return 16 * self.eps * (1 + float(self.exact.frobenius_norm()) / self.shift)
+        top = float(self.exact.frobenius_norm())  # an upper bound of |F|_2
+        condition = 1 + top / self.shift
+        return 16 * self.eps * condition
 
     @property
     def gradient(self) -> Tensor:
@@ -105,18 +111,20 @@ class DampedPair(Asked):
     @quantity
     def yHy(self) -> float:
         """y . (F + lambda I) y."""
-        return float((self._y * (self.exact @ self._y)).sum()) + self.shift * self.yy
+        Fy = self.exact @ self._y
+        undamped = (self._y * Fy).sum()
+        return float(undamped) + self.shift * self.yy
 
     @quantity
     def inverse_difference(self) -> Measured:
         """lambda |(F + lambda I)^-1 - (F^ + lambda I)^-1|_2, between 0 and 1."""
         if self.exact.dim <= DENSE_DIM:
             difference = self.inverse.dense() - self.approx_inverse.dense()
-            return Measured(
-                self.shift * float(torch.linalg.eigvalsh(difference).abs().max()), self.rounding
-            )
+            top = torch.linalg.eigvalsh(difference).abs().max()
+            return Measured(self.shift * float(top), self.rounding)
         found = extremes(self.inverse.minus(self.approx_inverse), self.exact)
-        return Measured(self.shift * found.norm, max(self.shift * found.residual, self.rounding))
+        unfinished = self.shift * found.residual  # of the Lanczos method
+        return Measured(self.shift * found.norm, max(unfinished, self.rounding))
 
 
 def absolute_damping(exact: FisherMatrix, damping: float) -> float:

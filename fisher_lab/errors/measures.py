@@ -105,12 +105,18 @@ MEASURES: dict[str, Measure] = {}
 def exact_value(name: str) -> float | None:
     """The value of an error at the exact block; None where no measure of that name says one."""
     row = MEASURES.get(name)
-    return None if row is None else row.exact
+    if row is None:
+        return None
+    return row.exact
 
 
 def judging(what: Judges, names: Container[str]) -> list[str]:
     """Those of some errors that judge one thing, in the order of the registry."""
-    return [m.name for m in MEASURES.values() if m.judges == what and m.name in names]
+    found = []
+    for row in MEASURES.values():
+        if row.judges == what and row.name in names:
+            found.append(row.name)
+    return found
 
 
 def measure(
@@ -125,8 +131,9 @@ def measure(
     judges: Judges | None = None,
     smooth: bool = False,
 ) -> Callable[[Formula], Callable[..., float]]:
-    """Register an error measure under its function's name; the public function takes matrices and
-    returns a float.
+    """Register an error measure under its function's name.
+
+    The public function takes matrices and returns a float.
 
     Args:
         default: whether `compare` measures it without being asked.
@@ -188,7 +195,8 @@ def measure(
 def _plain_function(formula: Formula) -> Callable[..., float]:
     def public(exact: FisherMatrix, approx: FisherMatrix) -> float:
         _check_blocks(exact, approx)
-        return formula(Pair(exact, approx)).value
+        pair = Pair(exact, approx)
+        return formula(pair).value
 
     return public
 
@@ -201,7 +209,8 @@ def _damped_function(formula: Formula) -> Callable[..., float]:
         damping: float = 1e-2,
     ) -> float:
         _check_blocks(exact, approx)
-        return formula(DampedPair(exact, approx, gradient, damping)).value
+        pair = DampedPair(exact, approx, gradient, damping)
+        return formula(pair).value
 
     return public
 
@@ -209,7 +218,8 @@ def _damped_function(formula: Formula) -> Callable[..., float]:
 def _network_function(formula: Formula) -> Callable[..., float]:
     def public(columns: Columns | Sequence[Columns]) -> float:
         pieces = [columns] if isinstance(columns, Mapping) else list(columns)
-        return formula(Network(pieces)).value
+        network = Network(pieces)
+        return formula(network).value
 
     return public
 
@@ -231,14 +241,19 @@ def _check_blocks(*blocks: FisherMatrix) -> None:
 
 
 def _floored(value: float, noise: float) -> Measured:
-    return Measured(0.0 if abs(value) <= noise else value, noise)
+    """What is not above its noise is reported as 0."""
+    if abs(value) <= noise:
+        value = 0.0
+    return Measured(value, noise)
 
 
 def _relative(numerator: float, denominator: float) -> float:
     """The quotient; 0 / 0 is 0 (both matrices are zero), x / 0 is infinite."""
     if denominator > 0:
         return numerator / denominator
-    return 0.0 if numerator == 0 else math.copysign(math.inf, numerator)
+    if numerator == 0:
+        return 0.0
+    return math.copysign(math.inf, numerator)
 
 
 @measure(
@@ -270,13 +285,20 @@ def trace_ratio(q: Quantities) -> Measured:
 
 
 def _root(square: Measured, scale: float, eps: float) -> Measured:
-    """sqrt(square) / sqrt(scale) with the noise floor that goes with it, never below that of one
-    rounding.
+    """sqrt(square) / sqrt(scale) with the noise floor that goes with it.
+
+    Args:
+        square: the square.
+        scale: what it is relative to.
+        eps: of the precision: no floor lies below one rounding.
     """
     if square.value <= square.noise:
-        return Measured(0.0, math.sqrt(_relative(square.noise, scale)))
+        noise = math.sqrt(_relative(square.noise, scale))
+        return Measured(0.0, noise)
     value = math.sqrt(_relative(square.value, scale))
-    return Measured(value, max(value * square.noise / (2 * square.value), min(16 * eps, value)))
+    propagated = value * square.noise / (2 * square.value)  # d sqrt(s) = ds / (2 sqrt(s))
+    rounding = min(16 * eps, value)
+    return Measured(value, max(propagated, rounding))
 
 
 @measure(
@@ -306,11 +328,12 @@ def frobenius_rescaled(q: Quantities) -> Measured:
     difference = q.square_difference
     gap = q.square_approx - q.inner  # <F^ - F, F^>
     if q.square_approx <= 0:
-        return Measured(0.0 if q.square_exact <= 0 else 1.0, 0.0)
-    square = difference.value - gap * gap / q.square_approx
-    return _root(
-        Measured(max(square, 0.0), difference.noise + 8 * q.eps * abs(gap)), q.square_exact, q.eps
-    )
+        value = 0.0 if q.square_exact <= 0 else 1.0
+        return Measured(value, 0.0)
+    best = gap * gap / q.square_approx  # what the best factor takes off
+    square = max(difference.value - best, 0.0)
+    noise = difference.noise + 8 * q.eps * abs(gap)
+    return _root(Measured(square, noise), q.square_exact, q.eps)
 
 
 @measure(
@@ -325,7 +348,8 @@ def cosine(q: Quantities) -> Measured:
     """<F, F^> / (|F|_F |F^|_F)."""
     if q.square_exact <= 0 and q.square_approx <= 0:
         return Measured(1.0, 16 * q.eps)  # both are zero
-    value = _relative(q.inner, math.sqrt(q.square_exact) * math.sqrt(q.square_approx))
+    norms = math.sqrt(q.square_exact) * math.sqrt(q.square_approx)
+    value = _relative(q.inner, norms)
     return Measured(min(value, 1.0), 16 * q.eps)
 
 
@@ -340,7 +364,9 @@ def cosine(q: Quantities) -> Measured:
 def spectral(q: Quantities) -> Measured:
     """|F^ - F|_2 / |F|_2."""
     top = q.top_difference
-    return _floored(_relative(top.value, q.top_exact), _relative(top.noise, q.top_exact))
+    value = _relative(top.value, q.top_exact)
+    noise = _relative(top.noise, q.top_exact)
+    return _floored(value, noise)
 
 
 @measure(
@@ -351,11 +377,9 @@ def spectral(q: Quantities) -> Measured:
 )
 def spectrum(q: Quantities) -> Measured:
     """l2 distance of the sorted eigenvalues, relative to |F|_F; layer by layer only."""
-    return _root(
-        Measured(q.spectrum_difference, (64 * q.eps) ** 2 * (q.square_exact + q.square_approx)),
-        q.square_exact,
-        q.eps,
-    )
+    scale = q.square_exact + q.square_approx
+    rounding = (64 * q.eps) ** 2 * scale  # eigenvalues are rounded, some times more than entries
+    return _root(Measured(q.spectrum_difference, rounding), q.square_exact, q.eps)
 
 
 @measure(
@@ -368,7 +392,9 @@ def spectrum(q: Quantities) -> Measured:
 )
 def damped_cosine(q: DampedQuantities) -> Measured:
     """Cosine between the damped steps (F + lambda I)^-1 g and (F^ + lambda I)^-1 g."""
-    return Measured(min(_relative(q.xy, math.sqrt(q.xx) * math.sqrt(q.yy)), 1.0), 4 * q.rounding)
+    norms = math.sqrt(q.xx) * math.sqrt(q.yy)
+    value = _relative(q.xy, norms)
+    return Measured(min(value, 1.0), 4 * q.rounding)
 
 
 @measure(
@@ -383,7 +409,10 @@ def damped_efficiency(q: DampedQuantities) -> Measured:
 
     (y . g)^2 / [(y . (F + lambda I) y) (g . (F + lambda I)^-1 g)], 1 only for the exact direction.
     """
-    return Measured(min(_relative(q.yg, q.yHy) * _relative(q.yg, q.gx), 1.0), 4 * q.rounding)
+    # the best length of the step along y, times how much of the decrease along x it meets
+    length = _relative(q.yg, q.yHy)
+    share = length * _relative(q.yg, q.gx)
+    return Measured(min(share, 1.0), 4 * q.rounding)
 
 
 @measure(
@@ -408,7 +437,8 @@ def off_block(q: NetworkQuantities) -> Measured:
     """|F outside the blocks of the layers|_F / |F|_F of the whole network's F; no approximation is
     measured by it.
     """
-    share = _relative(max(q.square_outside, 0.0), q.square_network)
+    outside = max(q.square_outside, 0.0)
+    share = _relative(outside, q.square_network)
     value = math.sqrt(share)
     return Measured(value, 16 * q.eps * value)
 
@@ -443,9 +473,13 @@ def chosen(names: str | Sequence[str]) -> list[Measure]:
     Raises:
         ValueError: for unknown names.
     """
-    known = {name: [m] for name, m in MEASURES.items()}
-    known["default"] = [m for m in MEASURES.values() if m.default]
-    known["all"] = [m for m in MEASURES.values() if not m.network]
+    known: dict[str, list[Measure]] = {"default": [], "all": []}
+    for name, row in MEASURES.items():
+        known[name] = [row]
+        if row.default:
+            known["default"].append(row)
+        if not row.network:
+            known["all"].append(row)
     wanted: list[Measure] = []
     for name in names_of("errors", names):
         if not isinstance(name, str) or name not in known:

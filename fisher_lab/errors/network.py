@@ -2,7 +2,8 @@
 
 The Gram matrix of the columns of the whole network is the sum of its layers' Gram matrices K_l, so
 
-    |F|^2 = |sum_l K_l|^2    and    |F outside the blocks|^2 = |sum_l K_l|^2 - sum_l |K_l|^2 = 2 sum_{l < m} <K_l, K_m>,
+    |F|^2 = |sum_l K_l|^2    and
+    |F outside the blocks|^2 = |sum_l K_l|^2 - sum_l |K_l|^2 = 2 sum_{l < m} <K_l, K_m>,
 
 a sum of inner products of PSD matrices, none negative, so that nothing cancels. The dense twin
 stands in tests/scale/test_across.py.
@@ -10,7 +11,7 @@ stands in tests/scale/test_across.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -57,13 +58,21 @@ class Network(Asked):
             for j in range(i, len(self.pieces)):
                 theirs = self.pieces[j]
                 times = 1 if i == j else 2  # the pair across the diagonal is the same
-                first = next(iter(mine.values()))
-                for part in slices(first.N, _row_bytes(mine, theirs)):
-                    rows = {name: stats.examples(part) for name, stats in mine.items()}
+                for rows in _few_rows(mine, theirs):
                     off, square = _products(rows, theirs)
                     outside += times * off
                     whole += times * square
         return outside, whole
+
+
+def _few_rows(mine: Columns, theirs: Columns) -> Iterator[Columns]:
+    """Columns of a few examples at a time, so that their rows of Gram matrices fit into memory."""
+    N = next(iter(mine.values())).N
+    for part in slices(N, _row_bytes(mine, theirs)):
+        rows = {}
+        for name, stats in mine.items():
+            rows[name] = stats.examples(part)
+        yield rows
 
 
 def _products(mine: Columns, theirs: Columns) -> tuple[float, float]:
@@ -73,13 +82,16 @@ def _products(mine: Columns, theirs: Columns) -> tuple[float, float]:
     outside = 0.0
     for name in names[1:]:
         K = contractions.gram(mine[name], theirs[name])
-        outside += 2 * float((total * K).sum())
+        inner = (total * K).sum()  # with all layers before this one
+        outside += 2 * float(inner)
         total += K
-    return outside, float(total.square().sum())
+    whole = total.square().sum()
+    return outside, float(whole)
 
 
 def _row_bytes(mine: Columns, theirs: Columns) -> float:
     """Bytes of the rows of one example in the Gram matrix of two pieces."""
     one = next(iter(mine.values()))
     other = next(iter(theirs.values()))
-    return one.R * other.R * other.N * one.g.element_size()
+    entries = one.R * other.R * other.N
+    return entries * one.g.element_size()

@@ -72,7 +72,8 @@ class Pair(Asked):
     def inner(self) -> float:
         """<F, F^>_F without a dense matrix, unless the block is small."""
         if self.small:
-            return float((self.exact.dense() * self.approx.dense()).sum())
+            products = self.exact.dense() * self.approx.dense()
+            return float(products.sum())
         return float(self.exact.inner(self.approx))
 
     @cached_property
@@ -81,19 +82,22 @@ class Pair(Asked):
 
     @quantity
     def square_difference(self) -> Measured:
-        """|F - F^|_F^2: entry by entry for small blocks, else expanded, and entry by entry again
-        where that cancels.
+        """|F - F^|_F^2, entry by entry for small blocks, else expanded.
+
+        Where the expansion cancels, it is entry by entry again, if that is not too much work.
         """
         scale = self.square_exact + self.square_approx
         rounding = (16 * self.eps) ** 2 * scale  # of a sum of squares of rounded differences
         if self.small:
-            return Measured(float(self._difference.square().sum()), rounding)
+            square = self._difference.square().sum()
+            return Measured(float(square), rounding)
         expanded = self.square_exact - 2 * self.inner + self.square_approx
+        cancellation = 8 * self.eps * scale  # three terms of this size are rounded
         if expanded > CANCELLED * scale:
-            return Measured(expanded, 8 * self.eps * scale)
+            return Measured(expanded, cancellation)
         direct = self.exact.square_distance(self.approx, DIRECT_FLOPS)
         if direct is None:
-            return Measured(max(expanded, 0.0), 8 * self.eps * scale)
+            return Measured(max(expanded, 0.0), cancellation)
         return Measured(direct, rounding)
 
     @quantity
@@ -104,10 +108,13 @@ class Pair(Asked):
     @quantity
     def top_difference(self) -> Measured:
         """|F - F^|_2, from all eigenvalues for small blocks and by Lanczos above."""
-        scale = max(self.top_exact, (self.square_approx / self.exact.dim) ** 0.5)
+        # |F^|_F / sqrt(d) <= |F^|_2, which costs nothing more
+        mean_square = self.square_approx / self.exact.dim
+        scale = max(self.top_exact, mean_square**0.5)
         rounding = 16 * self.eps * scale
         if self.small:
-            return Measured(float(torch.linalg.eigvalsh(self._difference).abs().max()), rounding)
+            values = torch.linalg.eigvalsh(self._difference)
+            return Measured(float(values.abs().max()), rounding)
         found = self.extremes
         if found is None:
             found = extremes(self.exact.minus(self.approx), self.exact)
@@ -116,16 +123,27 @@ class Pair(Asked):
     @quantity
     def spectrum_difference(self) -> float:
         """Sum of squared differences of the sorted eigenvalues."""
-        return float((self.exact.eigenvalues() - self.approx.eigenvalues()).square().sum())
+        differences = self.exact.eigenvalues() - self.approx.eigenvalues()
+        return float(differences.square().sum())
 
 
 def pairs(exact: FisherMatrix, approximations: Mapping[str, FisherMatrix]) -> dict[str, Pair]:
     """A Pair for every approximation; equal matrices (TKFAC and TN on a Linear layer) share one."""
     found: dict[str, Pair] = {}
     for label, matrix in approximations.items():
-        twin = next((pair for pair in found.values() if pair.approx.same(matrix)), None)
-        found[label] = Pair(exact, matrix) if twin is None else twin
+        twin = _twin(found.values(), matrix)
+        if twin is None:
+            twin = Pair(exact, matrix)
+        found[label] = twin
     return found
+
+
+def _twin(several: Iterable[Pair], approx: FisherMatrix) -> Pair | None:
+    """The pair of an equal approximation."""
+    for pair in several:
+        if pair.approx.same(approx):
+            return pair
+    return None
 
 
 def advance(several: Iterable[Pair], memory: float) -> None:
@@ -135,10 +153,18 @@ def advance(several: Iterable[Pair], memory: float) -> None:
         several: pairs of the same exact block.
         memory: bytes for the Lanczos vectors.
     """
-    # twins share a pair
-    todo = list({id(pair): pair for pair in several if not pair.small}.values())
-    if not todo or not todo[0].exact.shares_products:
+    todo: list[Pair] = []
+    approximations = []
+    for pair in several:
+        if pair.small or pair in todo:  # twins share a pair
+            continue
+        todo.append(pair)
+        approximations.append(pair.approx)
+    if not todo:
         return
-    together = advance_together(todo[0].exact, [pair.approx for pair in todo], memory)
+    exact = todo[0].exact
+    if not exact.shares_products:
+        return
+    together = advance_together(exact, approximations, memory)
     for pair, found in zip(todo, together, strict=True):
         pair.extremes = found

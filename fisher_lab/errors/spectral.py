@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from fisher_lab._ground.linalg import Extremes, Lanczos, lanczos, start_vector
 from fisher_lab.matrices import FisherMatrix, Operator
@@ -16,12 +16,17 @@ BASIS = 32  # Lanczos vectors to reckon with when runs share a memory budget
 
 def extremes(apply: Operator, like: FisherMatrix, tolerance: float = TOLERANCE) -> Extremes:
     """Extreme eigenvalues of an operator on arrays of the shape of W of `like`."""
-    return lanczos(lambda v: apply(v.view(like.shape)).flatten(), start_vector(like), tolerance)
+
+    def flat(v: Tensor) -> Tensor:
+        X = v.view(like.shape)
+        return apply(X).flatten()
+
+    return lanczos(flat, start_vector(like), tolerance)
 
 
 def advance_together(
     exact: FisherMatrix, approximations: Sequence[FisherMatrix], memory: float
-) -> list[Any]:
+) -> list[Extremes]:
     """Extremes of F - F^ for several F^, sharing every product with F.
 
     Pays where F says that it shares products: its columns are formed, or read, once for all.
@@ -31,21 +36,37 @@ def advance_together(
         approximations: several F^.
         memory: bytes for the Lanczos vectors of the runs that go together.
     """
-    size = max(1, int(memory // (BASIS * exact.dim * 8)))
-    found: list[Any] = []
+    one_run = BASIS * exact.dim * 8  # bytes
+    size = max(1, int(memory // one_run))
+    found: list[Extremes] = []
     for begin in range(0, len(approximations), size):
-        found += _together(exact, approximations[begin : begin + size])
+        some = approximations[begin : begin + size]
+        found += _together(exact, some)
     return found
 
 
-def _together(exact: FisherMatrix, approximations: Sequence[FisherMatrix]) -> list[Any]:
-    runs = [Lanczos(start_vector(exact), TOLERANCE) for _ in approximations]
+def _together(exact: FisherMatrix, approximations: Sequence[FisherMatrix]) -> list[Extremes]:
+    """Extremes of F - F^ for several F^, whose runs take every step together."""
+    runs = []
+    for _ in approximations:
+        runs.append(Lanczos(start_vector(exact), TOLERANCE))
     while True:
-        active = [i for i, run in enumerate(runs) if run.found is None]
+        vectors = []
+        others = []
+        active = []
+        for run, other in zip(runs, approximations, strict=True):
+            if run.found is None:
+                active.append(run)
+                others.append(other)
+                vectors.append(run.vector)
         if not active:
-            return [run.found for run in runs]
-        vectors = torch.stack([runs[i].vector for i in active])
-        V = vectors.view(-1, *exact.shape)
-        products = exact.differences([approximations[i] for i in active], V)
-        for i, product in zip(active, products, strict=True):
-            runs[i].feed(product.flatten())
+            break
+        V = torch.stack(vectors).view(-1, *exact.shape)
+        products = exact.differences(others, V)
+        for run, product in zip(active, products, strict=True):
+            run.feed(product.flatten())
+    found: list[Extremes] = []
+    for run in runs:
+        assert run.found is not None
+        found.append(run.found)
+    return found

@@ -152,22 +152,48 @@ class _Eigh(torch.autograd.Function):
         return symmetrize(vectors @ core @ vectors.transpose(-1, -2))
 
 
-def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0) -> Tensor:
-    """(values + damping)^p of the eigenvalues of one matrix, in any shape.
+def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0, size: int = 0) -> Tensor:
+    """(values + damping)^p of eigenvalues.
 
     Without damping, a negative power of what is zero up to rounding is 0 (the pseudo-inverse). The
     derivative of a root at 0 is taken as 0. NaN stays NaN.
+
+    Args:
+        values: `[n]` of one matrix, or `[Q, ...]` of several.
+        p: the power.
+        damping: >= 0; a number 0 is no damping, a tensor is never looked at.
+        size: of the matrices that were decomposed; 0 for numbers that came from no decomposition,
+            whose zeros are exact.
     """
     shifted = values + damping
     if p == 0 or p >= 1:
         return shifted**p
-    info = torch.finfo(shifted.dtype)
-    floor: float | Tensor = info.tiny
+    tiny = torch.finfo(shifted.dtype).tiny
+    floor: float | Tensor = tiny
     undamped = not isinstance(damping, Tensor) and damping == 0
-    if p < 0 and undamped and values.numel():
-        floor = (values.amax() * values.numel() * info.eps).clamp(min=info.tiny)
-    powers = shifted.clamp(min=info.tiny) ** p
+    if p < 0 and undamped:
+        floor = rounded_zero(values, size).clamp(min=tiny)
+    powers = shifted.clamp(min=tiny) ** p
     return torch.where(shifted <= floor, torch.zeros_like(shifted), powers)
+
+
+def rounded_zero(values: Tensor, size: int) -> Tensor:
+    """How large a computed eigenvalue may be whose true value is 0: n eps times the largest.
+
+    It grows with the matrix that was decomposed, not with what that is a factor of.
+
+    Args:
+        values: eigenvalues `[n]` of one matrix, or `[Q, ...]` of several.
+        size: n.
+    """
+    eps = torch.finfo(values.dtype).eps
+    if not values.numel():
+        return values.new_zeros(())
+    if values.ndim <= 1:
+        return size * eps * values.amax()
+    others = [1] * (values.ndim - 1)
+    top = values.flatten(1).amax(1).view(-1, *others)  # every matrix has its own
+    return size * eps * top
 
 
 def spd_inverse(M: Tensor) -> Tensor:

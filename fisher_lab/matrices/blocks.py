@@ -108,7 +108,8 @@ class BlockDiagonal(FisherMatrix):
     def rescued(self, p: float, damping: Scalar) -> BlockDiagonal:
         """From the eigenvalues of every block, clamped at zero."""
         values, vectors = eigh(self.blocks)
-        powers = shifted_power(values, p, damping)
+        b = self.blocks.shape[1]
+        powers = shifted_power(values, p, damping, b)
         scaled = vectors * powers.unsqueeze(-2)
         return replace(self, blocks=scaled @ vectors.transpose(-1, -2))
 

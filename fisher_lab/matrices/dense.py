@@ -99,7 +99,7 @@ class Dense(FisherMatrix):
     def rescued(self, p: float, damping: Scalar) -> Dense:
         """From all eigenvalues, clamped at zero."""
         values, vectors = self._eigh
-        powers = shifted_power(values, p, damping)
+        powers = shifted_power(values, p, damping, self.dim)
         matrix = (vectors * powers) @ vectors.T
         return Dense(matrix, self.weight_shape)
 

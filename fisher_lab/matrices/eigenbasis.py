@@ -95,5 +95,9 @@ class EigenbasisDiagonal(FisherMatrix):
         return self._powered(p, damping)
 
     def _powered(self, p: float, damping: Scalar) -> EigenbasisDiagonal:
-        powers = shifted_power(self.values, p, damping)
+        size = 0  # roundings of all the bases add up
+        for vectors in self.basis:
+            if vectors is not None:
+                size += vectors.shape[-1]
+        powers = shifted_power(self.values, p, damping, size)
         return EigenbasisDiagonal(self.basis, powers)

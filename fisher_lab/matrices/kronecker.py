@@ -110,15 +110,7 @@ class Kronecker(FisherMatrix):
     @cached_property
     def eigenbasis(self) -> EigenbasisDiagonal:
         """This matrix in its eigenbasis."""
-        (values, vectors), *others = self.eigenpairs
-        basis = [vectors]
-        for other, vectors in others:
-            # the outer product of the modes before with this one, group by group
-            ones = [1] * (values.ndim - 1)
-            along_last = other.reshape(len(other), *ones, -1)
-            values = values.unsqueeze(-1) * along_last
-            basis.append(vectors)
-        return EigenbasisDiagonal(tuple(basis), values)
+        return _in_eigenbasis(self.eigenpairs)
 
     def eigenvalues(self) -> Tensor:
         """Products of the factors' eigenvalues, sorted."""
@@ -200,7 +192,14 @@ class Kronecker(FisherMatrix):
 
     def rescued(self, p: float, damping: Scalar) -> EigenbasisDiagonal:
         """From the eigenvalues of the factors, clamped at zero."""
-        return self.eigenbasis._powered(p, damping)
+        if isinstance(damping, Tensor) or damping > 0:
+            return self.eigenbasis._powered(p, damping)
+        # without damping the power of a product is the product of powers, and rounding is told from
+        # numbers factor by factor: a small product of two numbers is no rounding
+        powers: list[tuple[Tensor, Tensor | None]] = []
+        for values, vectors in self.eigenpairs:
+            powers.append((_power_of_factor(values, vectors, p, 0.0), vectors))
+        return _in_eigenbasis(powers)
 
     @property
     def damps_exactly(self) -> bool:
@@ -229,7 +228,7 @@ class Kronecker(FisherMatrix):
                 powers.append(_inverse(factor, scale, shift))
             return Kronecker(tuple(powers))
         for (values, vectors), scale in zip(self.eigenpairs, scales, strict=True):
-            power = shifted_power(values * scale[:, None], p, shift)
+            power = _power_of_factor(values * scale[:, None], vectors, p, shift)
             if vectors is not None:
                 power = _composed(power, vectors)
             powers.append(power)
@@ -254,6 +253,25 @@ class Kronecker(FisherMatrix):
 def _per_group(numbers: list[Tensor]) -> Tensor:
     """The products over the factors of numbers `[Q]` of every factor."""
     return torch.stack(numbers).prod(0)
+
+
+def _in_eigenbasis(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> EigenbasisDiagonal:
+    """The product of factors from the eigenvalues and eigenvectors of every one."""
+    (values, vectors), *others = pairs
+    basis = [vectors]
+    for other, vectors in others:
+        # the outer product of the modes before with this one, group by group
+        ones = [1] * (values.ndim - 1)
+        along_last = other.reshape(len(other), *ones, -1)
+        values = values.unsqueeze(-1) * along_last
+        basis.append(vectors)
+    return EigenbasisDiagonal(tuple(basis), values)
+
+
+def _power_of_factor(values: Tensor, vectors: Tensor | None, p: float, shift: Scalar) -> Tensor:
+    """(values + shift)^p of one factor `[Q, n]`; a diagonal's zeros are exact."""
+    size = 0 if vectors is None else values.shape[-1]
+    return shifted_power(values, p, shift, size)
 
 
 def _composed(values: Tensor, vectors: Tensor) -> Tensor:

@@ -209,16 +209,40 @@ class LowRank(FisherMatrix):
             return Dense(self.dense(), self.shape)._powered(p, damping)
         values, vectors = self._gram_eigh
         shift = shifted_power(zero, p, damping)
-        # directions in the null space of K carry no column: their weight is irrelevant, so the
-        # division is guarded
-        eps = torch.finfo(self.dtype).eps
-        kept = values > values[-1] * self.dim * eps
-        safe = torch.where(kept, values, torch.ones_like(values))
-        powers = shifted_power(safe, p, damping)
-        weights = (powers - shift) / safe
-        weights = torch.where(kept, weights, torch.zeros_like(values))
+        weights = _power_weights(values, p, damping)
         core = (vectors * weights) @ vectors.T
         return ShiftedLowRank(self.sums, core, shift)
+
+
+def _power_weights(values: Tensor, p: float, damping: Scalar) -> Tensor:
+    """((k + lambda)^p - lambda^p) / k for the eigenvalues k of a Gram matrix `[n]`.
+
+    Undamped, this is k^(p - 1), and 0 where an eigenvalue is zero up to rounding.
+    """
+    if p == 0:
+        return torch.zeros_like(values)
+    undamped = shifted_power(values, p - 1, 0.0, len(values))
+    if not isinstance(damping, Tensor):
+        damping = values.new_tensor(damping)
+    return torch.where(damping > 0, _damped_weights(values, p, damping), undamped)
+
+
+def _damped_weights(values: Tensor, p: float, damping: Tensor) -> Tensor:
+    """The same for lambda > 0, where no eigenvalue has to be dropped.
+
+    The weights are a smooth function of k, finite at 0. Directions in the null space of K carry no
+    column, so that a finite weight does no harm to them. Subtracted as they stand, two nearly equal
+    powers would be divided by a k of the size of rounding.
+    """
+    shift = damping**p
+    if p == -1:
+        return -shift / (values + damping)
+    u = values / damping
+    difference = shift * torch.expm1(p * torch.log1p(u))
+    at_zero = p * damping ** (p - 1)
+    zero = values <= 0
+    safe = torch.where(zero, 1.0, values)
+    return torch.where(zero, at_zero, difference / safe)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from fisher_lab.matrices import (
     Kronecker,
     LowRank,
 )
+from fisher_lab.statistics import LayerStats
 from tests.contracts.matrices import (
     FACTORED,
     MATRICES,
@@ -182,6 +183,60 @@ def test_unknown_style_is_refused(matrix) -> None:
     """An unknown damping style is refused, with the choices."""
     with pytest.raises(ValueError, match="factored"):
         matrix.power(normal(*matrix.shape), -1.0, damping=0.1, style="both")
+
+
+def wide_layer(N: int, outliers: int, d: int = 785) -> LayerStats:
+    """Columns of a wide layer in which a few examples are much larger than the others."""
+    random = torch.Generator().manual_seed(0)
+    a = torch.randn(N, 1, 1, d, generator=random, dtype=torch.float64)
+    g = torch.randn(1, N, 1, 1, d, generator=random, dtype=torch.float64)
+    a[:outliers] *= 10
+    return LayerStats(a, g)
+
+
+@pytest.mark.parametrize("p", [-1.0, -0.5])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_damped_power_of_columns_in_float32_is_that_in_float64(p: float, as_tensor: bool) -> None:
+    """Gram eigenvalues far below the largest count, also where the layer has many parameters."""
+    double = LowRank(wide_layer(128, 8))
+    single = double.to("cpu", torch.float32)
+    X = (double @ normal(*double.shape)) / double.spectral_norm()
+    damping = float(double.eigenvalues()[-128]) / 10
+    expected = double.power(X, p, damping)
+    of_single = torch.tensor(damping) if as_tensor else damping
+    assert_same(single.power(X.float(), p, of_single).double(), expected, 1e-2)
+
+
+@pytest.mark.parametrize("p", [-1.0, -0.5, 0.5])
+@pytest.mark.parametrize("damping", [1e-6, 0.1])
+def test_a_damped_power_of_equal_columns_needs_no_threshold(p: float, damping: float) -> None:
+    """Where examples repeat, the Gram matrix has eigenvalues that are zero up to rounding."""
+    stats = wide_layer(5, 2, 6)
+    twice = LowRank(LayerStats(torch.cat([stats.a, stats.a]), torch.cat([stats.g, stats.g], 1)))
+    X = normal(*twice.shape)
+    M = dense_power(dense_of(twice), p, damping)
+    # rounding of the largest eigenvalue, divided by the damping
+    assert_same(twice.power(X, p, damping).flatten(), M @ X.flatten(), 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "blocks", "Kronecker", "columns"])
+def test_a_pseudo_inverse_in_float32_keeps_what_is_not_rounding(kind: str) -> None:
+    """The threshold grows with the matrix that was decomposed, not with the number of parameters."""
+    n = 512
+    spectrum = torch.logspace(0, -2, n, dtype=torch.float64)
+    if kind == "diagonal":
+        matrix: FisherMatrix = DiagonalMatrix(torch.outer(spectrum, spectrum))
+    elif kind == "blocks":
+        blocks = torch.diag_embed(torch.outer(spectrum, spectrum[::32]))
+        matrix = BlockDiagonal(blocks, (n, 16))
+    elif kind == "Kronecker":
+        matrix = Kronecker((torch.diag(spectrum)[None], torch.diag(spectrum)[None]))
+    else:
+        matrix = LowRank(wide_layer(64, 2))
+    single = matrix.to("cpu", torch.float32)
+    X = matrix @ normal(*matrix.shape)
+    expected = matrix.power(X, -1.0)
+    assert_same(single.power(X.float(), -1.0).double(), expected, 2e-2)
 
 
 def balanced(factors: list[Tensor]) -> list[Tensor]:

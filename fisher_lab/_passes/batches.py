@@ -49,8 +49,11 @@ class Batch:
 
     def part(self, some: slice) -> Batch:
         """Some of the examples."""
-        y = None if self.y is None else self.y[some]
-        return Batch(taken(self.inputs, some), y, self.index)
+        y = self.y
+        if y is not None:
+            y = y[some]
+        inputs = taken(self.inputs, some)
+        return Batch(inputs, y, self.index)
 
 
 # -- inputs of any form ----------------------------------------------------------------------------
@@ -60,7 +63,7 @@ def entries(inputs: Inputs) -> list[Any]:
         return [inputs]
     if isinstance(inputs, Mapping):
         return list(inputs.values())
-    return list(inputs)
+    return list(inputs)  # a new list, to be changed
 
 
 def rebuilt(inputs: Inputs, new: list[Any]) -> Inputs:
@@ -74,13 +77,21 @@ def rebuilt(inputs: Inputs, new: list[Any]) -> Inputs:
 
 def mapped(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     """Inputs with every tensor changed."""
-    new = [change(entry) if isinstance(entry, Tensor) else entry for entry in entries(inputs)]
+    new = entries(inputs)
+    for place, entry in enumerate(new):
+        if isinstance(entry, Tensor):
+            new[place] = change(entry)
     return rebuilt(inputs, new)
+
+
+def tensors_of(inputs: Inputs) -> list[Tensor]:
+    """The entries that are tensors."""
+    return [entry for entry in entries(inputs) if isinstance(entry, Tensor)]
 
 
 def leading(inputs: Inputs) -> Tensor:
     """The first tensor, whose first dimension are the examples."""
-    tensors = [entry for entry in entries(inputs) if isinstance(entry, Tensor)]
+    tensors = tensors_of(inputs)
     for tensor in tensors:
         if tensor.ndim > 0:
             return tensor
@@ -100,38 +111,43 @@ def by_example(inputs: Inputs) -> list[bool]:
     N = examples_of(inputs)
     found = []
     for entry in entries(inputs):
-        found.append(isinstance(entry, Tensor) and entry.ndim > 0 and entry.shape[0] == N)
+        has_rows = isinstance(entry, Tensor) and entry.ndim > 0
+        found.append(has_rows and entry.shape[0] == N)
     return found
+
+
+def of_examples(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """Inputs with every entry changed that belongs to the examples; the others as they are."""
+    new = entries(inputs)
+    for place, own in enumerate(by_example(inputs)):
+        if own:
+            new[place] = change(new[place])
+    return rebuilt(inputs, new)
 
 
 def taken(inputs: Inputs, some: slice) -> Inputs:
     """The inputs of some of the examples."""
-    new = []
-    for entry, own in zip(entries(inputs), by_example(inputs), strict=True):
-        new.append(entry[some] if own else entry)
-    return rebuilt(inputs, new)
+    return of_examples(inputs, lambda entry: entry[some])
 
 
 def doubled(inputs: Inputs) -> Inputs:
     """Every example twice, one after the other."""
-    new = []
-    for entry, own in zip(entries(inputs), by_example(inputs), strict=True):
-        new.append(torch.cat([entry, entry]) if own else entry)
-    return rebuilt(inputs, new)
+    return of_examples(inputs, lambda entry: torch.cat([entry, entry]))
 
 
 def checksum(x: Tensor, start: int = 0) -> int:
     """CRC-32 of a tensor's bytes, going on from `start`."""
-    flat = x.detach().cpu().contiguous().reshape(-1)
-    return zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), start)
+    on_host = x.detach().cpu()
+    flat = on_host.contiguous().reshape(-1)
+    raw = flat.view(torch.uint8).numpy()
+    return zlib.crc32(raw.tobytes(), start)
 
 
 def batch_checksum(inputs: Inputs, y: Tensor | None, start: int = 0) -> int:
     """CRC-32 of all tensors of a batch."""
     crc = start
-    for entry in entries(inputs):
-        if isinstance(entry, Tensor):
-            crc = checksum(entry, crc)
+    for entry in tensors_of(inputs):
+        crc = checksum(entry, crc)
     if y is not None:
         crc = checksum(y, crc)
     return crc
@@ -155,7 +171,12 @@ class Batches:
     """
 
     def __init__(
-        self, data: Any, dtype: torch.dtype, device: torch.device, memory: int, labels: str = LABELS
+        self,
+        data: Any,
+        dtype: torch.dtype,
+        device: torch.device,
+        memory: int,
+        labels: str = LABELS,
     ) -> None:
         self.dtype = dtype
         self.device = device
@@ -175,12 +196,9 @@ class Batches:
         read again.
         """
         if _is_batch(data):
-            return [split(data, self.labels)]
-        if (
-            isinstance(data, list)
-            and len(data) == 2
-            and all(isinstance(part, Tensor) for part in data)
-        ):
+            one = split(data, self.labels)
+            return [one]
+        if isinstance(data, list) and [isinstance(part, Tensor) for part in data] == [True, True]:
             raise TypeError(
                 "Got a list of two tensors as data, which may be inputs and labels or two batches "
                 "of inputs; pass a tuple (x, y), or a list of (x, y) batches."
@@ -191,9 +209,11 @@ class Batches:
                 "DataLoader or an iterable of batches; convert arrays with torch.as_tensor, wrap "
                 "a Dataset in a DataLoader."
             )
-        if not isinstance(data, Iterator):
-            return list(data) if isinstance(data, list | tuple) else None
-        return self._copied(data, memory)
+        if isinstance(data, Iterator):
+            return self._copied(data, memory)
+        if isinstance(data, list | tuple):
+            return list(data)
+        return None
 
     def _copied(self, data: Iterator[Any], memory: int) -> list[Any]:
         """Copies of the batches of an iterator, which can be read only once and whose buffers may
@@ -203,16 +223,20 @@ class Batches:
         size = 0
         for batch in data:
             inputs, y = split(batch, self.labels)
-            tensors = [entry for entry in (*entries(inputs), y) if isinstance(entry, Tensor)]
-            size += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            copy = mapped(inputs, torch.Tensor.clone)
+            tensors = tensors_of(copy)
+            if y is not None:
+                y = y.clone()
+                tensors.append(y)
+            for tensor in tensors:
+                size += tensor.nbytes
             if size > memory:
                 raise ValueError(
                     f"The data can be read only once and holds more than {readable(memory)}, "
                     "expected data that can be read again; pass a DataLoader or a list of "
                     "batches, or raise memory=."
                 )
-            copy = None if y is None else y.clone()
-            kept.append((mapped(inputs, torch.Tensor.clone), copy))
+            kept.append((copy, y))
         return kept
 
     def __iter__(self) -> Iterator[Batch]:
@@ -222,22 +246,20 @@ class Batches:
         for index, batch in enumerate(self._source):
             inputs, y = split(batch, self.labels)
             _check(inputs, y, index)
-            if self._kept is None:
+            if self._kept is None:  # what is in memory does not change between two passes
                 checksums.append(batch_checksum(inputs, y))
-                known = self._checksums
-                if known is not None and checksums[-1:] != known[index : index + 1]:
-                    raise ValueError(_CHANGED.format(index=index))
+                self._compare(checksums, index + 1)
             examples += examples_of(inputs)
-            yield Batch(
-                mapped(inputs, self._convert), None if y is None else self._convert(y), index
-            )
+            inputs = mapped(inputs, self._convert)
+            if y is not None:
+                y = self._convert(y)
+            yield Batch(inputs, y, index)
         if examples == 0:
             raise ValueError(
                 "The data has no batches, expected at least one example; check the data."
             )
         if self._kept is None:
-            if self._checksums is not None and len(checksums) != len(self._checksums):
-                raise ValueError(_CHANGED.format(index=len(checksums)))
+            self._compare(checksums, None)
             self._checksums = checksums
         self.N = examples
 
@@ -249,12 +271,31 @@ class Batches:
         assert self.N is not None
         return self.N
 
+    def _compare(self, checksums: list[int], count: int | None) -> None:
+        """Refuse batches that differ from those of the first pass.
+
+        Args:
+            checksums: of the batches so far.
+            count: how many they are; None after the last.
+        """
+        if self._checksums is None:
+            return
+        known = self._checksums[:count]
+        if checksums == known:
+            return
+        index = len(checksums)
+        if count is not None:
+            index -= 1  # the last is not as it was; else one is missing
+        raise ValueError(_CHANGED.format(index=index))
+
     def first(self) -> Batch:
         """The first batch."""
         return next(iter(self))
 
     def _convert(self, x: Tensor) -> Tensor:
-        dtype = self.dtype if x.is_floating_point() else x.dtype
+        dtype = x.dtype
+        if x.is_floating_point():  # integers are indices, and stay
+            dtype = self.dtype
         return x.detach().to(self.device, dtype)
 
 
@@ -268,7 +309,9 @@ def _is_batch(data: Any) -> bool:
     """Whether the data is one batch, not several."""
     if isinstance(data, Tensor | Mapping):
         return True
-    return isinstance(data, tuple) and any(isinstance(part, Tensor | Mapping) for part in data)
+    if not isinstance(data, tuple):
+        return False
+    return any(isinstance(part, Tensor | Mapping) for part in data)
 
 
 def split(batch: Any, labels: str = LABELS) -> tuple[Inputs, Tensor | None]:
@@ -286,16 +329,19 @@ def split(batch: Any, labels: str = LABELS) -> tuple[Inputs, Tensor | None]:
         return batch, None
     if isinstance(batch, Mapping):
         return _split_mapping(batch, labels)
-    if isinstance(batch, list | tuple) and len(batch) == 1:
-        batch = (batch[0], None)
-    if isinstance(batch, list | tuple) and len(batch) == 2:
-        inputs, y = batch
-        if _are_inputs(inputs) and (y is None or isinstance(y, Tensor)):
-            return (tuple(inputs) if isinstance(inputs, list) else inputs), y
     inside = ""
     if isinstance(batch, list | tuple):
+        pair = tuple(batch)
+        if len(pair) == 1:
+            pair = (*pair, None)
+        if _is_pair(pair):
+            inputs, y = pair
+            if isinstance(inputs, list):
+                inputs = tuple(inputs)
+            return inputs, y
         types = [type(part).__name__ for part in batch[:4]]
-        inside = f" ({', '.join(types)})" if types else ""
+        if types:
+            inside = f" ({', '.join(types)})"
     raise TypeError(
         f"Got a batch of type {type(batch).__name__}{inside}, expected a tensor x, a pair (x, y) "
         "of tensors, or a mapping of tensors; convert arrays with torch.as_tensor, write several "
@@ -303,19 +349,28 @@ def split(batch: Any, labels: str = LABELS) -> tuple[Inputs, Tensor | None]:
     )
 
 
+def _is_pair(pair: tuple[Any, ...]) -> bool:
+    """Whether it is (inputs, y)."""
+    if len(pair) != 2:
+        return False
+    inputs, y = pair
+    labels = y is None or isinstance(y, Tensor)
+    return labels and _are_inputs(inputs)
+
+
 def _split_mapping(batch: Mapping[str, Any], labels: str) -> tuple[Inputs, Tensor | None]:
-    inputs = {key: value for key, value in batch.items() if key != labels}
-    y = batch.get(labels)
+    inputs = dict(batch)
+    y = inputs.pop(labels, None)
     if y is not None and not isinstance(y, Tensor):
         raise TypeError(
             f"Got labels of type {type(y).__name__} under {labels!r}, expected a tensor; convert "
             "them with torch.as_tensor."
         )
-    if not any(isinstance(value, Tensor) for value in inputs.values()):
+    if not tensors_of(inputs):
+        keys = ", ".join(map(repr, batch))
         raise ValueError(
-            f"Got a batch with the keys {', '.join(map(repr, batch))}, expected at least one "
-            f"tensor beside the labels {labels!r}; check the batches, or name the key of the "
-            "labels with labels=."
+            f"Got a batch with the keys {keys}, expected at least one tensor beside the labels "
+            f"{labels!r}; check the batches, or name the key of the labels with labels=."
         )
     return inputs, y
 
@@ -324,31 +379,32 @@ def _are_inputs(value: Any) -> bool:
     """Whether a value can be the inputs of a model."""
     if isinstance(value, Tensor):
         return True
-    if isinstance(value, Mapping):
-        return any(isinstance(entry, Tensor) for entry in value.values())
-    return isinstance(value, tuple | list) and any(isinstance(entry, Tensor) for entry in value)
+    if not isinstance(value, Mapping | tuple | list):
+        return False
+    return len(tensors_of(value)) > 0  # type: ignore[arg-type]  # a list becomes a tuple
 
 
 def _check(inputs: Inputs, y: Tensor | None, index: int) -> None:
     """Refuse batches that are empty, not finite, or whose labels do not belong to the inputs."""
-    first = leading(inputs)
     N = examples_of(inputs)
     if N == 0:
+        shape = tuple(leading(inputs).shape)
         raise ValueError(
-            f"Batch {index} has inputs of shape {tuple(first.shape)}, expected at least one "
-            "example [N, ...]."
+            f"Batch {index} has inputs of shape {shape}, expected at least one example [N, ...]."
         )
     if y is not None and (y.ndim == 0 or y.shape[0] != N):
+        shape = tuple(y.shape)
         raise ValueError(
-            f"Batch {index} has {N} inputs and labels of shape {tuple(y.shape)}, expected one "
-            "label per input."
+            f"Batch {index} has {N} inputs and labels of shape {shape}, expected one label per "
+            "input."
         )
-    for entry in entries(inputs):
-        if not isinstance(entry, Tensor) or not entry.is_floating_point():
+    for entry in tensors_of(inputs):
+        if not entry.is_floating_point():
             continue
         finite = torch.isfinite(entry)
         if not bool(finite.all()):
-            bad = int((~finite.reshape(len(entry), -1)).any(1).sum())
+            by_row = finite.reshape(len(entry), -1)
+            bad = int((~by_row).any(1).sum())
             raise ValueError(
                 f"Batch {index} has NaN or infinite inputs in {bad} examples, expected finite "
                 "ones; clean the data."

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -80,22 +81,21 @@ def hooked(
         placements: as `recording`'s.
         N: number of examples.
     """
+    known = placements or {}
+    # first in line, before hooks of the user's that change inputs or outputs
+    options: dict[str, bool] = {"prepend": True, "with_kwargs": True}
     handles = []
     try:
         for name, layer in layers.items():
-            kinds = (placements or {}).get(name, [])
-            # first in line, before hooks of the user's that change inputs or outputs
+            kinds = known.get(name, [])
             for use in layer.uses:
                 if Placement.SHARED in kinds:
                     expand = _expanding(kinds, N)
-                    handle = use.module.register_forward_pre_hook(
-                        expand, prepend=True, with_kwargs=True
-                    )
+                    handle = use.module.register_forward_pre_hook(expand, **options)
                     handles.append(handle)
                 hook = _hook(name, use, used)
-                handles.append(
-                    use.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
-                )
+                handle = use.module.register_forward_hook(hook, **options)
+                handles.append(handle)
         yield
     finally:
         for handle in handles:
@@ -106,9 +106,12 @@ def _hook(name: str, layer: Layer, used: Callable[[str, Use, Tensor], None]) -> 
     """A forward hook that hands over one use."""
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-        if output.requires_grad:
-            a = layer.unroll_input(first_input(inputs, named).detach())
-            used(name, Use(layer, a, get_gradient_edge(output)), output)
+        if not output.requires_grad:
+            return
+        x = first_input(inputs, named)
+        a = layer.unroll_input(x.detach())
+        edge = get_gradient_edge(output)
+        used(name, Use(layer, a, edge), output)
 
     return hook
 
@@ -120,16 +123,14 @@ def _expanding(kinds: list[Placement], N: int) -> Any:
     def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if next(calls, None) is not Placement.SHARED:
             return None
+        x = first_input(inputs, named)
+        expanded = x.expand(N, *x.shape[1:])
         if inputs:
-            return (_expanded(inputs[0], N), *inputs[1:]), named
+            return (expanded, *inputs[1:]), named
         first = next(iter(named))
-        return inputs, {**named, first: _expanded(named[first], N)}
+        return inputs, {**named, first: expanded}
 
     return hook
-
-
-def _expanded(x: Tensor, N: int) -> Tensor:
-    return x.expand(N, *x.shape[1:])
 
 
 def first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -151,22 +152,37 @@ def find_placements(forward: Forward, layers: dict[str, Layer], batch: Batch) ->
     Raises:
         ValueError: examples that interact, or a model that is random.
     """
-    hooked = {name: layer for name, layer in layers.items() if not layer.gradient_form}
+    hooked, _ = by_form(layers)
     some = batch.part(slice(0, MOST_EXAMPLES)).inputs
     N = examples_of(some)
     with torch.enable_grad(), recording(hooked) as uses:
         z = forward(some)
     check_output(z, N)
     check_examples_apart(forward, some, z.detach())
-    every = [use for name in hooked for use in uses[name]]
+    every = list(chain.from_iterable(uses.values()))
+    if not every:
+        return {name: [] for name in hooked}
+    by_use = iter(owners(z, every))  # of all layers in one pass
     found: Placements = {}
-    by_use = iter(owners(z, every) if every else [])
-    for name in hooked:
+    for name, of_layer in uses.items():
         found[name] = []
-        for use in uses[name]:
+        for use in of_layer:
             M, T = use.a.shape[:2]
-            found[name].append(placement_of(next(by_use), M, T, N))
+            kind = placement_of(next(by_use), M, T, N)
+            found[name].append(kind)
     return found
+
+
+def by_form(layers: dict[str, Layer]) -> tuple[dict[str, Layer], dict[str, Layer]]:
+    """The layers that have hooks, and those in gradient form."""
+    hooked: dict[str, Layer] = {}
+    flat: dict[str, Layer] = {}
+    for name, layer in layers.items():
+        if layer.gradient_form:
+            flat[name] = layer
+        else:
+            hooked[name] = layer
+    return hooked, flat
 
 
 def learn_placements(z: Tensor, uses: dict[str, list[Use]], known: Placements) -> None:
@@ -180,13 +196,14 @@ def learn_placements(z: Tensor, uses: dict[str, list[Use]], known: Placements) -
     """
     N = z.shape[0]
     for name, of_layer in uses.items():
-        if name in known or all(use.a.shape[0] == N for use in of_layer):
+        rows = {use.a.shape[0] for use in of_layer}
+        if name in known or rows <= {N}:
             continue
-        found = []
+        known[name] = []
         for use, owner in zip(of_layer, owners(z, of_layer), strict=True):
             M, T = use.a.shape[:2]
-            found.append(placement_of(owner, M, T, N))
-        known[name] = found
+            kind = placement_of(owner, M, T, N)
+            known[name].append(kind)
 
 
 def check_output(z: Tensor, N: int) -> None:
@@ -195,7 +212,8 @@ def check_output(z: Tensor, N: int) -> None:
         raise ValueError(
             f"The model returned shape {tuple(z.shape)} for {N} examples, expected [{N}, *output]."
         )
-    if not bool(torch.isfinite(z).all()):
+    finite = torch.isfinite(z).all()
+    if not bool(finite):
         raise ValueError(NOT_FINITE)
 
 
@@ -210,13 +228,16 @@ def check_examples_apart(forward: Forward, inputs: Inputs, z: Tensor) -> None:
     """
     N = z.shape[0]
     size = z.norm().clamp(min=torch.finfo(z.dtype).tiny)
+    most = forward.agreement(z.dtype)
+    # the first alone is not enough: nothing that is causal along the batch changes it
     for n in {0, N - 1}:
-        one = slice(n, n + 1)
+        some = slice(n, n + 1)
+        one = taken(inputs, some)
         with torch.no_grad(), plain_kernels():
-            alone = forward(taken(inputs, one))
-        change = float((alone - z[one]).norm() / size)
-        most = forward.agreement(z.dtype)
-        if not change <= most:
+            alone = forward(one)
+        difference = (alone - z[some]).norm()
+        change = float(difference / size)
+        if not change <= most:  # NaN too
             raise ValueError(
                 f"The output for an example changes by {change:.1e} with the batch around it, "
                 f"expected at most {most:g}: examples interact or the model is random; call "
@@ -250,11 +271,11 @@ def capture(
             finds.
     """
     N = examples_of(inputs)
-    if N == 1 and any(isinstance(m, _InstanceNorm) for m in forward.module.modules()):
+    if N == 1 and _has_instance_norm(forward):
         # torch's backward of InstanceNorm is wrong for one example and a gradient with channels
         # last, not for two
         return _captured_twice(forward, layers, inputs, factors, placements, verify)
-    hooked = {name: layer for name, layer in layers.items() if not layer.gradient_form}
+    hooked, flat = by_form(layers)
     with torch.enable_grad(), recording(hooked, placements, N) as uses:
         z = forward(inputs)
     check_output(z, N)
@@ -264,8 +285,15 @@ def capture(
     _check_reaching(found, hooked)
     if verify:
         _check_total(z, S, hooked, found, forward.agreement(z.dtype))
-    found |= _by_gradients(forward, layers, inputs, S)
+    found |= _by_gradients(forward, flat, inputs, S)
     return {name: found[name] for name in layers}
+
+
+def _has_instance_norm(forward: Forward) -> bool:
+    for module in forward.module.modules():
+        if isinstance(module, _InstanceNorm):
+            return True
+    return False
 
 
 def _captured_twice(
@@ -305,11 +333,15 @@ def pull_back(
         retain_graph: whether the graph is needed again.
     """
     N = z.shape[0]
-    every = [use for name in layers for use in uses[name]]
+    every: list[Use] = []
+    kinds: Placements = {}
+    for name in layers:
+        every += uses[name]
+        kinds[name] = _kinds(name, uses[name], placements, N)
     if not every:
         return {}
-    kinds = {name: _kinds(name, uses[name], placements, N) for name in layers}
     owner_of = _owners_needed(z, uses, kinds)
+    # one backward pass for all layers
     gradients = iter(_gradients(z, S, every, retain_graph))
     stats = {}
     for name, layer in layers.items():
@@ -318,10 +350,12 @@ def pull_back(
             gradient = next(gradients)
             if gradient is None:  # this use does not reach the output
                 continue
-            g = use.layer.unroll_gradient(gradient)
-            kind, owner = kinds[name][index], owner_of.get((name, index))
+            kind = kinds[name][index]
+            owner = owner_of.get((name, index))
             a = placed(use.a, kind, N, owner, axis=0)
-            parts.append((a, placed(g, kind, N, owner, axis=1)))
+            g = use.layer.unroll_gradient(gradient)
+            g = placed(g, kind, N, owner, axis=1)
+            parts.append((a, g))
         if parts:
             stats[name] = assembled(layer, parts)
     return stats
@@ -331,7 +365,9 @@ def _gradients(z: Tensor, S: Tensor, uses: list[Use], retain_graph: bool) -> lis
     """Gradients `[R, M, *output of the layer]` at every edge, None where an edge does not reach z."""
     edges = [use.edge for use in uses]
     batched = S.shape[0] > 1  # one direction costs less without vmap
-    columns = S if batched else S[0]
+    columns = S
+    if not batched:
+        columns = S[0]
     try:
         found = torch.autograd.grad(
             z,
@@ -350,7 +386,12 @@ def _gradients(z: Tensor, S: Tensor, uses: list[Use], retain_graph: bool) -> lis
         ) from error
     if batched:
         return list(found)
-    return [None if gradient is None else gradient.unsqueeze(0) for gradient in found]
+    with_direction: list[Tensor | None] = []
+    for gradient in found:
+        if gradient is not None:
+            gradient = gradient.unsqueeze(0)
+        with_direction.append(gradient)
+    return with_direction
 
 
 def assembled(layer: Layer, parts: list[tuple[Tensor, Tensor]]) -> LayerStats:
@@ -359,21 +400,26 @@ def assembled(layer: Layer, parts: list[tuple[Tensor, Tensor]]) -> LayerStats:
     """
     a, g = parts[0]
     if len(parts) > 1:
-        a = torch.cat([inputs for inputs, _ in parts], 1)
-        g = torch.cat([gradients for _, gradients in parts], 2)
+        inputs, gradients = zip(*parts, strict=True)
+        a = torch.cat(inputs, 1)
+        g = torch.cat(gradients, 2)
     return LayerStats(a, g.detach(), layer.kernel, layer.bias)
 
 
 def _kinds(name: str, uses: list[Use], placements: Placements | None, N: int) -> list[Placement]:
     """The placement of every use of a layer, checked against its number of rows."""
-    known = (placements or {}).get(name, [])
+    known = []
+    if placements is not None:
+        known = placements.get(name, [])
     found = []
     for index, use in enumerate(uses):
-        kind = known[index] if index < len(known) else Placement.BLOCKS
-        if kind is Placement.SHARED:  # expanded before the layer
-            kind = Placement.BLOCKS
+        kind = Placement.BLOCKS
+        # what is shared was expanded before the layer
+        if index < len(known) and known[index] is not Placement.SHARED:
+            kind = known[index]
         M, T = use.a.shape[:2]
-        if not fits(kind, M, T, N) or (not known and M != N):
+        guessed_wrong = not known and M != N
+        if guessed_wrong or not fits(kind, M, T, N):
             raise ValueError(
                 f"Layer {name!r} sees {M} rows for a batch of {N} examples, expected its first "
                 "dimension to be the examples; keep [N, ...] in the model (expand what all "
@@ -388,33 +434,38 @@ def _owners_needed(
 ) -> dict[tuple[str, int], Tensor]:
     """The owners of the rows of those uses that have no regular placement."""
     keys = []
+    irregular = []
     for name, of_layer in kinds.items():
         for index, kind in enumerate(of_layer):
             if kind is Placement.OWNERS:
                 keys.append((name, index))
+                irregular.append(uses[name][index])
     if not keys:
         return {}
-    found = owners(z, [uses[name][index] for name, index in keys])
+    found = owners(z, irregular)
     return dict(zip(keys, found, strict=True))
 
 
 def _by_gradients(
     forward: Forward, layers: dict[str, Layer], inputs: Inputs, S: Tensor
 ) -> dict[str, LayerStats]:
-    """Stats of the layers in gradient form: a = 1, g = their per-example gradients."""
-    flat = {name: layer for name, layer in layers.items() if layer.gradient_form}
-    names = []
-    for layer in flat.values():
-        names += [layer.full_name(key) for key in layer.parameters]
-    if not names:
+    """Stats of layers in gradient form: a = 1, g = their per-example gradients."""
+    if not layers:
         return {}
+    names: list[str] = []
+    for layer in layers.values():
+        names += map(layer.full_name, layer.parameters)
     gradients = per_example_gradients(forward, names, inputs, S)
     stats = {}
-    for name, layer in flat.items():
-        tensors = {key: gradients[layer.full_name(key)] for key in layer.parameters}
+    for name, layer in layers.items():
+        tensors = {}
+        for key in layer.parameters:
+            full_name = layer.full_name(key)
+            tensors[key] = gradients[full_name]
         P = layer.pack(tensors).detach()
         a = layer.unroll_input(P[0])
-        stats[name] = LayerStats(a, layer.unroll_gradient(P), layer.kernel, layer.bias)
+        g = layer.unroll_gradient(P)
+        stats[name] = LayerStats(a, g, layer.kernel, layer.bias)
     return stats
 
 
@@ -454,15 +505,19 @@ def _check_total(
     sizes = {name: _size_of_terms(found[name]) for name in layers}
     # where gradients cancel (a mean behind a norm layer), rounding on the scale of the largest is
     # all there is
-    floor = max(1e4 * info.eps / allowed * max(sizes.values()), info.tiny)
+    rounding = 1e4 * info.eps / allowed * max(sizes.values())
+    floor = max(rounding, info.tiny)
+    ones = S.new_ones(S.shape[:2])
     for name, layer in layers.items():
         tensors = {}
         for key, parameter in layer.parameters.items():
             total = next(totals)
-            tensors[key] = torch.zeros_like(parameter) if total is None else total
+            if total is None:
+                total = torch.zeros_like(parameter)
+            tensors[key] = total
         expected = layer.pack(tensors)
-        ones = S.new_ones(S.shape[:2])
-        difference = (contractions.combine(found[name], ones) - expected).norm()
+        captured = contractions.combine(found[name], ones)
+        difference = (captured - expected).norm()
         deviation = float(difference) / max(sizes[name], floor)
         if not deviation <= allowed:
             raise ValueError(
@@ -474,7 +529,9 @@ def _check_total(
 
 def _size_of_terms(stats: LayerStats) -> float:
     """Size of what may cancel in the sum of all gradients."""
-    assert stats.a is not None
-    inputs = stats.a.flatten(1).norm(dim=1)
-    gradients = stats.g.sum(0).flatten(1).norm(dim=1)
-    return float((inputs * gradients).sum())
+    a, g = stats.factors()
+    inputs = a.flatten(1).norm(dim=1)
+    total = g.sum(0)
+    gradients = total.flatten(1).norm(dim=1)
+    bounds = inputs * gradients
+    return float(bounds.sum())

@@ -52,33 +52,45 @@ def _vectorised(
     call: Pure, chosen: dict[str, Tensor], inputs: Inputs, S: Tensor
 ) -> dict[str, Tensor]:
     """All examples in one pass."""
-    own = by_example(inputs)
-    shared = entries(inputs)
-    mine = tuple(entry for entry, is_own in zip(shared, own, strict=True) if is_own)
+    everything = entries(inputs)
+    # vmap maps over what every example has its own of; the rest is the same for all
+    mapped = [place for place, is_own in enumerate(by_example(inputs)) if is_own]
+    mine = tuple(everything[place] for place in mapped)
 
     def one_example(example: tuple[Tensor, ...], columns: Tensor) -> dict[str, Tensor]:
-        rest = iter(example)
-        parts = []
-        for entry, is_own in zip(shared, own, strict=True):
-            parts.append(next(rest).unsqueeze(0) if is_own else entry)
-        pull = _pull_back(call, chosen, rebuilt(inputs, parts))
-        return vmap(lambda s: pull(s)[0])(columns)
+        """Gradients `{name: [R, *shape]}` of one example for its columns `[R, *output]`."""
+        parts = list(everything)
+        for place, entry in zip(mapped, example, strict=True):
+            parts[place] = entry.unsqueeze(0)  # a batch of one, as the model expects
+        one = rebuilt(inputs, parts)
+        pull = _pull_back(call, chosen, one)
 
-    return vmap(one_example, in_dims=(0, 1), out_dims=1, randomness="error")(mine, S)
+        def of_column(s: Tensor) -> dict[str, Tensor]:
+            (gradients,) = pull(s)
+            return gradients
+
+        return vmap(of_column)(columns)
+
+    over_examples = vmap(one_example, in_dims=(0, 1), out_dims=1, randomness="error")
+    return over_examples(mine, S)
 
 
 def _one_by_one(
     call: Pure, chosen: dict[str, Tensor], inputs: Inputs, S: Tensor
 ) -> dict[str, Tensor]:
     """One example after the other."""
-    examples = []
-    for n in range(examples_of(inputs)):
-        pull = _pull_back(call, chosen, taken(inputs, slice(n, n + 1)))
-        examples.append([pull(s)[0] for s in S[:, n]])
-    found = {}
-    for name in chosen:
-        columns = [torch.stack([gradient[name] for gradient in row]) for row in examples]
-        found[name] = torch.stack(columns, 1)
+    R = S.shape[0]
+    N = examples_of(inputs)
+    found: dict[str, Tensor] = {}
+    for n in range(N):
+        one = taken(inputs, slice(n, n + 1))
+        pull = _pull_back(call, chosen, one)
+        for r in range(R):
+            (gradients,) = pull(S[r, n])
+            for name, gradient in gradients.items():
+                if name not in found:
+                    found[name] = gradient.new_empty(R, N, *gradient.shape)
+                found[name][r, n] = gradient
     return found
 
 
@@ -106,9 +118,11 @@ def directional_derivative(
         return call(params, inputs)
 
     size = sum(p.numel() for p in forward.module.parameters())
-    first, second = _forward_mode, _reverse_mode
+    first = _forward_mode
+    second = _reverse_mode
     if examples_of(inputs) * size <= SMALL:
-        first, second = _reverse_mode, _forward_mode
+        first = _reverse_mode
+        second = _forward_mode
     try:
         return first(output, chosen, V)
     except (NotImplementedError, RuntimeError):
@@ -130,9 +144,17 @@ def column_derivatives(forward: Forward, V: dict[str, Tensor], inputs: Inputs, S
     # operations with neither forward mode nor a second derivative
     except (NotImplementedError, RuntimeError):
         gradients = per_example_gradients(forward, list(V), inputs, S)
-        terms = [(gradients[name] * direction).flatten(2).sum(2) for name, direction in V.items()]
+        terms = []
+        for name, direction in V.items():
+            products = gradients[name] * direction
+            terms.append(_over_numbers(products))
         return torch.stack(terms).sum(0)
-    return (S * Jv).flatten(2).sum(2)
+    return _over_numbers(S * Jv)
+
+
+def _over_numbers(x: Tensor) -> Tensor:
+    """Sum of x `[R, N, ...]` over the numbers of an example, `[R, N]`."""
+    return x.flatten(2).sum(2)
 
 
 def _forward_mode(
@@ -149,13 +171,21 @@ def _reverse_mode(
 ) -> tuple[Tensor, Tensor]:
     """J V as the derivative of u -> J^T u, contracted with V."""
     with plain_kernels(), torch.enable_grad():
-        params = {name: p.clone().requires_grad_() for name, p in chosen.items()}
+        params = {}
+        for name, p in chosen.items():
+            copy = p.clone()
+            params[name] = copy.requires_grad_()
         z = output(params)
+        # J^T u is linear in u, so any u will do
         u = torch.zeros_like(z, requires_grad=True)
         pulled = torch.autograd.grad(z, list(params.values()), u, create_graph=True)
-        terms = [(g * V[name]).sum() for name, g in zip(params, pulled, strict=True)]
-        inner = torch.stack(terms).sum()
-        return z.detach(), torch.autograd.grad(inner, u)[0]
+        terms = []
+        for name, gradient in zip(params, pulled, strict=True):
+            product = gradient * V[name]
+            terms.append(product.sum())
+        inner = torch.stack(terms).sum()  # u^T J V
+        (Jv,) = torch.autograd.grad(inner, u)
+        return z.detach(), Jv
 
 
 def _pure(forward: Forward, names: list[str]) -> tuple[dict[str, Tensor], Pure]:
@@ -168,7 +198,8 @@ def _pure(forward: Forward, names: list[str]) -> tuple[dict[str, Tensor], Pure]:
     first: dict[int, str] = {}  # by identity: the name in module.named_parameters()
     shared: dict[str, str] = {}
     for prefix, module in forward.module.named_modules():
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+        own = module._parameters | module._buffers
+        for key, tensor in own.items():
             if tensor is None:
                 continue
             name = f"{prefix}.{key}" if prefix else key
@@ -177,7 +208,9 @@ def _pure(forward: Forward, names: list[str]) -> tuple[dict[str, Tensor], Pure]:
                 tensors[name] = tensor.detach()
             else:
                 shared[name] = known
-    chosen = {name: tensors.pop(name) for name in names}
+    chosen = {}
+    for name in names:
+        chosen[name] = tensors.pop(name)
 
     def call(params: dict[str, Tensor], inputs: Inputs) -> Tensor:
         everything = tensors | params

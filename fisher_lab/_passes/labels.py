@@ -48,9 +48,11 @@ class Outputs:
         """The outputs in blocks whose size follows from the outputs alone, so that labels do not
         depend on memory.
         """
-        step = max(1, DRAWN_AT_ONCE // max(1, self.numbers))
+        fitting = DRAWN_AT_ONCE // max(1, self.numbers)
+        step = max(1, fitting)
         for start in range(0, self.N, step):
-            yield self.compute(slice(start, min(self.N, start + step)))
+            stop = min(self.N, start + step)
+            yield self.compute(slice(start, stop))
 
 
 class Labels(ABC):
@@ -142,7 +144,9 @@ class TrueFisher(Labels):
                 f"{likelihood.name}.factor returned shape {tuple(S.shape)} for outputs "
                 f"{tuple(z.shape)}, expected [R, *the shape of the outputs]."
             )
-        return _weighted(S * math.sqrt(likelihood.kappa(z)), likelihood, z, y)
+        # factors of a Hessian: they have the root of its scale
+        S = S * math.sqrt(likelihood.kappa(z))
+        return _weighted(S, likelihood, z, y)
 
 
 class MonteCarlo(Labels):
@@ -156,12 +160,15 @@ class MonteCarlo(Labels):
 
     def draw(self, likelihood: Likelihood, outputs: Outputs, batch: int) -> Tensor | None:
         """Labels from the seed of the batch, for all positions alike."""
+        seed = label_seed(self.seed, batch)
         generator: torch.Generator | None = None
         drawn = []
         for z in outputs.blocks():
             if generator is None:
-                generator = torch.Generator(z.device).manual_seed(label_seed(self.seed, batch))
-            drawn.append(likelihood.sample(z, generator))
+                generator = torch.Generator(z.device)
+                generator.manual_seed(seed)
+            label = likelihood.sample(z, generator)
+            drawn.append(label)
         return torch.cat(drawn)
 
     def _factors(
@@ -175,7 +182,8 @@ class MonteCarlo(Labels):
                 'fisher="mc" needs labels drawn from the model, got none; call `draw` first.'
             )
         _check_weights_known(likelihood, self.kind, y)
-        S = likelihood.score(z, label) * math.sqrt(likelihood.kappa(z))
+        scale = math.sqrt(likelihood.kappa(z))
+        S = likelihood.score(z, label) * scale
         return _weighted(S, likelihood, z, y)
 
 
@@ -207,7 +215,9 @@ class Empirical(Labels):
                 'fisher="empirical"; use fisher="true" or a loss without smoothing.'
             )
         _check_weights_known(likelihood, self.kind, y)
-        S = likelihood.score(z, likelihood.known(y)) * likelihood.kappa(z)
+        label = likelihood.known(y)
+        # the gradient itself: it has the scale of the loss, not its root
+        S = likelihood.score(z, label) * likelihood.kappa(z)
         if y.is_floating_point():  # which the gradient has in it already
             return S
         weight = likelihood.weights(z, y)
@@ -237,7 +247,9 @@ def check_fisher(fisher: str) -> None:
 
 def _weighted(S: Tensor, likelihood: Likelihood, z: Tensor, y: Tensor | None) -> Tensor:
     """Factors of a Hessian whose terms have weights: times their roots."""
-    weight = None if y is None else likelihood.weights(z, y)
+    if y is None:
+        return S
+    weight = likelihood.weights(z, y)
     if weight is None:
         return S
     return S * weight.sqrt()

@@ -56,9 +56,10 @@ def evaluation_copy(
             "Got the device meta, which holds no numbers, expected another; load the model there."
         )
     for name, p in model.named_parameters():
-        if not isinstance(p, nn.parameter.UninitializedParameter) and not bool(
-            torch.isfinite(p).all()
-        ):
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            continue
+        finite = torch.isfinite(p).all()
+        if not bool(finite):
             raise ValueError(
                 f"Parameter {name!r} has NaN or infinite values, expected finite ones; check the "
                 "training."
@@ -88,7 +89,8 @@ def check_mode(model: nn.Module) -> None:
     """Refuse modules that couple or randomise examples in their present mode."""
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+        untracked = getattr(module, "running_mean", None) is None
+        if isinstance(module, _BatchNorm) and (module.training or untracked):
             raise ValueError(
                 f"Module {name!r} ({kind}) uses batch statistics, in which examples interact, "
                 "expected evaluation mode; call model.eval() first (and track running statistics)."
@@ -99,15 +101,21 @@ def check_mode(model: nn.Module) -> None:
                 f"Module {name!r} ({kind}) changes its buffers with every call in training mode, "
                 "expected evaluation mode; call model.eval() first."
             )
-        dropout = getattr(module, "dropout", 0.0)
-        random = (isinstance(module, _DropoutNd) and module.p > 0) or (
-            isinstance(dropout, float) and dropout > 0
-        )
-        if module.training and (random or isinstance(module, nn.RReLU)):
+        if module.training and _is_random(module):
             raise ValueError(
                 f"Module {name!r} ({kind}) is random in training mode, expected evaluation mode; "
                 "call model.eval() first."
             )
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether a module draws in training mode: dropout, also as an option of others, or RReLU."""
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.RReLU):
+        return True
+    dropout = getattr(module, "dropout", 0.0)
+    return isinstance(dropout, float) and dropout > 0
 
 
 @contextmanager
@@ -190,7 +198,9 @@ def default_output(found: Any) -> Any:
     """A tensor as it is, or the `logits` of what has them (the outputs of the transformers
     library).
     """
-    logits = None if isinstance(found, Tensor) else getattr(found, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    logits = getattr(found, "logits", None)
     if isinstance(logits, Tensor):
         return logits
     return found
@@ -222,8 +232,11 @@ class _Precisions(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() > 1:
+        several = isinstance(result, tuple | list)
+        for tensor in result if several else [result]:
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                continue
+            if tensor.numel() > 1:  # single numbers are constants more often than results
                 self.found.add(tensor.dtype)
         return result
 
@@ -237,9 +250,14 @@ def lowest_precision(forward: Forward, batch: Batch, dtype: torch.dtype) -> torc
         batch: some examples.
         dtype: precision of the model.
     """
+    one = batch.part(slice(0, 1)).inputs
     with torch.no_grad(), plain_kernels(), _Precisions() as seen:
-        forward(batch.part(slice(0, 1)).inputs)
-    return max(seen.found | {dtype}, key=lambda kind: torch.finfo(kind).eps)
+        forward(one)
+    lowest = dtype
+    for kind in seen.found:
+        if torch.finfo(kind).eps > torch.finfo(lowest).eps:
+            lowest = kind
+    return lowest
 
 
 def probe(forward: Forward, batch: Batch) -> Tensor:
@@ -275,9 +293,11 @@ def outputs_of(forward: Forward, batch: Batch, output: tuple[int, ...], chunk: i
     def compute(some: slice) -> Tensor:
         pieces = []
         for start in range(some.start, some.stop, chunk):
-            part = batch.part(slice(start, min(start + chunk, some.stop)))
+            stop = min(start + chunk, some.stop)
+            part = batch.part(slice(start, stop))
             with torch.no_grad():
-                pieces.append(forward(part.inputs))
+                z = forward(part.inputs)
+            pieces.append(z)
         return torch.cat(pieces)
 
     return Outputs(batch.N, math.prod(output), compute)

@@ -56,33 +56,65 @@ def owners(z: Tensor, uses: list[Use]) -> list[Tensor]:
         z: outputs `[N, *output]`, whose graph is kept.
         uses: of any layers.
     """
+    columns = _digits_of_examples(z)
+    edges = [use.edge for use in uses]
+    gradients = torch.autograd.grad(
+        z,
+        edges,
+        columns,
+        retain_graph=True,
+        is_grads_batched=True,
+        allow_unused=True,
+    )
+    found = []
+    for use, gradient in zip(uses, gradients, strict=True):
+        M, T = use.a.shape[:2]
+        if gradient is None:
+            nobody = torch.full((M * T,), NOBODY, device=z.device)
+            found.append(nobody)
+            continue
+        g = use.layer.unroll_gradient(gradient)  # [2 digits, M, T, Q, d_out]
+        has_gradient = (g != 0).flatten(3).any(-1)
+        touched = has_gradient.flatten(1)
+        found.append(_read_digits(touched))
+    return found
+
+
+def _digits_of_examples(z: Tensor) -> Tensor:
+    """Output gradients `[2 digits, N, *output]`: random, but zero for the examples without the
+    binary digit, then zero for those with it.
+    """
     N = z.shape[0]
     digits = max(1, (N - 1).bit_length())
     numbers = torch.arange(N, device=z.device)
     places = torch.arange(digits, device=z.device)
     has = (numbers >> places[:, None]) & 1  # [digits, N]
     chosen = torch.cat([has, 1 - has]).to(z.dtype)
+    # random, so that contributions to a row do not cancel by symmetry
     generator = torch.Generator().manual_seed(0)
     draw = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
-    columns = chosen.view(2 * digits, N, *(1,) * (z.ndim - 1)) * draw
-    edges = [use.edge for use in uses]
-    gradients = torch.autograd.grad(
-        z, edges, columns, retain_graph=True, is_grads_batched=True, allow_unused=True
-    )
-    found = []
-    for use, gradient in zip(uses, gradients, strict=True):
-        M, T = use.a.shape[:2]
-        if gradient is None:
-            found.append(torch.full((M * T,), NOBODY, device=z.device))
-            continue
-        g = use.layer.unroll_gradient(gradient)  # [2 digits, M, T, Q, d_out]
-        touched = (g != 0).flatten(3).any(-1).flatten(1)
-        with_digit, without = touched[:digits], touched[digits:]
-        owner = (with_digit.long() << places[:, None]).sum(0)
-        owner[~touched.any(0)] = NOBODY
-        owner[(with_digit & without).any(0)] = SEVERAL
-        found.append(owner)
-    return found
+    of_output = (1,) * (z.ndim - 1)
+    chosen = chosen.view(2 * digits, N, *of_output)
+    return chosen * draw
+
+
+def _read_digits(touched: Tensor) -> Tensor:
+    """The example `[rows]` of every row, or NOBODY, or SEVERAL.
+
+    Args:
+        touched: whether a row has a gradient `[2 digits, rows]` for each of `_digits_of_examples`.
+    """
+    digits = len(touched) // 2
+    with_digit = touched[:digits]
+    without = touched[digits:]
+    places = torch.arange(digits, device=touched.device)
+    powers = with_digit.long() << places[:, None]
+    owner = powers.sum(0)
+    unused = ~touched.any(0)
+    several = (with_digit & without).any(0)
+    owner[unused] = NOBODY
+    owner[several] = SEVERAL
+    return owner
 
 
 def placement_of(owner: Tensor, M: int, T: int, N: int) -> Placement:
@@ -94,27 +126,37 @@ def placement_of(owner: Tensor, M: int, T: int, N: int) -> Placement:
         T: positions in a row.
         N: examples.
     """
+    several = owner == SEVERAL
+    if bool(several.any()):
+        if M == 1 and N > 1:
+            return Placement.SHARED
+        return Placement.MIXED
     known = owner != NOBODY
-    if bool((owner == SEVERAL).any()):
-        return Placement.SHARED if M == 1 and N > 1 else Placement.MIXED
+    # in the order in which they are likely: a batch of one example fits them all
     for regular in (Placement.BLOCKS, Placement.SECOND, Placement.STRIDED):
         expected = _expected(regular, M, T, N, owner.device)
-        if expected is not None and bool((owner == expected)[known].all()):
+        if expected is None:
+            continue
+        agrees = owner == expected
+        if bool(agrees[known].all()):
             return regular
     return Placement.OWNERS
 
 
 def _expected(placement: Placement, M: int, T: int, N: int, device: torch.device) -> Tensor | None:
     """The owners `[M * T]` under a regular placement; None where the sizes do not fit it."""
-    rows = torch.arange(M, device=device)[:, None].expand(M, T)
-    positions = torch.arange(T, device=device).expand(M, T)
-    if placement is Placement.BLOCKS and M % N == 0:
-        return (rows // (M // N)).flatten()
-    if placement is Placement.SECOND and T % N == 0:
-        return (positions // (T // N)).flatten()
-    if placement is Placement.STRIDED and M % N == 0:
-        return (rows % N).flatten()
-    return None
+    if not fits(placement, M, T, N):
+        return None
+    rows = torch.arange(M, device=device)
+    positions = torch.arange(T, device=device)
+    if placement is Placement.SECOND:
+        of_position = positions // (T // N)
+        return of_position.expand(M, T).flatten()
+    if placement is Placement.BLOCKS:
+        of_row = rows // (M // N)
+    else:
+        of_row = rows % N
+    return of_row[:, None].expand(M, T).flatten()
 
 
 def fits(placement: Placement, M: int, T: int, N: int) -> bool:
@@ -137,32 +179,40 @@ def placed(x: Tensor, placement: Placement, N: int, owner: Tensor | None, axis: 
         axis: dimension of M.
     """
     M, T = x.shape[axis : axis + 2]
+    following = axis + 1
+    if placement is Placement.OWNERS:
+        assert owner is not None
+        rows = x.flatten(axis, following)
+        return _gathered(rows, N, owner, axis)
     if placement is Placement.BLOCKS:
         if M == N:
             return x
-        return x.unflatten(axis, (N, M // N)).flatten(axis + 1, axis + 2)
-    if placement is Placement.STRIDED:
-        by_example = x.unflatten(axis, (M // N, N)).transpose(axis, axis + 1)
-        return by_example.flatten(axis + 1, axis + 2)
-    if placement is Placement.SECOND:
-        by_example = x.unflatten(axis + 1, (N, T // N)).transpose(axis, axis + 1)
-        return by_example.flatten(axis + 1, axis + 2)
-    assert owner is not None
-    return _gathered(x.flatten(axis, axis + 1), N, owner, axis)
+        by_example = x.unflatten(axis, (N, M // N))  # [..., N, M / N, T, Q, n]
+    elif placement is Placement.STRIDED:
+        examples_second = x.unflatten(axis, (M // N, N))  # [..., M / N, N, T, Q, n]
+        by_example = examples_second.transpose(axis, following)
+    else:
+        examples_second = x.unflatten(following, (N, T // N))  # [..., M, N, T / N, Q, n]
+        by_example = examples_second.transpose(axis, following)
+    return by_example.flatten(following, axis + 2)
 
 
 def _gathered(x: Tensor, N: int, owner: Tensor, axis: int) -> Tensor:
     """Rows `[..., rows, Q, n]` by example, filled up with zeros to the largest number of rows of an
     example.
     """
-    order = owner.argsort(stable=True)
-    order = order[owner[order] >= 0]
+    order = owner.argsort(stable=True)  # so that rows of an example keep their order
+    has_owner = owner[order] >= 0
+    order = order[has_owner]
     sorted_owner = owner[order]
     count = torch.bincount(sorted_owner, minlength=N)
     T = max(1, int(count.max()))
+    # the how-manieth row of its example each one is
     start = count.cumsum(0) - count
-    place = torch.arange(len(order), device=x.device) - start[sorted_owner]
-    shape = (*x.shape[:axis], N * T, *x.shape[axis + 1 :])
-    found = x.new_zeros(shape)
-    found.index_copy_(axis, sorted_owner * T + place, x.index_select(axis, order))
+    ranks = torch.arange(len(order), device=x.device)
+    place = ranks - start[sorted_owner]
+    target = sorted_owner * T + place
+    rows = x.index_select(axis, order)
+    found = x.new_zeros(*x.shape[:axis], N * T, *x.shape[axis + 1 :])
+    found.index_copy_(axis, target, rows)
     return found.unflatten(axis, (N, T))

@@ -71,16 +71,16 @@ class Setup:
         Raises:
             ValueError, TypeError: whatever cannot be measured, in one sentence.
         """
-        kind = labels_of(self.fisher, seed_of(self.seed))
+        seed = seed_of(self.seed)
+        kind = labels_of(self.fisher, seed)
         budget = Budget.of(self.memory)
         likelihood = as_likelihood(self.likelihood)
         module = evaluation_copy(self.model, self.dtype, self.device)
         selection = select(module, self.layers, self.on_unknown)
-        device = next(module.parameters()).device
+        device = next(module.parameters()).device  # where the copy is, whatever was asked
         batches = Batches(self.data, self.dtype, device, budget.total, self.labels)
-        return Prepared(
-            Forward(module, self.output), likelihood, selection, batches, kind, budget, self.dtype
-        )
+        forward = Forward(module, self.output)
+        return Prepared(forward, likelihood, selection, batches, kind, budget, self.dtype)
 
 
 @dataclass(frozen=True)

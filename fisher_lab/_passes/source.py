@@ -13,6 +13,7 @@ from fisher_lab._ground.memory import readable
 from fisher_lab._passes.batches import Batch, examples_of
 from fisher_lab._passes.capture import (
     Placements,
+    by_form,
     capture,
     find_placements,
     recording,
@@ -76,7 +77,7 @@ class Source:
         self.budget = prepared.budget
         self.dtype = prepared.dtype
         self.layers: dict[str, Layer] = dict(self.selection.layers)
-        self._itemsize = torch.finfo(self.dtype).bits // 8
+        self._itemsize = self.dtype.itemsize
         self._check_factors()
         with untouched_randomness():  # which a DataLoader draws its seed from
             first = self.batches.first()
@@ -130,13 +131,15 @@ class Source:
     def _check_factors(self) -> None:
         """Refuse layers with a factor that no approximation avoids and that does not fit."""
         for name, layer in self.layers.items():
-            need = self.budget.for_factor(layer.factor_size() * self._itemsize)
+            factor = layer.factor_size() * self._itemsize
+            need = self.budget.for_factor(factor)
             if need > self.budget.total:
+                kind = type(layer.module).__name__
+                rows, columns = layer.shape
+                most = readable(self.budget.total)
                 raise ValueError(
-                    f"Layer {name!r} ({type(layer.module).__name__}, W {layer.shape[0]} x "
-                    f"{layer.shape[1]}) needs {readable(need)}, expected at most "
-                    f"{readable(self.budget.total)}; leave it out with layers=[...] or raise "
-                    "memory=."
+                    f"Layer {name!r} ({kind}, W {rows} x {columns}) needs {readable(need)}, "
+                    f"expected at most {most}; leave it out with layers=[...] or raise memory=."
                 )
 
     def _check_first(self, z: Any, first: Batch) -> None:
@@ -154,21 +157,18 @@ class Source:
         """Layers whose rows several examples use in other ways than sharing one have no inputs of
         their own.
         """
-        for name, kinds in self.placements.items():
-            if Placement.MIXED not in kinds:
-                continue
-            layer = self.layers[name]
-            form = GradientForm.joined(layer.uses)
+        mixed = [name for name, kinds in self.placements.items() if Placement.MIXED in kinds]
+        for name in mixed:
+            form = GradientForm.joined(self.layers[name].uses)
             form.reason = "its rows are shared by several examples"
             self.layers[name] = form
-        for name, layer in self.layers.items():
-            if layer.gradient_form:
-                self.placements.pop(name, None)
-        self._check_factors()
+            del self.placements[name]
+        self._check_factors()  # of the new forms
 
     def _check_example(self) -> None:
         """Refuse examples that do not fit one by one, even where layers are captured one by one."""
-        need = max(self.example_bytes([name]) for name in self.layers)
+        sizes = [self.example_bytes([name]) for name in self.layers]
+        need = max(sizes)
         if need > self.budget.total:
             cure = "raise memory="
             if self.R > 1:
@@ -189,30 +189,39 @@ class Source:
             if isinstance(output, Tensor):
                 outputs.append(output.numel())
 
-        hooked = {name: layer for name, layer in self.layers.items() if not layer.gradient_form}
-        handles = [module.register_forward_hook(count) for module in self.model.modules()]
+        hooked, flat = by_form(self.layers)
         one = first.part(slice(0, 1)).inputs
+        handles = []
         try:
+            for module in self.model.modules():
+                handle = module.register_forward_hook(count)
+                handles.append(handle)
             with torch.enable_grad(), recording(hooked) as uses:
                 self.forward(one)
         finally:
             for handle in handles:
                 handle.remove()
         unrolled = {}
-        for name, layer in self.layers.items():
-            if layer.gradient_form:
-                unrolled[name] = layer.shape[0] * (self.R + 2)
-            else:
-                unrolled[name] = sum(use.a.numel() for use in uses[name])
+        for name, of_layer in uses.items():
+            sizes = [use.a.numel() for use in of_layer]
+            unrolled[name] = sum(sizes)
+        for name, layer in flat.items():
+            parameters = layer.shape[0]
+            unrolled[name] = parameters * (self.R + 2)
         return sum(outputs), unrolled
 
     def _chunk(self, names: Iterable[str]) -> int:
         """Examples whose unrolled inputs and batched gradients fit the share of a piece."""
-        return max(1, int(self.budget.for_piece // self.example_bytes(names)))
+        fitting = self.budget.for_piece // self.example_bytes(names)
+        return max(1, int(fitting))
 
     def example_bytes(self, names: Iterable[str]) -> int:
         """Bytes per example of all outputs, and of unrolled inputs and gradients of these layers."""
-        inputs = sum(self._input_numbers.get(name, 0) for name in names)
+        inputs = 0
+        for name in names:
+            inputs += self._input_numbers.get(name, 0)
+        # of outputs the gradients for every direction, the output itself and a copy; of inputs the
+        # unrolled form and a copy
         numbers = (self.R + 2) * self._output_numbers + 2 * inputs
         return max(1, numbers * self._itemsize)
 
@@ -221,7 +230,8 @@ class Source:
         gradients, or P if fewer.
         """
         rows, columns = self.layers[name].shape
-        return min(self._captured_numbers(name), self.R * rows * columns)
+        explicit = self.R * rows * columns
+        return min(self._captured_numbers(name), explicit)
 
     def _captured_numbers(self, name: str) -> float:
         """Numbers per example that the captured statistics of a layer hold."""
@@ -238,8 +248,11 @@ class Source:
         if not self.batches.single:
             return False
         chosen = self.layers if names is None else names
-        numbers = sum(self._captured_numbers(name) for name in chosen)
-        return self.first_batch * numbers * self._itemsize <= self.budget.for_columns
+        numbers = 0.0
+        for name in chosen:
+            numbers += self._captured_numbers(name)
+        of_example = numbers * self._itemsize
+        return self.first_batch * of_example <= self.budget.for_columns
 
     # -- passes over the data ----------------------------------------------------------------------
     def batches_with_labels(self) -> Iterator[Piece]:
@@ -250,19 +263,25 @@ class Source:
             if batch.y is not None:
                 like_outputs = torch.empty(batch.N, *self.outputs, device="meta")
                 self.likelihood.check_labels(like_outputs, batch.y)
-            label = self.labels.draw(self.likelihood, self._outputs_of(batch), batch.index)
+            outputs = self._outputs_of(batch)
+            label = self.labels.draw(self.likelihood, outputs, batch.index)
             yield Piece(batch, label)
 
     def parts(self, names: Iterable[str] | None = None) -> Iterator[Piece]:
         """One pass over the data in pieces in which the columns of these layers (None: all) fit the
         memory.
         """
-        chunk = self.chunk if names is None else self._chunk(names)
+        chunk = self.chunk
+        if names is not None:
+            chunk = self._chunk(names)
         for whole in self.batches_with_labels():
             for start in range(0, whole.batch.N, chunk):
                 some = slice(start, start + chunk)
-                label = None if whole.label is None else whole.label[some]
-                yield Piece(whole.batch.part(some), label)
+                part = whole.batch.part(some)
+                label = whole.label
+                if label is not None:
+                    label = label[some]
+                yield Piece(part, label)
 
     def _outputs_of(self, batch: Batch) -> Outputs:
         """The outputs of a batch, computed a piece at a time."""
@@ -288,36 +307,33 @@ class Source:
         Args:
             names: the layers; None for all.
         """
-        wanted = tuple(self.layers if names is None else names)
+        wanted = list(self.layers if names is None else names)
         if set(wanted) <= set(self._kept):
             yield {name: self._kept[name] for name in wanted}
             return
-        chosen = wanted
+        chosen = set(wanted)
         if self.fits_at_once():  # then all layers are captured in this pass
-            chosen = tuple(self.layers)
-        layers = {name: self.layers[name] for name in self.layers if name in chosen}
+            chosen = set(self.layers)
+        layers = {name: layer for name, layer in self.layers.items() if name in chosen}
         if not self.fits_at_once(layers):
             for stats in self._captured(layers):
                 yield {name: stats[name] for name in wanted}
             return
         pieces = list(self._captured(layers))
-        self._kept = {name: joined([piece.pop(name) for piece in pieces]) for name in layers}
+        self._kept = {}
+        for name in layers:
+            # the pieces of a layer go as they are joined, so that no layer is held twice
+            of_layer = [piece.pop(name) for piece in pieces]
+            self._kept[name] = joined(of_layer)
         yield {name: self._kept[name] for name in wanted}
 
     def _captured(self, layers: dict[str, Layer]) -> Iterator[dict[str, LayerStats]]:
-        """The LayerStats of these layers, piece by piece; the first piece is checked against
-        autograd.
-        """
+        """The LayerStats of these layers piece by piece, the first checked against autograd."""
         for piece in self.parts(layers):
             verify = not set(layers) <= self._verified
-            yield capture(
-                self.forward,
-                layers,
-                piece.batch.inputs,
-                self.factors_of(piece),
-                self.placements,
-                verify,
-            )
+            inputs = piece.batch.inputs
+            factors = self.factors_of(piece)
+            yield capture(self.forward, layers, inputs, factors, self.placements, verify)
             self._verified.update(layers)
 
     def gradients(self) -> dict[str, Tensor]:
@@ -326,12 +342,12 @@ class Source:
         """
         totals: dict[str, Tensor] = {}
         for batch in self.batches:
-            label = gradient_labels(
-                self.likelihood, self._outputs_of(batch), batch.y, self.seed, batch.index
-            )
+            outputs = self._outputs_of(batch)
+            label = gradient_labels(self.likelihood, outputs, batch.y, self.seed, batch.index)
             for start in range(0, batch.N, self.chunk):
                 some = slice(start, start + self.chunk)
                 self._add_gradients(totals, batch.part(some), label[some])
+        # N is known after the pass
         return {name: total / self.N for name, total in totals.items()}
 
     def _add_gradients(self, totals: dict[str, Tensor], batch: Batch, label: Tensor) -> None:
@@ -344,4 +360,6 @@ class Source:
         ones = torch.ones(1, examples_of(batch.inputs), dtype=self.dtype, device=batch.device)
         for name, stats in found.items():
             part = contractions.combine(stats, ones)
-            totals[name] = totals[name] + part if name in totals else part
+            if name in totals:
+                part = totals[name] + part
+            totals[name] = part

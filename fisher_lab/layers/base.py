@@ -59,9 +59,13 @@ class Layer(ABC):
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
         self.module = module
-        own = owned_parameters(module)
-        self.parameters = {key: p for key, p in own.items() if p.requires_grad}
-        self.frozen = [key for key, p in own.items() if not p.requires_grad]
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.frozen: list[str] = []
+        for key, parameter in owned_parameters(module).items():
+            if parameter.requires_grad:
+                self.parameters[key] = parameter
+            else:
+                self.frozen.append(key)
         self.bias = "bias" in self.parameters
         self.uses: tuple[Layer, ...] = (self,)  # adapters of all modules that hold these parameters
         self.tied: tuple[str, ...] = ()  # names of these modules where there are several
@@ -107,7 +111,9 @@ class Layer(ABC):
 
     def full_name(self, parameter: str) -> str:
         """Name of a parameter in the whole model."""
-        return f"{self.name}.{parameter}" if self.name else parameter
+        if not self.name:  # the whole model is the layer
+            return parameter
+        return f"{self.name}.{parameter}"
 
     def factor_size(self) -> int:
         """Numbers in the largest matrix that no approximation avoids; 0 where every method has a
@@ -121,17 +127,13 @@ class Layer(ABC):
         if self.gradient_form:
             found["form"] = "gradient"
         if self.groups > 1:
-            found |= {
-                "groups": self.groups,
-                "cross_group": "in the exact block; counts as error of factors per group",
-            }
+            found["groups"] = self.groups
+            found["cross_group"] = "in the exact block; counts as error of factors per group"
         if self.tied:
             found["tied"] = list(self.tied)
         if self.unknown:
-            found["unknown"] = (
-                f"no adapter for {type(self.module).__name__}: measured over its flattened "
-                "parameters"
-            )
+            kind = type(self.module).__name__
+            found["unknown"] = f"no adapter for {kind}: measured over its flattened parameters"
         return found
 
     def with_bias(self, a: Tensor) -> Tensor:
@@ -156,7 +158,8 @@ def owned_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     own = dict(module.named_parameters(recurse=False))
     if is_parametrized(module):
         behind = module.get_submodule("parametrizations")
-        own.update({f"parametrizations.{key}": p for key, p in behind.named_parameters()})
+        for key, parameter in behind.named_parameters():
+            own[f"parametrizations.{key}"] = parameter
     return own
 
 
@@ -174,25 +177,28 @@ class WeightBias(Layer):
     @property
     def shape(self) -> tuple[int, int]:
         """Rows are outputs, columns the flattened kernel and the bias."""
-        rows = next(iter(self.parameters.values())).shape[0]
+        some = next(iter(self.parameters.values()))  # weight and bias have as many rows
         columns = math.prod(self.kernel) + self.bias
-        return rows, columns
+        return some.shape[0], columns
 
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:
         """[weight | bias]."""
         columns = []
         if "weight" in self.parameters:
             weight = tensors["weight"]
-            columns.append(weight.flatten(weight.ndim - len(self.kernel)))
+            first_of_kernel = weight.ndim - len(self.kernel)
+            columns.append(weight.flatten(first_of_kernel))
         if self.bias:
-            columns.append(tensors["bias"].unsqueeze(-1))
+            bias = tensors["bias"]
+            columns.append(bias.unsqueeze(-1))
         return torch.cat(columns, -1)
 
     def unpack(self, W: Tensor) -> dict[str, Tensor]:
         """Weight and bias apart."""
         tensors = {}
         if "weight" in self.parameters:
-            weight = W[..., : W.shape[-1] - self.bias]
+            columns = W.shape[-1] - self.bias
+            weight = W[..., :columns]
             tensors["weight"] = weight.unflatten(-1, self.kernel)
         if self.bias:
             tensors["bias"] = W[..., -1]

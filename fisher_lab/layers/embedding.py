@@ -55,27 +55,34 @@ class EmbeddingLayer(Layer):
 
     def unroll_input(self, x: Tensor) -> Tensor:
         """`[N, T, 1, rows]` of indices x `[N, *positions]`."""
-        indices = x.reshape(x.shape[0], -1, 1)
+        N = x.shape[0]
+        indices = x.reshape(N, -1, 1)
         ones = one_hot(indices, self.module.num_embeddings)
-        return ones.to(self.module.weight.dtype)[..., self._trained.to(x.device)]
+        ones = ones.to(self.module.weight.dtype)
+        trained = self._trained.to(x.device)
+        return ones[..., trained]
 
     def unroll_gradient(self, g: Tensor) -> Tensor:
         """`[R, N, T, 1, embedding_dim]` of g `[R, N, *positions, embedding_dim]`."""
-        return g.reshape(g.shape[0], g.shape[1], -1, 1, g.shape[-1])
+        R, N = g.shape[:2]
+        embedding_dim = g.shape[-1]
+        return g.reshape(R, N, -1, 1, embedding_dim)
 
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:
         """The transposed weight without its padding row."""
         weight = tensors["weight"].transpose(-1, -2)
-        return weight[..., self._trained.to(weight.device)]
+        trained = self._trained.to(weight.device)
+        return weight[..., trained]
 
     def unpack(self, W: Tensor) -> dict[str, Tensor]:
         """The weight, zero in its padding row."""
         row = self.module.padding_idx
-        if row is None:
-            return {"weight": W.transpose(-1, -2)}
-        before = pad(W[..., :row], (0, 1))  # with a column of zeros for the padding row
-        after = W[..., row:]
-        return {"weight": torch.cat([before, after], -1).transpose(-1, -2)}
+        if row is not None:
+            before = W[..., :row]
+            after = W[..., row:]
+            before = pad(before, (0, 1))  # with a column of zeros for the padding row
+            W = torch.cat([before, after], -1)
+        return {"weight": W.transpose(-1, -2)}
 
     def factor_size(self) -> int:
         """The second moment of the one-hot inputs."""
@@ -118,11 +125,13 @@ class EmbeddingBagLayer(EmbeddingLayer):
                 "expected bags of equal length [N, length] without offsets; pad the bags and set "
                 "padding_idx."
             )
-        counts = super().unroll_input(x).sum(1, keepdim=True)
+        ones = super().unroll_input(x)
+        counts = ones.sum(1, keepdim=True)
         if self.module.mode == "mean":
-            counts = counts / counts.sum(-1, keepdim=True).clamp(min=1)
+            lengths = counts.sum(-1, keepdim=True)
+            counts = counts / lengths.clamp(min=1)  # of an empty bag nothing is left
         return counts
 
     def unroll_gradient(self, g: Tensor) -> Tensor:
         """`[R, N, 1, 1, embedding_dim]` of g `[R, N, embedding_dim]`."""
-        return g.reshape(g.shape[0], g.shape[1], 1, 1, g.shape[-1])
+        return g[:, :, None, None, :]

@@ -66,26 +66,38 @@ class GradientForm(Layer):
         """One block over the parameters of several modules that share some of them, under the first
         one's name.
         """
-        block = cls(layers[0].name, layers[0].module)
+        first = layers[0]
+        block = cls(first.name, first.module)
         parameters: dict[str, nn.Parameter] = {}
+        known: set[int] = set()  # identities: equality of tensors is elementwise
         for layer in layers:
             for key, parameter in layer.parameters.items():
-                if all(parameter is not other for other in parameters.values()):
-                    parameters[layer.full_name(key)] = parameter
-        block._names = {full: full for full in parameters}
+                if id(parameter) in known:
+                    continue
+                known.add(id(parameter))
+                full_name = layer.full_name(key)
+                parameters[full_name] = parameter
         block.parameters = parameters
+        # the keys are full names already
+        block._names = dict(zip(parameters, parameters, strict=True))
         if len(layers) > 1:
             block.tied = tuple(layer.name for layer in layers)
         return block
 
     def full_name(self, parameter: str) -> str:
         """Name of a parameter in the whole model."""
-        return self._names.get(parameter) or super().full_name(parameter)
+        if parameter in self._names:
+            return self._names[parameter]
+        return super().full_name(parameter)
 
     @property
     def shape(self) -> tuple[int, int]:
         """`(P, 1)`."""
-        return sum(p.numel() for p in self.parameters.values()), 1
+        return sum(self._sizes()), 1
+
+    def _sizes(self) -> list[int]:
+        """Numbers in each parameter."""
+        return [parameter.numel() for parameter in self.parameters.values()]
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -94,31 +106,38 @@ class GradientForm(Layer):
 
     def unroll_input(self, x: Tensor) -> Tensor:
         """Ones `[N, 1, 1, 1]`, whatever the module's input."""
-        dtype = next(iter(self.parameters.values())).dtype
-        return torch.ones(x.shape[0], 1, 1, 1, dtype=dtype, device=x.device)
+        N = x.shape[0]
+        some = next(iter(self.parameters.values()))
+        return torch.ones(N, 1, 1, 1, dtype=some.dtype, device=x.device)
 
     def unroll_gradient(self, g: Tensor) -> Tensor:
         """`[R, N, 1, 1, P]` of packed per-example gradients g `[R, N, P, 1]`."""
-        return g.reshape(g.shape[0], g.shape[1], 1, 1, -1)
+        R, N = g.shape[:2]
+        return g.reshape(R, N, 1, 1, -1)
 
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:
         """All parameters, flattened one after the other."""
         pieces = []
         for key, parameter in self.parameters.items():
-            tensor = tensors[key]
+            tensor = tensors[key]  # [..., *shape of the parameter]
             if parameter.ndim == 0:
-                pieces.append(tensor.unsqueeze(-1))
+                piece = tensor.unsqueeze(-1)
             else:
-                pieces.append(tensor.flatten(tensor.ndim - parameter.ndim))
-        return torch.cat(pieces, -1).unsqueeze(-1)
+                first = tensor.ndim - parameter.ndim
+                piece = tensor.flatten(first)
+            pieces.append(piece)
+        flat = torch.cat(pieces, -1)
+        return flat.unsqueeze(-1)
 
     def unpack(self, W: Tensor) -> dict[str, Tensor]:
         """The parameters apart."""
-        sizes = [parameter.numel() for parameter in self.parameters.values()]
-        pieces = W.squeeze(-1).split(sizes, -1)
+        flat = W.squeeze(-1)
+        pieces = iter(flat.split(self._sizes(), -1))
         tensors = {}
-        for (key, parameter), piece in zip(self.parameters.items(), pieces, strict=True):
-            tensors[key] = piece.reshape((*piece.shape[:-1], *parameter.shape))
+        for key, parameter in self.parameters.items():
+            piece = next(pieces)
+            before = piece.shape[:-1]
+            tensors[key] = piece.reshape((*before, *parameter.shape))
         return tensors
 
     def factor_size(self) -> int:

@@ -17,11 +17,16 @@ class LinearLayer(WeightBias):
 
     def unroll_input(self, x: Tensor) -> Tensor:
         """`[N, T, 1, in_features (+ 1)]`."""
-        return self.with_bias(x.reshape(x.shape[0], -1, 1, x.shape[-1]))
+        N = x.shape[0]
+        in_features = x.shape[-1]
+        a = x.reshape(N, -1, 1, in_features)
+        return self.with_bias(a)
 
     def unroll_gradient(self, g: Tensor) -> Tensor:
         """`[R, N, T, 1, out_features]`."""
-        return g.reshape(g.shape[0], g.shape[1], -1, 1, g.shape[-1])
+        R, N = g.shape[:2]
+        out_features = g.shape[-1]
+        return g.reshape(R, N, -1, 1, out_features)
 
 
 class TransposedLinearLayer(LinearLayer):
@@ -43,18 +48,22 @@ class TransposedLinearLayer(LinearLayer):
     @property
     def shape(self) -> tuple[int, int]:
         """Rows are outputs."""
-        rows = next(iter(self.parameters.values())).shape[-1]
-        return rows, self.kernel[0] + self.bias
+        some = next(iter(self.parameters.values()))  # the last dimension of both are the outputs
+        columns = self.kernel[0] + self.bias
+        return some.shape[-1], columns
 
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:
         """[weight^T | bias]."""
-        if "weight" in tensors:
-            tensors = {**tensors, "weight": tensors["weight"].transpose(-1, -2)}
-        return super().pack(tensors)
+        turned = dict(tensors)
+        if "weight" in turned:
+            V = turned["weight"]
+            turned["weight"] = V.transpose(-1, -2)
+        return super().pack(turned)
 
     def unpack(self, W: Tensor) -> dict[str, Tensor]:
         """Weight and bias apart."""
         tensors = super().unpack(W)
         if "weight" in tensors:
-            tensors["weight"] = tensors["weight"].transpose(-1, -2)
+            weight = tensors["weight"]
+            tensors["weight"] = weight.transpose(-1, -2)
         return tensors

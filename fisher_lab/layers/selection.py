@@ -16,9 +16,9 @@ from fisher_lab.layers.gradient_form import GradientForm
 
 OnUnknown = Literal["error", "skip", "flatten"]
 FROZEN = "frozen (requires_grad=False)"
-LARGEST_UNKNOWN = (
-    4096  # parameters of a module of unknown type: its block then takes 128 MB in float64
-)
+# parameters of a module of unknown type: its block then takes 128 MB in float64
+LARGEST_UNKNOWN = 4096
+# what a subclass may define anew and still behave like the class
 HARMLESS = {
     "__init__",
     "extra_repr",
@@ -64,12 +64,13 @@ def select(
     layers: dict[str, Layer] = {}
     left_out: dict[str, str] = {}
     for name in _choose(model, owners, shared, names):
-        members = [(other, owners[other]) for other in shared[name]]
+        members = {other: owners[other] for other in shared[name]}
         found = _block(model, members, on_unknown)
         if isinstance(found, Layer):
             layers[name] = found
             for parameter in found.frozen:
-                left_out[found.full_name(parameter)] = FROZEN
+                full_name = found.full_name(parameter)
+                left_out[full_name] = FROZEN
         elif on_unknown == "skip":
             left_out[name] = found
         else:
@@ -99,31 +100,31 @@ def adapt(name: str, module: nn.Module, container: bool = False) -> Layer | str:
     """
     kind = type_before_parametrizations(module)
     own = owned_parameters(module)
-    if any(isinstance(p, UninitializedParameter) for p in own.values()):
+    if _uninitialised(module):
         return (
             f"Layer {name!r} ({kind.__name__}) has uninitialised parameters, expected them to be "
             "initialised; run one batch through the model."
         )
     replaced = "forward" in vars(module)  # of this one instance
-    adapter = None if replaced else _adapter_of(kind)
+    adapter = None
+    if not replaced:
+        adapter = _adapter_of(kind)
     if adapter is not None:
-        reason = adapter.refusal(module)
-        if reason is not None:
-            return f"Layer {name!r} ({kind.__name__}) {reason}, or leave it out with layers=[...]."
-        if is_parametrized(module):
-            return GradientForm(name, module)
-        if adapter.parameter_names is None or set(own) <= set(adapter.parameter_names):
-            return adapter(name, module)
-    elif (container or any(True for _ in module.children())) and not isinstance(
-        module, tuple(Layer._registry)
-    ):
+        layer = _known(name, module, adapter)
+        if layer is not None:
+            return layer
+    elif (container or _has_children(module)) and not isinstance(module, tuple(Layer._registry)):
+        # bare parameters of a container; a child of a known type that changes it is none
         return GradientForm(name, module)
-    count = sum(p.numel() for p in own.values() if p.requires_grad)
+    sizes = [p.numel() for p in own.values() if p.requires_grad]
+    count = sum(sizes)
     if count <= LARGEST_UNKNOWN and not replaced:
         layer = GradientForm(name, module)
         layer.unknown = True
         return layer
-    found = "has a forward of its own" if replaced else f"has {count:,} parameters and no adapter"
+    found = f"has {count:,} parameters and no adapter"
+    if replaced:
+        found = "has a forward of its own"
     return (
         f"Layer {name!r} ({kind.__module__}.{kind.__name__}) {found}, expected a type that has "
         "one, or at most "
@@ -132,6 +133,30 @@ def adapt(name: str, module: nn.Module, container: bool = False) -> Layer | str:
         "write an adapter (a subclass of fisher_lab.layers.Layer, or of "
         f"fisher_lab.layers.GradientForm with types = ({kind.__name__},))."
     )
+
+
+def _known(name: str, module: nn.Module, adapter: type[Layer]) -> Layer | str | None:
+    """A module of a type that an adapter names; None where it has other parameters, too."""
+    reason = adapter.refusal(module)
+    if reason is not None:
+        kind = type_before_parametrizations(module)
+        return f"Layer {name!r} ({kind.__name__}) {reason}, or leave it out with layers=[...]."
+    if is_parametrized(module):
+        return GradientForm(name, module)
+    own = owned_parameters(module)
+    understood = adapter.parameter_names
+    if understood is None or set(own) <= set(understood):
+        return adapter(name, module)
+    return None
+
+
+def _has_children(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
+
+
+def _uninitialised(module: nn.Module) -> bool:
+    """Whether a lazy module has not seen an input yet."""
+    return any(isinstance(p, UninitializedParameter) for p in owned_parameters(module).values())
 
 
 def _adapter_of(kind: type) -> type[Layer] | None:
@@ -152,11 +177,12 @@ def _adapter_of(kind: type) -> type[Layer] | None:
 
 def _overridden(kind: type, known: type) -> set[str]:
     """Names of a known type that a subclass, or a class between the two, defines anew."""
-    between = kind.__mro__[: kind.__mro__.index(known)]
     names: set[str] = set()
-    for cls in between:
-        names |= {key for key in vars(cls) if hasattr(known, key)}
-    return names
+    for cls in kind.__mro__:
+        if cls is known:
+            break
+        names |= set(vars(cls))
+    return names & set(dir(known))
 
 
 def _owners(model: nn.Module) -> dict[str, nn.Module]:
@@ -164,13 +190,15 @@ def _owners(model: nn.Module) -> dict[str, nn.Module]:
     parametrisations.
     """
     owners: dict[str, nn.Module] = {}
-    inside: list[str] = []  # names of the modules behind parametrisations
+    hidden: set[nn.Module] = set()  # behind parametrisations
     for name, module in model.named_modules():
         if is_parametrized(module):
-            inside.append(f"{name}.parametrizations" if name else "parametrizations")
-        hidden = any(name == other or name.startswith(other + ".") for other in inside)
-        trainable = any(p.requires_grad for p in owned_parameters(module).values())
-        if trainable and not hidden:
+            behind = module.get_submodule("parametrizations")
+            hidden.update(behind.modules())
+        if module in hidden:
+            continue
+        own = owned_parameters(module).values()
+        if any(p.requires_grad for p in own):
             owners[name] = module
     return owners
 
@@ -203,7 +231,7 @@ def _choose(
     names: Sequence[str] | None,
 ) -> list[str]:
     """The names of the blocks that are asked for, each that of the first module in it."""
-    known = [name for name in owners if shared[name][0] == name]
+    known = [name for name in owners if name == shared[name][0]]
     if names is None:
         if not known:
             raise ValueError(
@@ -231,7 +259,10 @@ def _check_name(
     known: list[str],
 ) -> None:
     """Refuse a module without parameters of its own, and any but the first name of a block."""
-    first = next((other for other, owner in owners.items() if owner is module), None)
+    first = None
+    for other, owner in owners.items():
+        if owner is module:
+            first = other
     if first is None:
         raise ValueError(
             f"Layer {name!r} ({type(module).__name__}) has no trainable parameters of its own, "
@@ -254,43 +285,44 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _block(
-    model: nn.Module, members: list[tuple[str, nn.Module]], on_unknown: OnUnknown
-) -> Layer | str:
+def _block(model: nn.Module, members: dict[str, nn.Module], on_unknown: OnUnknown) -> Layer | str:
     """One adapter for the modules that share parameters (most often a single one), or why there is
     none.
     """
     found: list[Layer] = []
-    for name, module in members:
+    for name, module in members.items():
         layer = adapt(name, module, container=module is model)
-        if isinstance(layer, Layer) and layer.unknown and on_unknown == "skip":
-            return f"no adapter for {type(module).__module__}.{type(module).__name__}"
         if isinstance(layer, str):
-            uninitialised = any(
-                isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)
-            )
-            if on_unknown != "flatten" or uninitialised:
+            if on_unknown != "flatten" or _uninitialised(module):
                 return layer
             layer = GradientForm(name, module)
+        if layer.unknown and on_unknown == "skip":
+            kind = type(module)
+            return f"no adapter for {kind.__module__}.{kind.__name__}"
         found.append(layer)
     if len(found) == 1:
         return found[0]
-    # a row that one module trains and the other does not belongs to no common W
-    padded = [
-        layer.name for layer in found if getattr(layer.module, "padding_idx", None) is not None
-    ]
-    if padded and on_unknown != "flatten":
-        return (
-            f"Layer {padded[0]!r} has a padding_idx and shares its weight with other layers, "
-            "expected no padding_idx, because its row is trained by the one and not by the other; "
-            "set padding_idx to None or untie the weight."
-        )
-    if all(_alike(found[0], other) for other in found[1:]):
-        block = found[0]
-        block.uses = tuple(found)
-        block.tied = tuple(layer.name for layer in found)
-        return block
-    return GradientForm.joined(found)
+    return _tied(found, on_unknown)
+
+
+def _tied(members: list[Layer], on_unknown: OnUnknown) -> Layer | str:
+    """One adapter for several layers that share parameters."""
+    if on_unknown != "flatten":
+        for layer in members:
+            # a row that one module trains and the other does not belongs to no common W
+            if getattr(layer.module, "padding_idx", None) is not None:
+                return (
+                    f"Layer {layer.name!r} has a padding_idx and shares its weight with other "
+                    "layers, expected no padding_idx, because its row is trained by the one and "
+                    "not by the other; set padding_idx to None or untie the weight."
+                )
+    block = members[0]
+    for other in members[1:]:
+        if not _alike(block, other):
+            return GradientForm.joined(members)
+    block.uses = tuple(members)
+    block.tied = tuple(layer.name for layer in members)
+    return block
 
 
 def _alike(one: Layer, other: Layer) -> bool:
@@ -301,6 +333,9 @@ def _alike(one: Layer, other: Layer) -> bool:
         return False
     if one.parameters.keys() != other.parameters.keys():
         return False
-    if any(one.parameters[key] is not other.parameters[key] for key in one.parameters):
+    for key, parameter in one.parameters.items():
+        if parameter is not other.parameters[key]:
+            return False
+    if one.kernel != other.kernel or one.groups != other.groups:
         return False
-    return (one.shape, one.kernel, one.groups) == (other.shape, other.kernel, other.groups)
+    return one.shape == other.shape

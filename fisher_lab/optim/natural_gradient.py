@@ -46,6 +46,7 @@ from fisher_lab.optim.options import (
     Statistics,
 )
 from fisher_lab.optim.refresh import joined, refresh
+from fisher_lab.optim.size import StepSize
 from fisher_lab.optim.vectors import Bucket, Share, precondition
 from fisher_lab.optim.window import Window
 from fisher_lab.results import Comparison
@@ -75,8 +76,10 @@ class NaturalGradient(LayerOptimizer, register=False):
             or "after".
         weight_decay: added to the gradient, or W <- (1 - lr weight_decay) W if `decoupled`.
         decoupled: see `weight_decay`.
-        kl_clip: largest lr^2 p^T F p of a step, taken as lr^2 <p, m> where p = (F + lambda)^-1 m,
-            and with the approximation's own F otherwise (Shampoo's root); None for no limit.
+        kl_clip: largest lr^2 p^T F p of a step, F of the whole network on (up to 128 of) the
+            examples observed last; in steps between observations lr^2 <p, m> times the ratio found
+            last. Statistics of the training gradient know only the approximation's own F. None for
+            no limit.
         decay: rho of the moving averages; the k-th observation weighs 1 - min(1 - 1/k, rho) where
             all have as many examples, and otherwise in proportion to them
             (`fisher_lab.estimation.average`).
@@ -162,6 +165,7 @@ class NaturalGradient(LayerOptimizer, register=False):
         self.curvature = self._new_curvature(groups or ())
         _check_factors(statistics, self.curvature)
         self.window = Window()
+        self.step_size = StepSize()
         self._buckets: list[list[Bucket]] = [[] for _ in self.method_groups]  # of every group
         self._placements: Placements = {}  # of layers whose rows are not the examples
         self._sub_sampled: str | None = None  # the sentence that says so, which is told once
@@ -282,6 +286,8 @@ class NaturalGradient(LayerOptimizer, register=False):
 
     def _join(self, found: Mapping[str, Observed]) -> None:
         """Let the statistics of one forward pass join the present observation of their layers."""
+        if self.options.kl_clip is not None:
+            self.step_size.see(found)
         contributions = {}
         for name, observed in found.items():
             if self.options.statistics == "mean":
@@ -341,6 +347,8 @@ class NaturalGradient(LayerOptimizer, register=False):
         for c in self.curvature.values():
             c.settle(self.options.decay)
         self.window.close()
+        # no step belongs to these examples
+        self.step_size.seen.clear()
 
     # -- the step ----------------------------------------------------------------------------------
     def update(self, loss: Any) -> None:
@@ -405,12 +413,13 @@ class NaturalGradient(LayerOptimizer, register=False):
             return 1.0
         # a zero step is not divided by; rounding may leave one below zero
         tiny = torch.finfo(power.dtype).tiny
-        power = power.abs().clamp(min=tiny)
+        power = self.step_size.of(shares, power.abs())
+        power = power.clamp(min=tiny)
         nu = (self.options.kl_clip / power).sqrt()
         return nu.clamp(max=1.0)
 
     def _power(self, share: Share) -> Tensor:
-        """p^T F p of a group, a 0-d tensor."""
+        """p^T F p of a group as the approximation has it, a 0-d tensor."""
         curvatures = [self.curvature[layer.name] for layer in share.layers]
         exponents = {c.approximation.exponent for c in curvatures}
         inner = share.inner()
@@ -499,11 +508,17 @@ class NaturalGradient(LayerOptimizer, register=False):
         layers = {}
         for name, c in self.curvature.items():
             layers[name] = c.state()
-        return {**self.window.state(), "layers": layers}
+        return {
+            **self.window.state(),
+            "step_size": self.step_size.state(),
+            "layers": layers,
+        }
 
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """The inverse of `own_state`."""
         self.window = Window.of_state(saved, self.device)
+        dtype = self.working_dtype(self.param_groups[0]["params"][0])
+        self.step_size = StepSize.of_state(saved.get("step_size"), self.device, dtype)
         self._read_at = self.steps
         for name, c in self.curvature.items():
             p = next(iter(c.layer.parameters.values()))

@@ -81,21 +81,87 @@ def test_statistics_are_free_of_weight_decay():
         assert_same(found[0][name].dense(), found[1][name].dense())
 
 
+def whole_quadratic(model, x, step) -> float:
+    """step^T F step of the whole network, F = 1/N sum of J^T (diag(p) - p p^T) J, by the chain rule
+    alone.
+    """
+    z = model(x)
+    # J step, as the derivative of u^T J in u
+    u = torch.zeros_like(z, requires_grad=True)
+    pulled = torch.autograd.grad(z, list(model.parameters()), u, create_graph=True)
+    along = sum((g * d).sum() for g, d in zip(pulled, step.values(), strict=True))
+    (change,) = torch.autograd.grad(along, u)
+    p = z.detach().softmax(1)
+    variances = (p * change**2).sum(1) - (p * change).sum(1) ** 2
+    return float(variances.detach().mean())
+
+
+@pytest.mark.parametrize("approximation", [fl.KFAC(), fl.MiniBlock(), fl.TENGraD(4)], ids=str)
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("limit", [1e-6, 1e9])
-def test_kl_clip_limits_the_quadratic_kl_of_the_step(limit, order):
+def test_kl_clip_limits_what_the_step_does_on_the_batch(limit, order, approximation):
+    """Of the whole network with its couplings, not <p, m> of the approximation."""
     model, (x, y) = net(), batch()
-    opt = fl.NaturalGradient(
-        model, LIKELIHOOD, fl.KFAC(), 0.1, kl_clip=limit, momentum_order=order, **FIXED
-    )
-    W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
+    options = {"kl_clip": limit, "momentum_order": order, "fisher": "true", "decay": 0.0}
+    opt = fl.NaturalGradient(model, LIKELIHOOD, approximation, 0.1, **options)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     one_step(opt, model, LIKELIHOOD, x, y)
+    step = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(before[name])
+    found = whole_quadratic(model, x, step)
+    if limit < 1:
+        assert found == pytest.approx(limit, rel=1e-8)
+    else:
+        # not reached: the whole step is made
+        assert found < limit
+        free = net()
+        options["kl_clip"] = None
+        opt = fl.NaturalGradient(free, LIKELIHOOD, approximation, 0.1, **options)
+        one_step(opt, free, LIKELIHOOD, x, y)
+        for name, p in free.named_parameters():
+            assert_same(p.detach(), before[name] + step[name])
+
+
+def test_between_observations_kl_clip_keeps_the_ratio_found_last():
+    """<p, m> follows the step, and the batch says once by how much it is off."""
+    model, (x, y) = net(), batch()
+    options = {"kl_clip": 1e-6, "observe_every": 2, "damping": 1.0, "momentum": 0.0}
+    opt = optim.KFAC(model, LIKELIHOOD, 0.1, **options)
+    one_step(opt, model, LIKELIHOOD, x, y)
+    ratio = opt.step_size.ratio
+    assert ratio is not None
+    assert abs(float(ratio) - 1) > 0.1
+    W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
+    one_step(opt, model, LIKELIHOOD, x, y)  # not due
+    assert opt.step_size.ratio is ratio
     P = inverses(opt)
-    power = sum(float((g[name] * P[name](g[name])).sum()) for name in W)
-    nu = min(1.0, (limit / (0.1**2 * power)) ** 0.5)
-    assert (nu < 1) == (limit < 1)
+    inner = 0.0
+    squared = 0.0
     for name in W:
-        assert_same(weights(model)[name], W[name] - nu * 0.1 * P[name](g[name]))
+        p = P[name](g[name])
+        inner += float((p * g[name]).sum())
+        squared += float(p.square().sum())
+    moved = sum(float((weights(model)[name] - W[name]).square().sum()) for name in W)
+    lr_nu = (moved / squared) ** 0.5
+    assert lr_nu**2 * inner * float(ratio) == pytest.approx(1e-6, rel=1e-8)
+    one_step(opt, model, LIKELIHOOD, x, y)  # due
+    assert opt.step_size.ratio is not ratio
+
+
+def test_the_examples_of_a_step_are_let_go_with_it():
+    model, (x, y) = net(), batch(400)
+    opt = optim.KFAC(model, LIKELIHOOD, 0.1, kl_clip=1e-6)
+    with opt.observing():
+        z = model(x)
+    (held,) = opt.step_size.seen
+    assert all(stats.N == 128 for stats in held.values())
+    LIKELIHOOD.loss(z, y).backward()
+    opt.step()
+    assert opt.step_size.seen == []
+    opt.warm_start((x, y))
+    assert opt.step_size.seen == []
 
 
 @pytest.mark.parametrize("conv", [False, True])

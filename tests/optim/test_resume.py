@@ -98,10 +98,11 @@ def test_resuming_right_after_observing_is_exact(name, dtype):
     )
 
 
+@pytest.mark.parametrize("kl_clip", [None, 1e-4])
 @pytest.mark.parametrize("name", PRESETS)
-def test_resuming_inside_an_accumulation_window_is_exact(name):
+def test_resuming_inside_an_accumulation_window_is_exact(name, kl_clip):
     model, (x, y) = net_with_fallback(torch.float64), batch()
-    opt = make(name, model)
+    opt = make(name, model, kl_clip=kl_clip)
     go_on(opt, model, x, y, 2)
 
     def half(o, m, part):
@@ -114,7 +115,7 @@ def test_resuming_inside_an_accumulation_window_is_exact(name):
     twin = copy.deepcopy(model)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         q.grad = p.grad.clone()
-    other = make(name, twin)
+    other = make(name, twin, kl_clip=kl_clip)
     other.load_state_dict(through_a_file(opt.state_dict()))
     for o, m in ((opt, model), (other, twin)):
         half(o, m, slice(6, 12))

@@ -21,6 +21,7 @@ from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood, as_likelihood
 from fisher_lab.matrices import FisherMatrix
+from fisher_lab.optim.attaching import Attachment
 from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.comparing import compare_in_use
 from fisher_lab.optim.finite import as_int
@@ -166,6 +167,7 @@ class NaturalGradient(LayerOptimizer, register=False):
         _check_factors(statistics, self.curvature)
         self.window = Window()
         self.step_size = StepSize()
+        self._attachment: Attachment | None = None
         self._buckets: list[list[Bucket]] = [[] for _ in self.method_groups]  # of every group
         self._placements: Placements = {}  # of layers whose rows are not the examples
         self._sub_sampled: str | None = None  # the sentence that says so, which is told once
@@ -223,18 +225,62 @@ class NaturalGradient(LayerOptimizer, register=False):
         return self._enter(self, y)
 
     def _observe(self, y: Tensor | None) -> AbstractContextManager[Any]:
-        if not self.window.due(self.steps, self.options.observe_every):
+        if not self.is_due():
             return nullcontext()
         return Uncompiled(self._watched(y))
 
-    @contextmanager
-    def _watched(self, y: Tensor | None) -> Iterator[None]:
-        layers = self.layers
+    def attach(self) -> Attachment:
+        """Watch every training forward pass of the model that is due, without `observing()`.
+
+        For loops that are not one's own: those of Hugging Face's Trainer, accelerate or Lightning.
+        Passes in evaluation mode or without gradients are left alone; the micro-batches of a step
+        join one observation.
+
+        Returns:
+            What ends it: `attach().remove()`. It ends by itself with the optimizer.
+
+        Raises:
+            ValueError: for `fisher="empirical"`, whose labels a forward pass does not see.
+        """
+        if self.options.fisher == "empirical":
+            raise ValueError(
+                'Got fisher="empirical" with attach(), expected "mc" or "true": a forward pass '
+                "does not know the labels; use observing(y) in the loop."
+            )
+        if self._attachment is not None:
+            self._attachment.remove()
+        self._attachment = Attachment(self)
+        return self._attachment
+
+    def is_due(self) -> bool:
+        """Whether the forward passes of the present step are to be watched."""
+        return self.window.due(self.steps, self.options.observe_every)
+
+    def watched_layers(self) -> dict[str, Layer]:
+        """Whose inputs and output gradients are recorded."""
         if self.options.statistics == "gradient":
             # examples are counted, nothing else
-            layers = {}
+            return {}
+        return self.layers
+
+    @contextmanager
+    def _watched(self, y: Tensor | None) -> Iterator[None]:
+        layers = self.watched_layers()
         with self.window.inside(), watching(self.model, layers) as forwards:
             yield
+        self.conclude(forwards, y)
+
+    def conclude(self, forwards: list[Watched], y: Tensor | None) -> None:
+        """Let recorded forward passes join the present observation.
+
+        Args:
+            forwards: what was recorded.
+            y: labels of all their examples; None for the optimizer's own kind.
+
+        Raises:
+            ValueError: no forward pass of the model, or one without gradients; labels of another
+                number.
+        """
         check_forwards(forwards, self.likelihood)
         examples = 0
         for forward in forwards:
@@ -388,7 +434,14 @@ class NaturalGradient(LayerOptimizer, register=False):
 
     def _check_observed(self, shares: Sequence[Share]) -> None:
         """Refuse to go on without statistics, or with statistics that nobody renews."""
-        self.window.check(type(self).__name__, self.steps, self.options.observe_every)
+        every = self.options.observe_every
+        self.window.check(type(self).__name__, self.steps, every)
+        if self.window.is_missed(self.steps, every):
+            self.warn(
+                f"nothing was observed since step {self.window.observed_at}, expected an "
+                f"observation every {every} steps; put every training forward pass inside "
+                "`with opt.observing():`, or call opt.attach() once."
+            )
         if self.options.statistics == "gradient":
             return
         for share in shares:

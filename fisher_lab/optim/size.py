@@ -135,7 +135,7 @@ def _examples_of(stats: Mapping[str, LayerStats]) -> int:
 
 def _copied_part(stats: LayerStats, part: slice) -> LayerStats:
     """Some examples, without holding the memory of the others."""
-    if stats.N <= part.stop:
+    if part.stop >= stats.N:
         return stats
     some = stats.examples(part)
     a = some.a

@@ -3,8 +3,8 @@
     closed --open--> open --open, the next micro-batch--> open --close, at the end of a step-->
     closed
 
-One observation is everything that is watched between two steps. `attach`ed hooks or a `with` block
-may drive it alike.
+One observation is everything that is watched between two steps. The hooks of `attach` and a `with`
+block drive it alike.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Window:
         if self.observed_at is None:
             raise ValueError(
                 f"{optimizer} has observed nothing yet, expected the forward pass inside "
-                "`with opt.observing():`, or opt.warm_start(data) first."
+                "`with opt.observing():`, or opt.attach() or opt.warm_start(data) first."
             )
         age = step - self.observed_at
         if age > (PATIENCE + 1) * every:
@@ -107,6 +107,10 @@ class Window:
                 f"The last observation was {age} steps ago, expected one every {every}; put the "
                 "forward pass inside `with opt.observing():`."
             )
+
+    def is_missed(self, step: int, every: int) -> bool:
+        """Whether an observation is left out for the second time in a row, in this very step."""
+        return self.observed_at is not None and step - self.observed_at == 2 * every
 
     def state(self) -> dict[str, Any]:
         """Everything, as plain containers."""

@@ -24,7 +24,7 @@ def lightning():
         yield importlib.import_module("lightning")
 
 
-def module(lightning, name, schedule=False):
+def module(lightning, name, schedule=False, attached=False):
     class Classifier(lightning.LightningModule):
         def __init__(self):
             super().__init__()
@@ -32,12 +32,16 @@ def module(lightning, name, schedule=False):
 
         def training_step(self, pair, index):
             x, y = pair
+            if attached:
+                return LIKELIHOOD.loss(self.net(x), y)
             with self.trainer.optimizers[0].observing():
                 z = self.net(x)
             return LIKELIHOOD.loss(z, y)
 
         def configure_optimizers(self):
             opt = preset(name, self.net, LIKELIHOOD, 0.01, observe_every=2)
+            if attached:
+                opt.attach()
             if not schedule:
                 return opt
             return [opt], [torch.optim.lr_scheduler.StepLR(opt, 1, 0.5)]
@@ -77,6 +81,17 @@ def test_lightning_trains_as_a_plain_loop_does(lightning, name, tmp_path):
     assert all(
         torch.equal(p, q) for p, q in zip(found.net.parameters(), plain.parameters(), strict=True)
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_with_an_attached_optimizer_trains_alike(lightning, tmp_path):
+    trained = []
+    for attached in (False, True):
+        found = module(lightning, "KFAC", attached=attached)
+        trainer(lightning, tmp_path, 2, enable_checkpointing=False).fit(found, loader())
+        trained.append(list(found.net.parameters()))
+    for p, q in zip(*trained, strict=True):
+        assert torch.equal(p, q)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -213,9 +213,13 @@ def test_forgetting_observing_later_on_is_an_error_too():
     model, (x, y) = net(), batch()
     opt = optim.KFAC(model, LIKELIHOOD, 1e-3, observe_every=2)
     one_step(opt, model, LIKELIHOOD, x, y)
-    with pytest.warns(RuntimeWarning, match="step 4: nothing was observed since step 0"):
-        for _ in range(22):
+
+    def forget(steps: int) -> None:
+        for _ in range(steps):
             one_step(opt, model, LIKELIHOOD, x, y, observe=False)
+
+    with pytest.warns(RuntimeWarning, match="step 4: nothing was observed since step 0"):
+        forget(22)
     with pytest.raises(ValueError, match="The last observation was 23 steps ago"):
         one_step(opt, model, LIKELIHOOD, x, y, observe=False)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.progress import Progress
-from fisher_lab._passes.batches import batch_checksum, checksum
+from fisher_lab._passes.batches import Inputs, batch_checksum, checksum
 from fisher_lab._passes.derivatives import column_derivatives
 from fisher_lab._passes.source import Source
 from fisher_lab.matrices import FisherMatrix
@@ -31,33 +31,56 @@ class Check:
 
     def run(self, bar: Progress) -> None:
         """One pass over the data."""
-        source, generator = self.source, torch.Generator().manual_seed(self.source.seed)
+        source = self.source
+        self._draw_directions()
         crc = 0
         for tensor in (*source.model.parameters(), *source.model.buffers()):
             crc = checksum(tensor, crc)
-        for name, layer in source.layers.items():
-            V = torch.randn(layer.shape, generator=generator, dtype=torch.float64)
-            self._directions[name] = V.to(next(source.model.parameters()))
         sums = dict.fromkeys(source.layers, 0.0)
         for piece in source.parts():
             inputs = piece.batch.inputs
-            crc = batch_checksum(
-                inputs, None, crc if piece.batch.y is None else checksum(piece.batch.y, crc)
-            )
+            if piece.batch.y is not None:
+                crc = checksum(piece.batch.y, crc)
+            crc = batch_checksum(inputs, None, crc)
             with torch.no_grad():
                 z = source.forward(inputs)
-            S = source.factors_of(piece)(z)
-            for name, layer in source.layers.items():
+            factors = source.factors_of(piece)
+            S = factors(z)
+            for name in source.layers:
                 bar.say(f"checking {name}")
-                parts = layer.unpack(self._directions[name])
-                tangent = {layer.full_name(key): part for key, part in parts.items()}
-                derivatives = column_derivatives(source.forward, tangent, inputs, S)
-                sums[name] += float(derivatives.square().sum())
+                sums[name] += self._of_piece(name, inputs, S)
         bar.advance(len(source.layers))
-        self._expected = {name: total / source.N for name, total in sums.items()}
-        # v^T F v tells what no tensor does: the forward function, the likelihood and its settings
+        for name, total in sums.items():
+            self._expected[name] = total / source.N
+        self.fingerprint = self._fingerprint(crc)
+
+    def _draw_directions(self) -> None:
+        """One random v for every layer, the same on every device and in every precision."""
+        source = self.source
+        like = next(source.model.parameters())
+        generator = torch.Generator().manual_seed(source.seed)
+        for name, layer in source.layers.items():
+            V = torch.randn(layer.shape, generator=generator, dtype=torch.float64)
+            self._directions[name] = V.to(like)
+
+    def _of_piece(self, name: str, inputs: Inputs, S: Tensor) -> float:
+        """Sum of (S^T J v)^2 over the examples of a piece, by forward derivatives along v."""
+        layer = self.source.layers[name]
+        parts = layer.unpack(self._directions[name])
+        tangent = {}
+        for key, part in parts.items():
+            tangent[layer.full_name(key)] = part
+        derivatives = column_derivatives(self.source.forward, tangent, inputs, S)
+        return float(derivatives.square().sum())
+
+    def _fingerprint(self, crc: int) -> str:
+        """Of the tensors' checksum and the numbers of this check.
+
+        v^T F v tells what no tensor does: the forward function, the likelihood and its settings.
+        """
         seen = ",".join(f"{value:.6e}" for value in self._expected.values())
-        self.fingerprint = f"{zlib.crc32(seen.encode(), crc):08x}"
+        crc = zlib.crc32(seen.encode(), crc)
+        return f"{crc:08x}"
 
     def deviation(self, name: str, exact: FisherMatrix) -> float:
         """Relative deviation of a captured block from the check.
@@ -67,19 +90,23 @@ class Check:
         Raises:
             ValueError: where it is more than rounding.
         """
-        V, most = self._directions[name], self.source.forward.agreement(self.source.dtype)
-        found, expected = float((V * (exact @ V)).sum()), self._expected[name]
-        # Directional derivatives have rounding errors on the scale of the largest one: where
-        # gradients cancel (the bias of a key in attention, a normalised scalar) they are all there
-        # is. Hence roots, and a floor relative to it.
-        floor = (
-            1e4
-            * torch.finfo(self.source.dtype).eps
-            / most
-            * math.sqrt(max(self._expected.values()))
-        )
-        difference = abs(math.sqrt(max(found, 0.0)) - math.sqrt(expected))
-        deviation = 0.0 if found == expected else 2 * difference / max(math.sqrt(expected), floor)
+        most = self.source.forward.agreement(self.source.dtype)
+        expected = self._expected[name]
+        V = self._directions[name]
+        found = float((V * (exact @ V)).sum())
+        deviation = 0.0
+        if found != expected:
+            # Directional derivatives have rounding errors on the scale of the largest one: where
+            # gradients cancel (the bias of a key in attention, a normalised scalar) they are all
+            # there is. Hence roots, and a floor relative to it.
+            rounding = 1e4 * torch.finfo(self.source.dtype).eps
+            largest = math.sqrt(max(self._expected.values()))
+            floor = rounding / most * largest
+            root = math.sqrt(expected)
+            difference = abs(math.sqrt(max(found, 0.0)) - root)
+            # of squares: twice that of the roots
+            deviation = 2 * difference / max(root, floor)
+        # NaN is no agreement
         if not deviation <= most:
             raise ValueError(
                 f"The captured block of layer {name!r} deviates from torch.func by "

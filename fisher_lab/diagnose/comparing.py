@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -30,23 +31,14 @@ from fisher_lab.diagnose.check import Check
 from fisher_lab.diagnose.layer import Asked, Blocks, LayerResult, layer_about, measure_group
 from fisher_lab.diagnose.network import of_network
 from fisher_lab.diagnose.plan import plan
+from fisher_lab.diagnose.resuming import check_same_run, finished, with_influences
 from fisher_lab.diagnose.standard_errors import StandardErrors
 from fisher_lab.diagnose.steps import NetworkSteps, is_of_steps
 from fisher_lab.diagnose.totals import over_layers, worst_check
-from fisher_lab.errors import DAMPINGS, MEASURES, Measure
+from fisher_lab.errors import DAMPINGS, Measure
 from fisher_lab.likelihoods import Likelihood
-from fisher_lab.results import ALL, Comparison, Row, Settings, load_unfinished
+from fisher_lab.results import ALL, Comparison, Cost, Row, Settings, load_unfinished
 from fisher_lab.results.rows import plain
-
-# what must be the same for an earlier run to be gone on with
-SAME_RUN = (
-    "fingerprint", "fisher", "likelihood", "seed", "dtype", "candidates", "errors", "dampings", "exact", "versions",
-    "standard_errors",
-)  # fmt: skip
-
-
-class DifferentRunError(ValueError):
-    """The file to go on from holds another comparison."""
 
 
 def compare(
@@ -124,16 +116,15 @@ def compare(
     started = time.perf_counter()
     # 1. what is asked, refused before anything is computed
     candidates = named(approximations)
-    chosen = measures.chosen(errors)
-    wanted = [m for m in chosen if not m.network]
-    of_steps = [m for m in chosen if is_of_steps(m)]
-    of_all = [m for m in chosen if m.network and not m.damped]
+    wanted, of_all, of_steps = _by_what_they_read(measures.chosen(errors))
     dampings = check_dampings(dampings)
     if exact not in ("captured", "func"):
         raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
     problem = plain(problem or {}, "problem")
-    path = None if resume is None else check_output(resume, (".json",))
-    earlier = None if path is None else load_unfinished(path)
+    path = earlier = None
+    if resume is not None:
+        path = check_output(resume, (".json",))
+        earlier = load_unfinished(path)
     setup = Setup(
         model, likelihood, data, layers=layers, fisher=fisher, seed=seed, dtype=dtype, device=device,
         memory=memory, on_unknown=on_unknown, labels=labels, output=output,
@@ -157,26 +148,40 @@ def compare(
         # 3. layers that an earlier run finished, and the others in groups
         results: dict[str, LayerResult] = {}
         if path is not None and earlier is not None:
-            results = finished(earlier, settings, path)
-        shared = Blocks(source)
-        todo = []
-        if wanted or of_steps:
-            todo = [name for name in source.layers if name not in results]
-        for group in plan(source, todo, len(candidates), exact):
-            for result in measure_group(asked, group, shared, bar):
-                results[result.layer] = result
+            check_same_run(earlier, settings, path)
+            if earlier.settings.complete:
+                return replace(earlier, settings=Settings(earlier.settings, problem=problem))
+            results = finished(asked, earlier)
+        for _ in _measure_layers(asked, results, bar):
             if path is not None:
                 _comparison(asked, settings, results, [], started, complete=False).save(path)
         # 4. over all layers
-        in_order = [results[name] for name in source.layers if name in results]
-        rows = over_layers(asked, in_order) if len(in_order) > 1 else []
         bar.say("the whole network")
-        rows += of_network(asked, of_all)
-        rows += steps.rows(worst_check(in_order))
+        rows = _of_all_layers(asked, results, of_all)
     found = _comparison(asked, settings, results, rows, started, complete=True)
     if path is not None:
         found.save(path)
     return found
+
+
+class Kinds(NamedTuple):
+    """Measures by what they read."""
+
+    of_layers: list[Measure]
+    of_all: list[Measure]  # the columns of all layers at once
+    of_steps: list[Measure]  # the steps of all layers
+
+
+def _by_what_they_read(chosen: Sequence[Measure]) -> Kinds:
+    kinds = Kinds([], [], [])
+    for m in chosen:
+        if is_of_steps(m):
+            kinds.of_steps.append(m)
+        elif m.network:
+            kinds.of_all.append(m)
+        else:
+            kinds.of_layers.append(m)
+    return kinds
 
 
 def check_dampings(dampings: Any) -> tuple[float, ...]:
@@ -199,6 +204,31 @@ def _check_standard_errors(source: Source, exact: str) -> None:
             'pieces or exact="func"; '
             "pass the data as (x, y), use fewer examples or raise memory=."
         )
+
+
+def _measure_layers(asked: Asked, results: dict[str, LayerResult], bar: Progress) -> Iterator[None]:
+    """Measure the layers that have no result yet, and stop after every group of them."""
+    todo = []
+    if asked.wanted or asked.steps.measures:
+        todo = [name for name in asked.source.layers if name not in results]
+    shared = Blocks(asked.source)
+    for group in plan(asked.source, todo, len(asked.candidates), asked.exact):
+        for result in measure_group(asked, group, shared, bar):
+            results[result.layer] = result
+        yield
+
+
+def _of_all_layers(
+    asked: Asked, results: Mapping[str, LayerResult], of_all: Sequence[Measure]
+) -> list[Row]:
+    """Rows of layer "(all)"."""
+    in_order = [results[name] for name in asked.source.layers if name in results]
+    rows = []
+    if len(in_order) > 1:
+        rows += over_layers(asked, in_order)
+    rows += of_network(asked, of_all)
+    rows += asked.steps.rows(worst_check(in_order))
+    return rows
 
 
 # -- what is kept beside the numbers ---------------------------------------------------------------
@@ -251,46 +281,6 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def finished(earlier: Comparison, settings: Settings, path: Path) -> dict[str, LayerResult]:
-    """The layers that an earlier, interrupted run of the same comparison finished.
-
-    Raises:
-        DifferentRunError: if it was another comparison.
-    """
-    differing = [key for key in SAME_RUN if earlier.settings.get(key) != settings.get(key)]
-    if differing:
-        raise DifferentRunError(
-            f"{path} holds another comparison ({', '.join(differing)} differ), expected the same "
-            "run; choose another file or delete it."
-        )
-    if any(is_of_steps(MEASURES[name]) for name in settings.errors or ()):
-        return {}  # no file holds the steps of a layer: every one is taken again
-    results = {}
-    for name in settings.layers or {}:
-        about = earlier.settings.about(name)
-        rows = [row for row in earlier.rows if row.layer == name]
-        if about.route is None or not rows:  # both are there once a layer is measured
-            continue
-        results[name] = LayerResult(
-            name,
-            about,
-            rows=rows,
-            costs=[cost for cost in earlier.costs if cost.layer == name],
-            quantities=[numbers for numbers in earlier.quantities if numbers["layer"] == name],
-            covariances=[found for found in earlier.covariances if found["layer"] == name],
-            left_out=_left_out_of(name, earlier.settings),
-        )
-    return results
-
-
-def _left_out_of(layer: str, settings: Settings) -> dict[str, str]:
-    """What a run left out of one layer."""
-    ending = f" of layer {layer!r}"
-    return {
-        what: reason for what, reason in (settings.left_out or {}).items() if what.endswith(ending)
-    }
-
-
 def _comparison(
     asked: Asked,
     settings: Settings,
@@ -302,17 +292,24 @@ def _comparison(
     """What is measured so far, in the order of the layers."""
     in_order = [results[name] for name in asked.source.layers if name in results]
     rows: list[Row] = []
+    costs: list[Cost] = []
+    quantities: list[dict[str, Any]] = []
+    covariances: list[dict[str, Any]] = []
     left_out = dict(settings.left_out or {})
     layers = dict(settings.layers or {})
     for result in in_order:
         rows += result.rows
         left_out |= result.left_out
         layers[result.layer] = result.about
-    covariances = [found for result in in_order for found in result.covariances]
+        costs += result.costs
+        quantities += result.quantities
+        covariances += result.covariances
     if asked.standard_errors is not None:
-        covariances += [
-            found for found in asked.standard_errors.covariances if found["layer"] == ALL
-        ]
+        for found in asked.standard_errors.covariances:
+            if found["layer"] == ALL:
+                covariances.append(found)
+        if not complete:
+            quantities = with_influences(quantities, asked.standard_errors)
     spent = Settings(
         settings,
         layers=layers,
@@ -323,8 +320,8 @@ def _comparison(
     )
     return Comparison(
         rows=(*rows, *over_all),
-        costs=tuple(cost for result in in_order for cost in result.costs),
+        costs=tuple(costs),
         settings=spent,
-        quantities=tuple(numbers for result in in_order for numbers in result.quantities),
+        quantities=tuple(quantities),
         covariances=tuple(covariances),
     )

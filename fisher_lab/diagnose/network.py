@@ -27,8 +27,10 @@ def of_network(asked: Asked, measures: Sequence[Measure]) -> list[Row]:
     source = asked.source
     if not measures:
         return []
-    pieces = _columns(source, measures[0].name)
-    checked = max(_deviation(asked, name, pieces) for name in source.layers)
+    first = measures[0]
+    pieces = _columns(source, first.name)
+    deviations = [_deviation(asked, name, pieces) for name in source.layers]
+    checked = max(deviations)
     network = Network(pieces)
     floor = floor_inside(source, network, damped=False)
     rows = []
@@ -54,7 +56,7 @@ def _deviation(asked: Asked, name: str, pieces: Sequence[dict[str, Any]]) -> flo
     """How far the block of a layer's columns is from torch.func."""
     columns = [piece[name] for piece in pieces]
     first = columns[0]
-    block = Streamed(
-        partial(iter, columns), asked.source.N, first.shape, factor=first.g.new_ones(())
-    )
+    one = first.g.new_ones(())
+    # as the columns are in memory, every product reads them anew at no cost
+    block = Streamed(partial(iter, columns), asked.source.N, first.shape, factor=one)
     return asked.check.deviation(name, block)

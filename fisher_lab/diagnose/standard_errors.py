@@ -71,7 +71,7 @@ class StandardErrors:
     def total(self, layers: Sequence[str], quantities: Mapping[str, Sequence[Quantities]]) -> Found:
         """Standard errors over all layers.
 
-        None for approximations of which a layer is missing (after `resume`).
+        None for approximations of which a layer is missing.
 
         Args:
             layers: their names.

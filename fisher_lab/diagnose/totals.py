@@ -9,6 +9,7 @@ from typing import Any
 
 from fisher_lab.diagnose.layer import Asked, LayerResult, floor_inside
 from fisher_lab.diagnose.plan import STREAMED
+from fisher_lab.diagnose.standard_errors import Found
 from fisher_lab.errors import DampedQuantities, Quantities, total
 from fisher_lab.results import ALL, Row
 
@@ -16,37 +17,49 @@ from fisher_lab.results import ALL, Row
 def over_layers(asked: Asked, results: Sequence[LayerResult]) -> list[Row]:
     """Rows of the block-diagonal matrix of all layers, without approximations that a layer lacks."""
     rows: list[Row] = []
-    checked = worst_check(results)
     streamed = any(result.about.route == STREAMED for result in results)
-    dampings = dict.fromkeys(row.damping for result in results for row in result.rows)
+    dampings: dict[float | None, None] = {}  # in the order of the rows
+    for result in results:
+        for row in result.rows:
+            dampings[row.damping] = None
     for damping in dampings:
         if damping is not None and streamed:
             continue  # some layers have no damped errors
-        parts = _parts(asked, results, damping)
-        stderr = {}
-        if asked.standard_errors is not None and damping is None:
-            stderr = asked.standard_errors.total([result.layer for result in results], parts)
-        for label in parts:
-            together = total(parts[label])
-            for m in asked.undamped if damping is None else asked.damped:
-                if not m.layered:
-                    continue
-                value, noise = m.formula(together)
-                noise = max(noise, floor_inside(asked.source, together, damping is not None))
-                error = stderr.get((label, m.name))
-                rows.append(
-                    Row(
-                        ALL,
-                        label,
-                        m.name,
-                        value,
-                        noise,
-                        damping,
-                        checked,
-                        asked.source.fisher,
-                        error,
-                    )
-                )
+        rows += _of_damping(asked, results, damping)
+    return rows
+
+
+def _of_damping(asked: Asked, results: Sequence[LayerResult], damping: float | None) -> list[Row]:
+    """Rows of one damping, or of the undamped errors."""
+    damped = damping is not None
+    parts = _parts(asked, results, damping)
+    checked = worst_check(results)
+    stderr: Found = {}
+    if asked.standard_errors is not None and not damped:
+        layers = [result.layer for result in results]
+        stderr = asked.standard_errors.total(layers, parts)
+    measures = asked.damped if damped else asked.undamped
+    rows = []
+    for label in parts:
+        together = total(parts[label])
+        inside = floor_inside(asked.source, together, damped)
+        for m in measures:
+            if not m.layered:
+                continue
+            value, noise = m.formula(together)
+            noise = max(noise, inside)
+            row = Row(
+                layer=ALL,
+                approximation=label,
+                error=m.name,
+                value=value,
+                noise=noise,
+                damping=damping,
+                checked=checked,
+                fisher=asked.source.fisher,
+                stderr=stderr.get((label, m.name)),
+            )
+            rows.append(row)
     return rows
 
 
@@ -55,6 +68,7 @@ def _parts(
 ) -> dict[str, list[Any]]:
     """The quantities of every layer, by approximation, of those that all layers have."""
     kind = Quantities if damping is None else DampedQuantities
+    # the sum over all layers lacks what one of them lacks
     left_out: set[str] = set()
     for result in results:
         left_out.update(result.about.left_out or ())
@@ -74,5 +88,9 @@ def _parts(
 
 def worst_check(results: Sequence[LayerResult]) -> float | None:
     """The largest deviation of a captured block from torch.func."""
-    found = [result.about.checked for result in results if result.about.checked is not None]
+    found = []
+    for result in results:
+        checked = result.about.checked
+        if checked is not None:
+            found.append(checked)
     return max(found, default=None)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fisher_lab as fl
-from fisher_lab.results import Comparison, Cost, Row
+from fisher_lab.results import ALL, Comparison, Cost, Row
+from fisher_lab.statistics import Sums
 from tests.diagnose.support import batch, net
 
 
@@ -347,3 +348,60 @@ def test_only_unfinished_layers_are_measured_again(tmp_path, monkeypatch) -> Non
     again = fl.compare(model, fl.Categorical(), batch(), [fl.KFAC(), fl.TN()], **asked)
     assert measured == []
     assert again.rows == first.rows
+
+
+def test_a_resumed_run_has_every_row_of_the_uninterrupted_one(tmp_path, monkeypatch) -> None:
+    """Also standard errors over all layers, which need what the examples did to finished layers,
+    and their covariances; and steps of the network, which no file holds.
+    """
+    x, y = batch()
+    asked = {"errors": ["frobenius", "spectral", "trace"], "standard_errors": True}
+    candidates = [fl.KFAC(), fl.EKFAC(), fl.TN()]
+    whole = fl.compare(net(), fl.Categorical(), (x, y), candidates, **asked)
+    over_all = [row for row in whole.rows if row.layer == ALL]
+    assert any(row.stderr is not None for row in over_all)
+    path = tmp_path / "run.json"
+    moments = fl.TN.moments
+    last = net()[4].out_features
+
+    def stops(self: fl.TN, sums: Sums) -> object:
+        if sums.d_out == last:
+            raise KeyboardInterrupt
+        return moments(self, sums)
+
+    monkeypatch.setattr(fl.TN, "moments", stops)
+    with pytest.raises(KeyboardInterrupt):
+        fl.compare(net(), fl.Categorical(), (x, y), candidates, **asked, resume=path)
+    assert fl.load_comparison(path).layers == ["0", "2"]
+    built = []
+
+    def records(self: fl.TN, sums: Sums) -> object:
+        built.append(sums.d_out)
+        return moments(self, sums)
+
+    monkeypatch.setattr(fl.TN, "moments", records)
+    resumed = fl.compare(net(), fl.Categorical(), (x, y), candidates, **asked, resume=path)
+    assert set(built) == {last}
+    assert resumed.rows == whole.rows
+    assert resumed.covariances == whole.covariances
+    # and the file that is complete holds no more than that of the uninterrupted run
+    expected = fl.load_comparison(whole.save(tmp_path / "whole.json"))
+    assert fl.load_comparison(path).quantities == expected.quantities
+    built.clear()
+    again = fl.compare(net(), fl.Categorical(), (x, y), candidates, **asked, resume=path)
+    assert built == []
+    assert again.rows == whole.rows
+    assert again.covariances == whole.covariances
+
+
+def test_a_partial_file_without_influences_is_measured_again(tmp_path) -> None:
+    """Files of earlier versions do not tell what the examples did."""
+    x, y = batch()
+    asked = {"errors": ["frobenius"], "standard_errors": True, "resume": tmp_path / "run.json"}
+    whole = fl.compare(net(), fl.Categorical(), (x, y), fl.KFAC(), **asked)
+    settings = whole.settings | {"complete": False}
+    finished = [row for row in whole.rows if row.layer == "0"]
+    Comparison(tuple(finished), whole.costs, settings, whole.quantities, whole.covariances).save(
+        asked["resume"]
+    )
+    assert fl.compare(net(), fl.Categorical(), (x, y), fl.KFAC(), **asked).rows == whole.rows

@@ -1,5 +1,6 @@
 """The loops of other libraries with an attached optimizer: accelerate's and Hugging Face's."""
 
+import importlib
 import os
 
 import pytest
@@ -12,9 +13,11 @@ from tests.optim.support import batch, net
 
 LIKELIHOOD = fl.Categorical()
 
+pytestmark = pytest.mark.transformers
+
 
 def test_a_loop_of_accelerate_observes_and_steps():
-    accelerate = pytest.importorskip("accelerate")
+    accelerate = importlib.import_module("accelerate")
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
     model, (x, y) = net(torch.float32), batch(dtype=torch.float32)
     opt = optim.KFAC(model, LIKELIHOOD, 0.1, observe_every=1)
@@ -33,11 +36,9 @@ def test_a_loop_of_accelerate_observes_and_steps():
         assert not torch.equal(p, q)
 
 
-@pytest.mark.transformers
 def test_the_trainer_of_transformers_with_an_attached_optimizer(tmp_path):
     """Its own loop: accumulation, an evaluation in the middle, a checkpoint."""
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    transformers = importlib.import_module("transformers")
     os.environ.setdefault("WANDB_DISABLED", "true")
     config = transformers.BertConfig(
         vocab_size=13,

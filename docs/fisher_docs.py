@@ -164,7 +164,7 @@ def entry(thing) -> str:
     """Signature and docstring, and the public methods of a class."""
     parts = [f"## {thing.__qualname__}\n", fence(signature(thing), inspect.getdoc(thing))]
     if inspect.isclass(thing):
-        for name, member in vars(thing).items():
+        for name, member in members(thing).items():
             target = (
                 member.fget if isinstance(member, property) else getattr(member, "__func__", member)
             )
@@ -172,6 +172,17 @@ def entry(thing) -> str:
                 what = name if isinstance(member, property) else signature(target, name)
                 parts.append(fence(what, inspect.getdoc(target)))
     return "\n".join(parts)
+
+
+def members(cls: type) -> dict[str, object]:
+    """What a class defines, and what it has of bases that are no entry of their own."""
+    listed = [thing for section in API.values() for thing in section]
+    found: dict[str, object] = {}
+    for base in reversed(cls.__mro__):
+        ours = base.__module__.startswith("fisher_lab.")
+        if base is cls or (ours and base not in listed):
+            found |= vars(base)
+    return found
 
 
 def signature(thing, name: str = "") -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fisher_lab._ground.files import check_output, read_own, write_atomically
 from fisher_lab._ground.optional import require
 from fisher_lab.results import codec
-from fisher_lab.results.rows import ALL, Cost, Row, Settings, costs_by_pair
+from fisher_lab.results.measurements import Measurements
+from fisher_lab.results.rows import costs_by_pair
 
 if TYPE_CHECKING:
     import pandas
@@ -25,7 +26,7 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Measurements):
     """Errors of approximations against the exact Fisher, layer by layer and over all layers.
 
     Attributes:
@@ -38,36 +39,6 @@ class Comparison:
         covariances: with standard errors, per layer and error the covariance matrix of the
             approximations' values.
     """
-
-    rows: tuple[Row, ...]
-    costs: tuple[Cost, ...] = ()
-    settings: Settings = field(default_factory=Settings)
-    quantities: tuple[dict[str, Any], ...] = ()
-    covariances: tuple[dict[str, Any], ...] = ()
-
-    def __post_init__(self) -> None:
-        # a plain table, as older code and users write it
-        if not isinstance(self.settings, Settings):
-            object.__setattr__(self, "settings", Settings(self.settings))
-
-    @property
-    def layers(self) -> list[str]:
-        """Names of the layers measured, "(all)" not among them."""
-        found = dict.fromkeys(row.layer for row in self.rows)
-        found.pop(ALL, None)
-        return list(found)
-
-    @property
-    def approximations(self) -> list[str]:
-        """Labels of the approximations."""
-        found = dict.fromkeys(row.approximation for row in self.rows)
-        return list(found)
-
-    @property
-    def errors(self) -> list[str]:
-        """Names of the measures."""
-        found = dict.fromkeys(row.error for row in self.rows)
-        return list(found)
 
     def value(
         self, layer: str, approximation: str, error: str, damping: float | None = None

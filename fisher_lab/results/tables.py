@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 from fisher_lab._ground.arguments import names_of
 from fisher_lab._ground.memory import readable
 from fisher_lab._ground.text import printable
+from fisher_lab.results.measurements import Measurements
 from fisher_lab.results.rows import Settings, costs_by_pair
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fisher_lab.results.comparison import Comparison
-
 Column = tuple[str, float | None]  # a measure and its damping
 
 
-def render(comparison: Comparison, errors: Sequence[str] | None = None, width: int = 110) -> str:
+def render(comparison: Measurements, errors: Sequence[str] | None = None, width: int = 110) -> str:
     """The errors of a comparison: one block of lines per layer, then over all layers.
 
     Args:
@@ -69,7 +68,9 @@ def _empty_table(columns: Sequence[Column]) -> Table:
     return table
 
 
-def _add_layer(table: Table, comparison: Comparison, layer: str, columns: Sequence[Column]) -> None:
+def _add_layer(
+    table: Table, comparison: Measurements, layer: str, columns: Sequence[Column]
+) -> None:
     """The lines of one layer: one for every approximation that was measured on it."""
     from rich.text import Text
 
@@ -106,7 +107,7 @@ def as_text(value: float | None) -> str:
     return f"{value:.1e}"
 
 
-def _columns(comparison: Comparison, errors: Sequence[str] | None) -> list[Column]:
+def _columns(comparison: Measurements, errors: Sequence[str] | None) -> list[Column]:
     """Errors and dampings that are shown."""
     measured = comparison.errors
     wanted = measured
@@ -123,7 +124,7 @@ def _columns(comparison: Comparison, errors: Sequence[str] | None) -> list[Colum
     return list(found)
 
 
-def layer_title(comparison: Comparison, layer: str) -> str:
+def layer_title(comparison: Measurements, layer: str) -> str:
     """A layer's name with the shape of its weight."""
     name = layer or "(model)"
     shape = comparison.settings.about(layer).shape

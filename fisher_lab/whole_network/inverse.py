@@ -14,16 +14,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fisher_lab._ground.quadrature import inverse_form
 from fisher_lab.statistics import contractions
-
-if TYPE_CHECKING:
-    from fisher_lab.whole_network.fisher import NetworkFisher
+from fisher_lab.whole_network.products import Products
 
 DAMPINGS = 5  # that costs are weighed for: `compare` asks for so many
 DENSE_DIM = 1500  # up to here the eigendecomposition takes a second or two
@@ -51,7 +49,7 @@ class Inverse(ABC):
 
     route: ClassVar[str]
 
-    def __init__(self, fisher: NetworkFisher) -> None:
+    def __init__(self, fisher: Products) -> None:
         self.fisher = fisher
 
     @abstractmethod
@@ -75,7 +73,7 @@ class Dense(Inverse):
 
     route = "dense"
 
-    def __init__(self, fisher: NetworkFisher) -> None:
+    def __init__(self, fisher: Products) -> None:
         super().__init__(fisher)
         values, self.vectors = torch.linalg.eigh(fisher.dense())
         self.values = values.clamp(min=0)  # rounding may leave negative ones
@@ -100,7 +98,7 @@ class Gram(Inverse):
 
     route = "gram"
 
-    def __init__(self, fisher: NetworkFisher) -> None:
+    def __init__(self, fisher: Products) -> None:
         super().__init__(fisher)
         self.K = gram(fisher)
 
@@ -184,7 +182,7 @@ class Krylov(Inverse):
         return found
 
 
-def gram(fisher: NetworkFisher) -> Tensor:
+def gram(fisher: Products) -> Tensor:
     """K `[N R, N R]`, the sum of the layers' Gram matrices, piece after piece of the columns."""
     pieces = list(fisher.pieces())
     rows = []
@@ -202,13 +200,13 @@ def gram(fisher: NetworkFisher) -> Tensor:
     return K.mul_(1.0 / fisher.N)
 
 
-def projections(fisher: NetworkFisher, v: Tensor) -> Tensor:
+def projections(fisher: Products, v: Tensor) -> Tensor:
     """U^T v `[N R]`, in the order of `gram`."""
     V = fisher.unflatten(v)
     return torch.cat([fisher.project(columns, V).flatten() for columns in fisher.pieces()])
 
 
-def inverse_of(fisher: NetworkFisher) -> Inverse:
+def inverse_of(fisher: Products) -> Inverse:
     """The route that costs least, by its multiplications, of those that fit the memory."""
     d = fisher.dim
     n = fisher.N * fisher.R
@@ -225,7 +223,7 @@ def inverse_of(fisher: NetworkFisher) -> Inverse:
     return Krylov(fisher)
 
 
-def _widths(fisher: NetworkFisher) -> float:
+def _widths(fisher: Products) -> float:
     """Multiplications for one entry of K, of all layers."""
     columns = next(fisher.pieces())
     total = 0.0
@@ -236,7 +234,7 @@ def _widths(fisher: NetworkFisher) -> float:
     return total
 
 
-def _product_flops(fisher: NetworkFisher) -> float:
+def _product_flops(fisher: Products) -> float:
     """Multiplications of a product with F: two with the inputs of every position, two with the
     output gradients of every direction.
     """

@@ -155,8 +155,9 @@ class _Eigh(torch.autograd.Function):
 def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0, size: int = 0) -> Tensor:
     """(values + damping)^p of eigenvalues.
 
-    Without damping, a negative power of what is zero up to rounding is 0 (the pseudo-inverse). The
-    derivative of a root at 0 is taken as 0. NaN stays NaN.
+    Without damping, a negative power of what is zero up to rounding is 0 (the pseudo-inverse), and
+    so is a root of it, which would be as large as a root of eps. The derivative of a root at 0 is
+    taken as 0. NaN stays NaN.
 
     Args:
         values: `[n]` of one matrix, or `[Q, ...]` of several.
@@ -171,14 +172,16 @@ def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0, size:
     tiny = torch.finfo(shifted.dtype).tiny
     floor: float | Tensor = tiny
     undamped = not isinstance(damping, Tensor) and damping == 0
-    if p < 0 and undamped:
+    if undamped:
         floor = rounded_zero(values, size).clamp(min=tiny)
     powers = shifted.clamp(min=tiny) ** p
     return torch.where(shifted <= floor, torch.zeros_like(shifted), powers)
 
 
 def rounded_zero(values: Tensor, size: int) -> Tensor:
-    """How large a computed eigenvalue may be whose true value is 0: n eps times the largest.
+    """How large a computed eigenvalue may be whose true value is 0: (n + 16) eps of the largest.
+
+    n eps for the decomposition, 16 for the sums that made the entries, which count where n is small.
 
     It grows with the matrix that was decomposed, not with what that is a factor of.
 
@@ -187,13 +190,14 @@ def rounded_zero(values: Tensor, size: int) -> Tensor:
         size: n.
     """
     eps = torch.finfo(values.dtype).eps
+    roundings = 0 if size == 0 else size + 16
     if not values.numel():
         return values.new_zeros(())
     if values.ndim <= 1:
-        return size * eps * values.amax()
+        return roundings * eps * values.amax()
     others = [1] * (values.ndim - 1)
     top = values.flatten(1).amax(1).view(-1, *others)  # every matrix has its own
-    return size * eps * top
+    return roundings * eps * top
 
 
 def spd_inverse(M: Tensor) -> Tensor:

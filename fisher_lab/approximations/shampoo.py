@@ -46,7 +46,8 @@ class Shampoo(Approximation):
         pairs = []
         for U in modes:
             values, vectors = eigh(U)
-            roots = shifted_power(values, exponent)
+            n = values.shape[-1]
+            roots = shifted_power(values, exponent, size=n)
             pairs.append((roots, vectors))
         if self.match_trace:
             t = traces(modes[0])
@@ -54,7 +55,7 @@ class Shampoo(Approximation):
             # one factor carries the scale of all
             roots, vectors = pairs[0]
             pairs[0] = (roots * c[:, None], vectors)
-        product = Kronecker.of_eigenpairs(pairs)
+        product = Kronecker.of_eigenpairs(pairs, root=len(modes))
         return with_bias(product, moments)
 
 

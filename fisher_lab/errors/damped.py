@@ -40,7 +40,7 @@ class DampedPair(Asked):
         damping: float,
         inverse: FisherMatrix | None = None,
     ) -> None:
-        super().__init__(eps=torch.finfo(exact.dtype).eps)
+        super().__init__(eps=max(exact.rounding, approx.rounding))
         self.exact = exact
         self.approx = approx
         self.shift = absolute_damping(exact, damping)

@@ -39,7 +39,8 @@ class Pair(Asked):
                 f"{tuple(approx.shape)}, expected the same weight; compare matrices of the same "
                 "layer."
             )
-        super().__init__(eps=torch.finfo(exact.dtype).eps)
+        # what rounds more than the other sets the floor of whatever is read from both
+        super().__init__(eps=max(exact.rounding, approx.rounding))
         self.exact = exact
         self.approx = approx
         self.small = exact.dim <= DENSE_DIM

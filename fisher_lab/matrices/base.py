@@ -489,6 +489,13 @@ class FisherMatrix(ABC):
         return total
 
     @property
+    def rounding(self) -> float:
+        """Relative rounding error of the matrix, in the Frobenius norm, without the factors of
+        order 10 that noise floors add: eps, or more where it was made by what magnifies rounding.
+        """
+        return torch.finfo(self.dtype).eps
+
+    @property
     def _example(self) -> Tensor:
         """One of the tensors: all have the same type and device."""
         held = self.tensors().values()
@@ -529,6 +536,21 @@ def _visit(name: str, value: Any, fn: Visitor) -> Any:
             items.append(_visit(f"{name}.{i}", item, fn))
         return tuple(items)
     return value
+
+
+def succeeded(inverse: Tensor, damping: Scalar) -> bool:
+    """Whether a Cholesky factorisation gave numbers, so that nothing has to be rescued.
+
+    A damping in a tensor is that of a trainer's refresh, which must not wait for a look and rescues
+    itself what failed: then it counts as a success.
+
+    Args:
+        inverse: what it gave, NaN where it failed.
+        damping: of the matrix that was inverted.
+    """
+    if isinstance(damping, Tensor):
+        return True
+    return bool(torch.isfinite(inverse).all())
 
 
 def same_memory(x: Tensor | None, y: Tensor | None) -> bool:

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse, symmetrize
 from fisher_lab._ground.memory import available_bytes, readable
-from fisher_lab.matrices.base import AnyStats, FisherMatrix, Operator, Scalar, same_memory
+from fisher_lab.matrices.base import (
+    AnyStats,
+    FisherMatrix,
+    Operator,
+    Scalar,
+    same_memory,
+    succeeded,
+)
 from fisher_lab.statistics import LayerStats, as_sums
 
 ROWWISE = 20  # size from which blocks are multiplied from the left
@@ -103,6 +110,8 @@ class BlockDiagonal(FisherMatrix):
         b = self.blocks.shape[1]
         eye = torch.eye(b, dtype=self.dtype, device=self.device)
         inverses = spd_inverse(symmetrize(self.blocks) + damping * eye)
+        if not succeeded(inverses, damping):
+            return self.rescued(p, damping)
         return replace(self, blocks=inverses)
 
     def rescued(self, p: float, damping: Scalar) -> BlockDiagonal:

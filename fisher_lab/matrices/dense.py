@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse
-from fisher_lab.matrices.base import FisherMatrix, Scalar
+from fisher_lab.matrices.base import FisherMatrix, Scalar, succeeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +87,9 @@ class Dense(FisherMatrix):
         shifted = self.matrix.clone()
         shifted.diagonal().add_(damping)
         inverse = spd_inverse(shifted)  # a tenth of an eigendecomposition
-        if bool(torch.isfinite(inverse).all()):
-            return Dense(inverse, self.weight_shape)
-        return self.rescued(p, damping)
+        if not succeeded(inverse, damping):
+            return self.rescued(p, damping)
+        return Dense(inverse, self.weight_shape)
 
     @property
     def signature(self) -> None:

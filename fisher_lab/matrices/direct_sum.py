@@ -75,6 +75,14 @@ class DirectSum(FisherMatrix):
             products.append(part.quadratic(own))
         return torch.stack(products).sum()
 
+    @property
+    def rounding(self) -> float:
+        """The largest of the parts'."""
+        largest = 0.0
+        for part in self.parts:
+            largest = max(largest, part.rounding)
+        return largest
+
     def scaled(self, c: Scalar) -> DirectSum:
         """c times every part."""
         parts = []

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, mode_product, shifted_power, spd_inverse, symmetrize
-from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar, succeeded
 from fisher_lab.matrices.centred import centring_flops, kronecker_difference
 from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
 from fisher_lab.statistics import LayerStats, Sums, as_sums
@@ -26,22 +26,26 @@ class Kronecker(FisherMatrix):
             of W.
         identities: which of the factors are the identity, as diagonals of ones. Where only one
             other is left, exact damping is a shift of that one.
+        root: the factors are such roots of sums over the examples, up to a factor: 2 for square
+            roots. It tells how far rounding of the sums was magnified.
     """
 
     factors: tuple[Tensor, ...]
     identities: tuple[int, ...] = ()
+    root: int = 1
 
     @classmethod
-    def of_eigenpairs(cls, pairs: Sequence[tuple[Tensor, Tensor]]) -> Kronecker:
+    def of_eigenpairs(cls, pairs: Sequence[tuple[Tensor, Tensor]], root: int = 1) -> Kronecker:
         """The product of B_i diag(v_i) B_i^T, whose powers then need no further decomposition.
 
         Args:
             pairs: eigenvalues v_i `[Q, n_i]` and eigenvectors B_i `[Q, n_i, n_i]` of every factor.
+            root: see the class.
         """
         factors = []
         for values, vectors in pairs:
             factors.append(_composed(values, vectors))
-        matrix = cls(tuple(factors))
+        matrix = cls(tuple(factors), root=root)
         matrix._remember("eigenpairs", tuple(pairs))
         return matrix
 
@@ -112,6 +116,18 @@ class Kronecker(FisherMatrix):
         """This matrix in its eigenbasis."""
         return _in_eigenbasis(self.eigenpairs)
 
+    @cached_property
+    def rounding(self) -> float:
+        """That of the sums, magnified by the derivative of the root at the smallest eigenvalue."""
+        eps = torch.finfo(self.dtype).eps
+        if self.root == 1:
+            return eps
+        relative = []
+        for values, _ in self.eigenpairs:
+            relative.append(_magnified(values, self.root))
+        of_groups = torch.stack(relative).sum(0)  # of a product, relative errors add up
+        return eps * max(1.0, float(of_groups.max()))
+
     def eigenvalues(self) -> Tensor:
         """Products of the factors' eigenvalues, sorted."""
         return self.eigenbasis.eigenvalues()
@@ -172,7 +188,7 @@ class Kronecker(FisherMatrix):
         identities = list(self.identities)
         if scaled in identities:
             identities.remove(scaled)
-        return Kronecker(tuple(factors), tuple(identities))
+        return replace(self, factors=tuple(factors), identities=tuple(identities))
 
     @property
     def _others(self) -> tuple[int, ...]:
@@ -216,6 +232,8 @@ class Kronecker(FisherMatrix):
         Q = self.modes[0]
         one = torch.ones(Q, dtype=self.dtype, device=self.device)
         inverses[other] = _inverse(self.factors[other], one, damping)
+        if not succeeded(inverses[other], damping):
+            return self.rescued(p, damping)
         return Kronecker(tuple(inverses), self.identities)
 
     def _powered_factored(self, p: float, damping: Scalar) -> Kronecker:
@@ -224,9 +242,14 @@ class Kronecker(FisherMatrix):
         scales = self._balance()
         powers = []
         if p == -1:
+            done = True
             for factor, scale in zip(self.factors, scales, strict=True):
-                powers.append(_inverse(factor, scale, shift))
-            return Kronecker(tuple(powers))
+                inverse = _inverse(factor, scale, shift)
+                done = done and succeeded(inverse, damping)
+                powers.append(inverse)
+            if done:
+                return Kronecker(tuple(powers))
+            powers = []
         for (values, vectors), scale in zip(self.eigenpairs, scales, strict=True):
             power = _power_of_factor(values * scale[:, None], vectors, p, shift)
             if vectors is not None:
@@ -272,6 +295,21 @@ def _power_of_factor(values: Tensor, vectors: Tensor | None, p: float, shift: Sc
     """(values + shift)^p of one factor `[Q, n]`; a diagonal's zeros are exact."""
     size = 0 if vectors is None else values.shape[-1]
     return shifted_power(values, p, shift, size)
+
+
+def _magnified(roots: Tensor, k: int) -> Tensor:
+    """Relative error `[Q]` of U^(1/k) for one of 1 in U, from the eigenvalues r `[Q, n]` of the root.
+
+    To first order |f(U + E) - f(U)| <= max |f'| |E| over the spectrum, and f'(r^k) = r^(1-k) / k
+    is largest at the smallest eigenvalue. Zeros stay zeros: they were told from rounding.
+    """
+    top = roots.amax(-1, keepdim=True)
+    r = roots / torch.where(top > 0, top, 1.0)
+    smallest = torch.where(r > 0, r, 1.0).amin(-1)
+    slope = smallest ** (1 - k) / k
+    size = torch.linalg.norm(r**k, dim=-1)
+    of_root = torch.linalg.norm(r, dim=-1)
+    return slope * size / torch.where(of_root > 0, of_root, 1.0)
 
 
 def _composed(values: Tensor, vectors: Tensor) -> Tensor:

@@ -355,7 +355,7 @@ def pull_back(
             a = placed(use.a, kind, N, owner, axis=0)
             g = use.layer.unroll_gradient(gradient)
             g = placed(g, kind, N, owner, axis=1)
-            parts.append((a, g))
+            parts.append(use.layer.in_block(a, g))
         if parts:
             stats[name] = assembled(layer, parts)
     return stats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -91,6 +92,7 @@ class Source:
             self.forward = replace(self.forward, inside=self.precision)
             self.placements: Placements = find_placements(self.forward, self.layers, first)
             self._take_gradient_form()
+            self._positions: dict[str, int] = {}  # of one example, by layer
             self._output_numbers, self._input_numbers = self._sizes(first)
         self._check_example()
         self.chunk = self._chunk(self.layers)
@@ -159,9 +161,9 @@ class Source:
         """
         mixed = [name for name, kinds in self.placements.items() if Placement.MIXED in kinds]
         for name in mixed:
-            form = GradientForm.joined(self.layers[name].uses)
-            form.reason = "its rows are shared by several examples"
-            self.layers[name] = form
+            layer = self.layers[name]
+            reason = "its rows are shared by several examples"
+            self.layers[name] = GradientForm.joined(layer.uses, reason)
             del self.placements[name]
         self._check_factors()  # of the new forms
 
@@ -203,8 +205,10 @@ class Source:
                 handle.remove()
         unrolled = {}
         for name, of_layer in uses.items():
-            sizes = [use.a.numel() for use in of_layer]
+            sizes = [use.layer.unrolled_numbers(use.a) for use in of_layer]
             unrolled[name] = sum(sizes)
+            positions = [math.prod(use.a.shape[:3]) for use in of_layer]  # rows, positions, groups
+            self._positions[name] = sum(positions)
         for name, layer in flat.items():
             parameters = layer.shape[0]
             unrolled[name] = parameters * (self.R + 2)
@@ -238,8 +242,7 @@ class Source:
         rows, columns = self.layers[name].shape
         if self.layers[name].gradient_form:
             return self.R * rows * columns
-        positions = self._input_numbers.get(name, 0) / max(1, columns)
-        return positions * (columns + self.R * rows)
+        return self._positions[name] * (columns + self.R * rows)
 
     def fits_at_once(self, names: Iterable[str] | None = None) -> bool:
         """Whether the data is one batch whose columns, for these layers, are captured once and

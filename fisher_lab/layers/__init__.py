@@ -13,6 +13,7 @@ from fisher_lab.layers.linear import TransposedLinearLayer as TransposedLinearLa
 from fisher_lab.layers.selection import Selection as Selection
 from fisher_lab.layers.selection import adapt as adapt
 from fisher_lab.layers.selection import select as select
+from fisher_lab.layers.tied import TiedEmbedding as TiedEmbedding
 
 
 def registry() -> dict[type[nn.Module], type[Layer]]:

@@ -45,6 +45,8 @@ class Layer(ABC):
     parameter_names: ClassVar[tuple[str, ...] | None] = ("weight", "bias")
     # whether per-example gradients by torch.func stand in for inputs and hooks
     gradient_form: ClassVar[bool] = False
+    # whether the hooked form pays for one direction only; else the gradient form is smaller
+    one_direction: ClassVar[bool] = False
 
     _registry: ClassVar[dict[type[nn.Module], type[Layer]]] = {}
     _by_name: ClassVar[dict[str, type[Layer]]] = {}
@@ -93,6 +95,19 @@ class Layer(ABC):
     @abstractmethod
     def unroll_gradient(self, g: Tensor) -> Tensor:
         """Gradients of the module's output `[R, N, *output]` as g `[R, N, T, Q, d_out]`."""
+
+    def in_block(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms of one use as those of the block that it belongs to, most often the same.
+
+        Args:
+            a: from `unroll_input`.
+            g: from `unroll_gradient`.
+        """
+        return a, g
+
+    def unrolled_numbers(self, a: Tensor) -> int:
+        """Numbers that the input of one use takes in its block."""
+        return a.numel()
 
     @abstractmethod
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:

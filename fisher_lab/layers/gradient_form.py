@@ -62,12 +62,17 @@ class GradientForm(Layer):
         self.reason = ""  # why a layer that has an adapter of its own is in this form
 
     @classmethod
-    def joined(cls, layers: Sequence[Layer]) -> GradientForm:
+    def joined(cls, layers: Sequence[Layer], reason: str = "") -> GradientForm:
         """One block over the parameters of several modules that share some of them, under the first
         one's name.
+
+        Args:
+            layers: adapters of the modules.
+            reason: why they are in this form although they have adapters of their own.
         """
         first = layers[0]
         block = cls(first.name, first.module)
+        block.reason = reason
         parameters: dict[str, nn.Parameter] = {}
         known: set[int] = set()  # identities: equality of tensors is elementwise
         for layer in layers:

@@ -13,7 +13,7 @@ class LinearLayer(WeightBias):
     """y = x W^T + b on inputs `[N, *positions, in_features]`."""
 
     types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
-    type_names = ("torch_geometric.nn.dense.linear.Linear",)
+    type_names: ClassVar[tuple[str, ...]] = ("torch_geometric.nn.dense.linear.Linear",)
 
     def unroll_input(self, x: Tensor) -> Tensor:
         """`[N, T, 1, in_features (+ 1)]`."""
@@ -35,7 +35,7 @@ class TransposedLinearLayer(LinearLayer):
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = ()
-    type_names = ("transformers.pytorch_utils.Conv1D",)
+    type_names: ClassVar[tuple[str, ...]] = ("transformers.pytorch_utils.Conv1D",)
 
     @property
     def kernel(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from fisher_lab._ground.arguments import names_of
 from fisher_lab.layers.base import Layer, WeightBias, owned_parameters
 from fisher_lab.layers.gradient_form import GradientForm
+from fisher_lab.layers.tied import TiedEmbedding
 
 OnUnknown = Literal["error", "skip", "flatten"]
 FROZEN = "frozen (requires_grad=False)"
@@ -36,6 +37,18 @@ class Selection:
 
     layers: dict[str, Layer]
     left_out: dict[str, str] = field(default_factory=dict)
+
+    def for_directions(self) -> Selection:
+        """The same blocks for several directions an example: those that pay for one only are in
+        gradient form.
+        """
+        layers: dict[str, Layer] = {}
+        for name, layer in self.layers.items():
+            if layer.one_direction:
+                reason = "its lookups would have inputs of their own for every direction"
+                layer = GradientForm.joined(layer.uses, reason)
+            layers[name] = layer
+        return Selection(layers, self.left_out)
 
 
 def select(
@@ -302,20 +315,13 @@ def _block(model: nn.Module, members: dict[str, nn.Module], on_unknown: OnUnknow
         found.append(layer)
     if len(found) == 1:
         return found[0]
-    return _tied(found, on_unknown)
+    return _tied(found)
 
 
-def _tied(members: list[Layer], on_unknown: OnUnknown) -> Layer | str:
+def _tied(members: list[Layer]) -> Layer:
     """One adapter for several layers that share parameters."""
-    if on_unknown != "flatten":
-        for layer in members:
-            # a row that one module trains and the other does not belongs to no common W
-            if getattr(layer.module, "padding_idx", None) is not None:
-                return (
-                    f"Layer {layer.name!r} has a padding_idx and shares its weight with other "
-                    "layers, expected no padding_idx, because its row is trained by the one and "
-                    "not by the other; set padding_idx to None or untie the weight."
-                )
+    if TiedEmbedding.fits(members):
+        return TiedEmbedding(members)
     block = members[0]
     for other in members[1:]:
         if not _alike(block, other):

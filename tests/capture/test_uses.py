@@ -153,14 +153,6 @@ def test_the_second_name_of_a_module_is_refused() -> None:
         select(nn.Sequential(shared, nn.Tanh(), shared), ["2"])
 
 
-def test_a_tied_embedding_with_padding_is_refused() -> None:
-    """Its padding row is trained by one use and not by the other."""
-    model = TiedEmbedding()
-    model.embedding.padding_idx = 0
-    with pytest.raises(ValueError, match="padding_idx"):
-        select(model)
-
-
 def test_in_place_activations() -> None:
     """The output gradient is taken where the layer returned its output, before an in-place
     activation.

@@ -366,12 +366,48 @@ class Columns(Moments):
         gradients: Gradients,
         own: Iterator[Moments],
         N: int,
-    ) -> Tensor:
-        """From the derivatives in the weights."""
-        of_weights = []
+    ) -> Tensor | None:
+        """From the derivatives in the weights; None if what is kept are not examples of the batch."""
+        places = self._places(own, N)
+        if places is None:
+            return None
+        weights = self.weights.detach()
+        rows = []
         for (gradient,) in gradients:
-            of_weights.append(gradient)
-        return _of_weights(of_weights, N)
+            # a weight grows in proportion to itself, and all are divided by their sum
+            mean = weights @ gradient
+            row = gradient.new_zeros(N)
+            # examples that are not kept move nothing; those that are stand for all
+            row[places] = N * weights * (gradient - mean)
+            rows.append(row)
+        return torch.stack(rows)
+
+    def _places(self, own: Iterator[Moments], N: int) -> Tensor | None:
+        """Which of the N examples every kept one is `[n]`, found by their numbers.
+
+        An approximation may keep any of them, in any order.
+
+        Args:
+            own: moments of one example after the other.
+            N: examples.
+        """
+        kept = self.stats
+        n = kept.N
+        places = torch.full((n,), -1, device=kept.g.device)
+        for number, moments in zip(range(N), own, strict=True):
+            if not isinstance(moments, Columns) or moments.stats.N != 1:
+                return None
+            alone = moments.stats
+            equal = (kept.g == alone.g).transpose(0, 1).flatten(1).all(1)
+            if kept.a is not None and alone.a is not None:
+                equal = equal & (kept.a == alone.a).flatten(1).all(1)
+            # of equal examples the first is the first that is kept
+            candidates = (equal & (places < 0)).nonzero()
+            if len(candidates):
+                places[candidates[0]] = number
+        if bool((places < 0).any()):
+            return None
+        return places
 
 
 @dataclass(frozen=True, eq=False)
@@ -439,12 +475,12 @@ class Rows(Moments):
         own: Iterator[Moments],
         N: int,
     ) -> Tensor:
-        """From the derivatives in the weights, 1/N of which is a factor of 1."""
-        of_weights = []
+        """From the derivatives in factors of the weights."""
+        rows = []
         for (factor,) in gradients:
-            gradient = factor[:, 0]
-            of_weights.append(gradient * N)
-        return _of_weights(of_weights, N)
+            gradient = factor[:, 0] * N  # in the weight, 1/N of which is a factor of 1
+            rows.append(gradient - gradient.mean())
+        return torch.stack(rows)
 
 
 def mixture(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:
@@ -455,22 +491,6 @@ def mixture(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:
     if isinstance(weight, Tensor):
         weight = weight.to(old.dtype)
     return torch.lerp(old, new, weight)
-
-
-def _of_weights(gradients: Sequence[Tensor], N: int) -> Tensor:
-    """Influences `[numbers, N]` from derivatives `[n]` in the weights of the first n examples.
-
-    These weights sum to 1.
-    """
-    rows = []
-    for gradient in gradients:
-        n = len(gradient)
-        row = gradient.new_zeros(N)
-        centred = gradient - gradient.mean()
-        # examples that are not kept move nothing; those that are stand for all
-        row[:n] = centred * (N / n)
-        rows.append(row)
-    return torch.stack(rows)
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -94,7 +94,36 @@ class KeepsColumns(fl.Approximation, register=False):
         return DiagonalMatrix(contractions.squares(moments.weighted()).flatten(0, 1))
 
 
-USERS = [Renamed(), MixedByItself(), TwoSweeps(), OfEarlierVersions(), KeepsColumns()]
+class KeepsChosen(fl.Approximation, register=False):
+    """The diagonal from some examples, in an order of its own."""
+
+    def __init__(self, index=None, weight=None):
+        self.index = index
+        self.weight = weight
+
+    def moments(self, sums):
+        if sums.N == 1:
+            return Columns(sums.stats)
+        index = self.index
+        if index is None:
+            index = torch.arange(sums.N).flip(0)
+        return Columns(sums.stats.examples(index), self.weight)
+
+    def assemble(self, moments):
+        return DiagonalMatrix(contractions.squares(moments.weighted()).flatten(0, 1))
+
+
+class KeepsSums(KeepsChosen, register=False):
+    """Columns that are no example's."""
+
+    def moments(self, sums):
+        twice = sums.stats.like(sums.a, sums.g * sums.N)
+        return Columns(twice)
+
+
+USERS = [
+    Renamed(), MixedByItself(), TwoSweeps(), OfEarlierVersions(), KeepsColumns(), KeepsChosen(),
+]  # fmt: skip
 
 
 def replicated(stats: LayerStats, copies: int, extra: int) -> LayerStats:
@@ -145,6 +174,32 @@ def test_influences_are_derivatives_in_the_weights(
                 float(found[name][n]),
                 slope,
             )
+
+
+@pytest.mark.parametrize("weight", [None, [0.7, 0.3]])
+def test_influences_are_of_the_examples_that_were_kept(weight) -> None:
+    """Those of a subset were given to the first examples."""
+    stats = random_stats(3, N=7, R=2, d_out=3, d_in=4)
+    places = torch.tensor([5, 1])
+    w = None if weight is None else torch.tensor(weight, dtype=torch.float64)
+    sums = Sums(stats)
+    candidate = KeepsChosen(places, w)
+    pair = errors.Pair(LowRank(sums), build(candidate, stats))
+    found = influence.of_pair(sums, pair, candidate, influence.of_exact(sums, pair.exact), False)
+    assert found is not None
+    traces = stats.gradients().square().sum((0, 2, 3, 4))[places]
+    w = torch.full((2,), 0.5, dtype=torch.float64) if w is None else w
+    expected = torch.zeros(7, dtype=torch.float64)
+    expected[places] = 7 * w * (traces - w @ traces)
+    torch.testing.assert_close(found["trace_approx"], expected)
+
+
+def test_columns_that_are_no_examples_have_no_standard_error() -> None:
+    stats = random_stats(3, N=7, R=2, d_out=3, d_in=4)
+    sums = Sums(stats)
+    pair = errors.Pair(LowRank(sums), build(KeepsSums(), stats))
+    exact = influence.of_exact(sums, pair.exact)
+    assert influence.of_pair(sums, pair, KeepsSums(), exact, False) is None
 
 
 # without the mean over rows

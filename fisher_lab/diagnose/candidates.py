@@ -15,6 +15,7 @@ from fisher_lab.approximations.base import observed
 from fisher_lab.estimation.running import Running
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.results import Cost
+from fisher_lab.results.rows import is_writable
 from fisher_lab.statistics import LayerStats, Sums
 
 Matrices = Mapping[str, FisherMatrix]
@@ -170,23 +171,35 @@ def named(approximations: Any) -> dict[str, Candidate]:
     if approximations is None:
         approximations = default_approximations()
     if isinstance(approximations, Mapping):
-        found = {}
+        found: dict[str, Candidate] = {}
         for name, value in approximations.items():
             if not isinstance(name, str):
                 raise TypeError(f"Got {name!r} as the name of an approximation, expected text.")
+            if not is_writable(name):
+                raise ValueError(
+                    f"Got {name!r} as the name of an approximation, which has half a character, "
+                    "expected text that a file can hold; rename it."
+                )
             found[name] = _candidate(name, value)
     else:
-        found = {}
-        several = isinstance(approximations, Iterable) and not isinstance(
-            approximations, str | type
-        )
-        for value in approximations if several else [approximations]:
-            check_approximation(value, READY)
-            if value.label in found:
-                raise ValueError(f"Got {value.label} twice, expected every approximation once.")
-            found[value.label] = Estimated(value.label, value)
+        found = _by_label(approximations)
     if not found:
         raise ValueError("Got no approximations, expected at least one, or None for all.")
+    return found
+
+
+def _by_label(approximations: Any) -> dict[str, Candidate]:
+    """One or several approximations under their own labels."""
+    several = isinstance(approximations, Iterable)
+    # classes and texts are a mistake each, told below
+    if not several or isinstance(approximations, str | type):
+        approximations = [approximations]
+    found: dict[str, Candidate] = {}
+    for value in approximations:
+        check_approximation(value, READY)
+        if value.label in found:
+            raise ValueError(f"Got {value.label} twice, expected every approximation once.")
+        found[value.label] = Estimated(value.label, value)
     return found
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fisher_lab.results.cells import escaped, unescaped, unseparated
-from fisher_lab.results.rows import Cost, LayerAbout, Row, Settings
+from fisher_lab.results.rows import Cost, LayerAbout, Row, Settings, is_writable, plain
 
 FORMAT = "fisher_lab comparison"
 VERSION = 2
@@ -90,9 +90,14 @@ def _cell(value: str | float | None) -> str | float:
     """A value as it stands in a CSV file."""
     if value is None:
         return ""
-    if isinstance(value, str):
-        return escaped(value)
-    return value
+    if not isinstance(value, str):
+        return plain(value, "a number of a row")
+    if not is_writable(value):
+        raise ValueError(
+            f"Got the name {value!r}, which has half a character, expected text that a CSV file "
+            "can hold; rename it or save as .json."
+        )
+    return escaped(value)
 
 
 def encoded(value: Any) -> Any:
@@ -109,6 +114,8 @@ def encoded(value: Any) -> Any:
         return table
     if isinstance(value, list | tuple):
         return [encoded(entry) for entry in value]
+    # numbers of other libraries, which people write into their own results
+    value = plain(value, "a value")
     # which JSON has no words for
     is_word = isinstance(value, float) and not math.isfinite(value)
     if is_word:
@@ -253,9 +260,13 @@ def _decoded_text(value: str) -> str | float:
     # a text of the user's that began so itself
     if value.startswith("float:text:"):
         return value.removeprefix("float:text:")
-    if value.startswith("float:"):
-        return float(value.removeprefix("float:"))
-    return value
+    number = value.removeprefix("float:")
+    if number == value:
+        return value
+    try:
+        return float(number)
+    except ValueError:
+        return value  # a note that somebody wrote, which the first version did not mark
 
 
 # -- what a file holds, checked: whoever wrote it --------------------------------------------------

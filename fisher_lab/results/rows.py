@@ -188,6 +188,15 @@ class Settings(Record):
         return str(name)
 
 
+def is_writable(name: str) -> bool:
+    """Whether text has no halves of characters, which no file of text can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def plain(value: Any, what: str) -> Any:
     """A value as plain JSON: text, numbers, True, False, None, lists and tables of these.
 
@@ -206,7 +215,13 @@ def plain(value: Any, what: str) -> Any:
         table = {}
         for key, entry in value.items():
             where = f"{what}[{key!r}]"
-            table[str(key)] = plain(entry, where)
+            name = str(key)
+            if name in table:  # which a file would hold once
+                raise TypeError(
+                    f"Got {where} beside an entry of the same name, expected keys that differ as "
+                    "text; rename one."
+                )
+            table[name] = plain(entry, where)
         return table
     if isinstance(value, list | tuple):
         entries = []
@@ -216,9 +231,15 @@ def plain(value: Any, what: str) -> Any:
         return entries
     if isinstance(value, numbers.Integral):
         return int(value)
+    # numpy's, and fractions
     if isinstance(value, numbers.Real):
         return float(value)
-    # arrays and tensors, told by what they can do: numpy need not be there
+    return _plain_scalar(value, what)
+
+
+def _plain_scalar(value: Any, what: str) -> Any:
+    """The one entry of an array or a tensor."""
+    # told by what they can do: numpy need not be there
     single = getattr(value, "item", None)
     if callable(single) and getattr(value, "size", None) is not None:
         try:

@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -405,3 +406,58 @@ def test_a_partial_file_without_influences_is_measured_again(tmp_path) -> None:
         asked["resume"]
     )
     assert fl.compare(net(), fl.Categorical(), (x, y), fl.KFAC(), **asked).rows == whole.rows
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.csv"])
+def test_numbers_of_other_libraries_are_saved(tmp_path, name) -> None:
+    """Scalars of numpy and torch in rows, costs and settings of a result that somebody made."""
+    settings = {"N": np.int64(3), "problem": {"lr": torch.tensor(0.5), "on": np.bool_(True)}}
+    rows = (Row("0", "KFAC", "trace", np.float32(0.5), torch.tensor(0.25)),)
+    costs = (Cost("0", "KFAC", np.float32(0.5), np.int64(8)),)
+    again = fl.load_comparison(Comparison(rows, costs, settings).save(tmp_path / name))
+    assert again.settings == {"N": 3, "problem": {"lr": 0.5, "on": True}}
+    assert again.rows == (Row("0", "KFAC", "trace", 0.5, 0.25),)
+    assert again.costs == (Cost("0", "KFAC", 0.5, 8),)
+    with pytest.raises(TypeError, match=r"of type ndarray, expected"):
+        Comparison(rows, costs, {"x": np.zeros(3)}).save(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("problem", "names", "message"),
+    [
+        ({1: "a", "1": "b"}, ["KFAC"], "differ as text"),
+        ({"weights": np.zeros(3)}, ["KFAC"], "of type ndarray"),
+        ({}, ["half \ud800"], "half a character"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_before_it_is_measured(problem, names, message) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("was measured")
+
+    unused = net()
+    unused.forward = model
+    with pytest.raises((TypeError, ValueError), match=message):
+        fl.compare(
+            unused, fl.Categorical(), batch(), dict.fromkeys(names, fl.KFAC()), problem=problem
+        )
+    row = Row("0", "half \ud800", "trace", 1.0, 0.0)
+    with pytest.raises(ValueError, match=r"half a character.*\.json"):
+        Comparison((row,)).save("never.csv")
+
+
+def test_notes_that_look_like_numbers(tmp_path) -> None:
+    """Names and notes of any text load as what they were, also from files of the first version."""
+    label = "float:1\r"
+    about = {"note": "float:abc", "other": "float:1"}
+    found = fl.compare(net(), fl.Categorical(), batch(), {label: fl.TN()}, problem=about)
+    for name in ("run.json", "run.csv"):
+        again = fl.load_comparison(found.save(tmp_path / name))
+        assert again.approximations == [label]
+        assert again.settings.problem == about
+    body = {
+        "format": "fisher_lab comparison", "version": 1, "settings": {"problem": about}, "rows": [],
+        "costs": [], "quantities": [],
+    }  # fmt: skip
+    (tmp_path / "old.json").write_text(json.dumps(body))
+    old = fl.load_comparison(tmp_path / "old.json").settings.problem
+    assert old == {"note": "float:abc", "other": 1.0}

@@ -12,7 +12,8 @@ Layers in gradient form have no hooks: their per-example gradients come from tor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -34,7 +35,7 @@ from fisher_lab._passes.placement import (
     placed,
     placement_of,
 )
-from fisher_lab.layers import Layer
+from fisher_lab.layers import EmbeddingLayer, Layer
 from fisher_lab.statistics import LayerStats, contractions
 
 Factors = Callable[[Tensor], Tensor]  # outputs z [N, *output] -> output factors S [R, N, *output]
@@ -196,14 +197,22 @@ def learn_placements(z: Tensor, uses: dict[str, list[Use]], known: Placements) -
     """
     N = z.shape[0]
     for name, of_layer in uses.items():
-        rows = {use.a.shape[0] for use in of_layer}
-        if name in known or rows <= {N}:
+        if name in known or not any(_may_be_others(use, N) for use in of_layer):
             continue
         known[name] = []
         for use, owner in zip(of_layer, owners(z, of_layer), strict=True):
             M, T = use.a.shape[:2]
             kind = placement_of(owner, M, T, N)
             known[name].append(kind)
+
+
+def _may_be_others(use: Use, N: int) -> bool:
+    """Whether the rows of a use may be something else than the examples."""
+    M, T = use.a.shape[:2]
+    if M != N:
+        return True
+    # N indices are examples, or as many positions
+    return T == 1 and isinstance(use.layer, EmbeddingLayer)
 
 
 def check_output(z: Tensor, N: int) -> None:
@@ -356,6 +365,44 @@ def pull_back(
             g = use.layer.unroll_gradient(gradient)
             g = placed(g, kind, N, owner, axis=1)
             parts.append(use.layer.in_block(a, g))
+        if parts:
+            stats[name] = assembled(layer, parts)
+    return stats
+
+
+def is_shared(kinds: Sequence[Placement]) -> bool:
+    """Whether rows of some use belong to several examples."""
+    return Placement.SHARED in kinds or Placement.MIXED in kinds
+
+
+def pull_back_shared(
+    z: Tensor, S: Tensor, uses: dict[str, list[Use]], layers: dict[str, Layer]
+) -> dict[str, LayerStats]:
+    """Stats of layers whose rows several examples use, such as a table of positions: the whole
+    batch as one example, whose gradient is the sum over the examples by sqrt(N).
+
+    Where the examples' gradients have no mean (sampled labels, random signs), its second moment has
+    the expectation of theirs, as the terms between examples vanish in the mean.
+
+    Args:
+        z: outputs `[N, *output]` with their graph, which is kept.
+        S: output factors `[R, N, *output]`.
+        uses: from `recording`.
+        layers: the layers' adapters.
+    """
+    root = math.sqrt(z.shape[0])
+    stats = {}
+    for name, layer in layers.items():
+        parts = []
+        gradients = _gradients(z, S, uses[name], retain_graph=True)
+        for use, gradient in zip(uses[name], gradients, strict=True):
+            if gradient is None:  # this use does not reach the output
+                continue
+            g = use.layer.unroll_gradient(gradient)  # [R, M, T, Q, d_out]
+            # all rows are positions of one example
+            a = use.a.flatten(0, 1).unsqueeze(0)
+            g = g.flatten(1, 2).unsqueeze(1)
+            parts.append(use.layer.in_block(a, g / root))
         if parts:
             stats[name] = assembled(layer, parts)
     return stats

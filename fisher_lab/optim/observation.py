@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab._ground.linalg import kept
-from fisher_lab._passes.capture import Placements, learn_placements, pull_back, recording
+from fisher_lab._passes.capture import (
+    Placements,
+    is_shared,
+    learn_placements,
+    pull_back,
+    pull_back_shared,
+    recording,
+)
 from fisher_lab._passes.labels import FisherKind, output_factors
 from fisher_lab._passes.model import default_output
 from fisher_lab._passes.placement import Use
@@ -153,11 +160,31 @@ def statistics(
     N = z.shape[0]
     S = output_factors(likelihood, safe, fisher, y, generator, N).to(z.dtype)
     learn_placements(forward.z, forward.uses, placements)
-    captured = pull_back(forward.z, S, forward.uses, layers, placements, retain_graph=True)
+    apart: dict[str, Layer] = {}
+    shared: dict[str, Layer] = {}
+    for name, layer in layers.items():
+        group = shared if is_shared(placements.get(name, ())) else apart
+        group[name] = layer
+    if shared and fisher != "mc":
+        S = S * _signs(S, generator)
+    captured = pull_back(forward.z, S, forward.uses, apart, placements, retain_graph=True)
+    captured |= pull_back_shared(forward.z, S, forward.uses, shared)
     found = {}
-    for name, stats in captured.items():
-        found[name] = _observed(layers[name], stats, finite, dtype)
+    for name in layers:  # in their order
+        if name in captured:
+            found[name] = _observed(layers[name], captured[name], finite, N, dtype)
     return found
+
+
+def _signs(S: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A random sign for every direction and example `[R, N, 1, ...]`.
+
+    Sums over examples then have no mean, as those of sampled labels; second moments of one example
+    do not see it.
+    """
+    size = (*S.shape[:2], *(1,) * (S.ndim - 2))
+    bits = torch.randint(0, 2, size, generator=generator, device=S.device)
+    return (2 * bits - 1).to(S.dtype)
 
 
 def statistics_dtype(own: torch.dtype, chosen: torch.dtype | None) -> torch.dtype:
@@ -166,7 +193,7 @@ def statistics_dtype(own: torch.dtype, chosen: torch.dtype | None) -> torch.dtyp
 
 
 def _observed(
-    layer: Layer, stats: LayerStats, finite: Tensor, dtype: torch.dtype | None
+    layer: Layer, stats: LayerStats, finite: Tensor, examples: int, dtype: torch.dtype | None
 ) -> Observed:
     """Statistics in working precision, zero where they are not finite."""
     first = next(iter(layer.parameters.values()))
@@ -178,7 +205,7 @@ def _observed(
     a = kept(ok, a)
     g = kept(ok, g)
     finite_stats = LayerStats(a, g, layer.kernel, layer.bias)
-    return Observed(finite_stats, ok, stats.N)
+    return Observed(finite_stats, ok, examples)
 
 
 def of_batch_mean(stats: LayerStats) -> LayerStats:

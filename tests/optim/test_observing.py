@@ -264,24 +264,6 @@ def test_a_layer_that_flattens_its_examples_is_put_in_order(method):
     assert torch.allclose(found[0], found[1], rtol=1e-12)
 
 
-def test_a_row_that_all_examples_share_is_refused():
-    class Shares(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.position = nn.Linear(2, 2)
-
-        def forward(self, x):
-            return x * self.position(torch.ones(1, 2))
-
-    model = Shares()
-    opt = optim.KFAC(model, fl.Gaussian(), 0.1)
-    with (
-        pytest.raises(ValueError, match=r"sees 1 rows for a batch of 3 examples.*layers="),
-        opt.observing(),
-    ):
-        model(torch.randn(3, 2))
-
-
 def test_a_layer_that_is_not_always_used_waits():
     class Sometimes(nn.Module):
         def __init__(self):

@@ -1,5 +1,7 @@
-"""The Likelihood noun: p(y | z) of a model output z, and the factors of its Hessian that every
-Fisher is built from.
+"""The Likelihood noun: p(y | z) of a model output z, and the factors of its Hessian.
+
+Every Fisher is built from them: with J_n the Jacobian of the outputs of example n and S S^T the
+Hessian of -log p in z_n, the Fisher is the mean of (J_n^T S)(J_n^T S)^T.
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ from torch import Tensor
 
 
 class Likelihood(ABC):
-    """A distribution p(y | z) of labels y given the output z `[N, *output]`; positions of an
-    example are summed.
+    """A distribution p(y | z) of labels y given z `[N, *output]`; positions are summed.
 
     A subclass writes `factor`, `sample` and `log_prob`, and may refine `check_output` and
     `check_labels`.
@@ -28,8 +29,9 @@ class Likelihood(ABC):
 
     @abstractmethod
     def factor(self, z: Tensor) -> Tensor:
-        """S `[R, N, *output]` with sum_r S_r S_r^T = Hessian of -log p(y_n | z_n) in z_n, which no
-        label enters.
+        """S `[R, N, *output]`: sum_r S_r S_r^T is the Hessian of -log p(y_n | z_n) in z_n.
+
+        Where the Hessian depends on the label, it is its expectation over p(y | z).
         """
 
     @abstractmethod
@@ -71,8 +73,9 @@ class Likelihood(ABC):
         return y
 
     def weights(self, z: Tensor, y: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Weights of the loss's terms, to be multiplied with the outputs `[N, *output]`; None where
-        all are 1.
+        """Weights of the loss's terms, to be multiplied with the outputs `[N, *output]`.
+
+        None where all are 1.
         """
         return None
 
@@ -91,8 +94,9 @@ class Likelihood(ABC):
             )
 
     def check_labels(self, z: Tensor, y: Tensor) -> None:
-        """Raise ValueError where the labels do not fit the output (default: same shape as z,
-        finite).
+        """Raise ValueError where the labels do not fit the output.
+
+        By default they have the shape of z and are finite.
         """
         if y.shape != z.shape:
             raise ValueError(
@@ -105,8 +109,9 @@ class Likelihood(ABC):
             )
 
     def check_unlabelled(self, z: Tensor) -> None:  # noqa: B027 - nothing to refuse unless a subclass says so
-        """Raise ValueError where data without labels leaves open what the output means (default:
-        never).
+        """Raise ValueError where data without labels leaves open what the output means.
+
+        By default never.
         """
 
     @property
@@ -119,9 +124,12 @@ class Likelihood(ABC):
 
 
 def diagonal_factors(root: Tensor) -> Tensor:
-    """Factors root_c e_c `[K, N, *output]` of independent outputs: `root` `[N, *output]`, K outputs
-    per example.
+    """Factors root_c e_c `[K, N, *output]` of the K independent outputs of every example.
+
+    Args:
+        root: root of the second derivative in each output `[N, *output]`.
     """
     flat = root.flatten(1)
-    diagonal = torch.diag_embed(flat)
-    return diagonal.permute(1, 0, 2).reshape(-1, *root.shape)
+    diagonal = torch.diag_embed(flat)  # [N, K, K]
+    columns = diagonal.permute(1, 0, 2)
+    return columns.reshape(-1, *root.shape)

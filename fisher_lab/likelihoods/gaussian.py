@@ -1,5 +1,6 @@
-"""Gaussian likelihood with fixed variance: -log p = |z - y|^2 / (2 variance) + constant. Root: e_c
-/ sqrt(variance).
+"""Gaussian likelihood with fixed variance: -log p = |z - y|^2 / (2 variance) + constant.
+
+The Hessian in z is I / variance, its root has the columns e_c / sqrt(variance).
 """
 
 from __future__ import annotations
@@ -32,17 +33,22 @@ class Gaussian(Likelihood):
 
     def factor(self, z: Tensor) -> Tensor:
         """S `[K, N, *output]`, K outputs per example."""
-        return diagonal_factors(torch.full_like(z, self.variance**-0.5))
+        root = torch.full_like(z, self.variance**-0.5)
+        return diagonal_factors(root)
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """z + N(0, variance) `[N, *output]`."""
-        return z + torch.empty_like(z).normal_(0.0, math.sqrt(self.variance), generator=generator)
+        deviation = math.sqrt(self.variance)
+        noise = torch.empty_like(z).normal_(0.0, deviation, generator=generator)
+        return z + noise
 
     def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
         """Log density `[N]` of y `[N, *output]`."""
         residual = (z - y).flatten(1)
-        constant = residual.shape[1] * math.log(2 * math.pi * self.variance)
-        return -0.5 * (residual.square().sum(1) / self.variance + constant)
+        K = residual.shape[1]
+        constant = K * math.log(2 * math.pi * self.variance)
+        squares = residual.square().sum(1)
+        return -0.5 * (squares / self.variance + constant)
 
     def __repr__(self) -> str:
         return f"Gaussian(variance={self.variance:g})"

@@ -145,7 +145,7 @@ class TrueFisher(Labels):
                 f"{tuple(z.shape)}, expected [R, *the shape of the outputs]."
             )
         # factors of a Hessian: they have the root of its scale
-        S = S * math.sqrt(likelihood.kappa(z))
+        S = S * _root(likelihood.kappa(z))
         return _weighted(S, likelihood, z, y)
 
 
@@ -182,7 +182,7 @@ class MonteCarlo(Labels):
                 'fisher="mc" needs labels drawn from the model, got none; call `draw` first.'
             )
         _check_weights_known(likelihood, self.kind, y)
-        scale = math.sqrt(likelihood.kappa(z))
+        scale = _root(likelihood.kappa(z))
         S = likelihood.score(z, label) * scale
         return _weighted(S, likelihood, z, y)
 
@@ -209,21 +209,8 @@ class Empirical(Labels):
         if y is None:
             self.check_unlabelled()
         assert y is not None
-        if likelihood.smoothing:
-            raise ValueError(
-                f"{likelihood.name} has label_smoothing={likelihood.smoothing}, expected 0 for "
-                'fisher="empirical"; use fisher="true" or a loss without smoothing.'
-            )
-        _check_weights_known(likelihood, self.kind, y)
-        label = likelihood.known(y)
         # the gradient itself: it has the scale of the loss, not its root
-        S = likelihood.score(z, label) * likelihood.kappa(z)
-        if y.is_floating_point():  # which the gradient has in it already
-            return S
-        weight = likelihood.weights(z, y)
-        if weight is None:
-            return S
-        return S * weight  # the gradient of a weighted term has the weight, not its root
+        return likelihood.data_score(z, y) * likelihood.kappa(z)
 
 
 KINDS: dict[str, type[Labels]] = {kind.kind: kind for kind in (TrueFisher, MonteCarlo, Empirical)}
@@ -243,6 +230,13 @@ def check_fisher(fisher: str) -> None:
     """Raise ValueError for an unknown kind of Fisher."""
     if fisher not in get_args(FisherKind):
         raise ValueError(f'Got fisher={fisher!r}, expected "true", "mc" or "empirical".')
+
+
+def _root(kappa: float | Tensor) -> float | Tensor:
+    """Square root of the loss's scale, which no number of the host enters where it is a tensor."""
+    if isinstance(kappa, Tensor):
+        return kappa.sqrt()
+    return math.sqrt(kappa)
 
 
 def _weighted(S: Tensor, likelihood: Likelihood, z: Tensor, y: Tensor | None) -> Tensor:
@@ -269,11 +263,12 @@ def output_factors(
         likelihood: p(y | z).
         z: outputs `[N, *output]`.
         fisher: the kind.
-        y: the data's labels, if there are any.
+        y: the data's labels of these examples as a whole batch, if there are any.
         generator: source of the labels that "mc" draws.
         N: as in `Labels.factors`.
     """
     labels = labels_of(fisher)
+    likelihood = likelihood.of_batch(y)
     label = None
     if fisher == "mc":
         label = likelihood.sample(z.detach(), generator)
@@ -299,13 +294,9 @@ def label_seed(seed: int, batch: int) -> int:
 
 
 def _check_weights_known(likelihood: Likelihood, kind: str, y: Tensor | None) -> None:
-    """Class weights ask for the data's class indices, which sampled labels are not."""
-    if not likelihood.weighted:
-        return
-    indices = y is not None and not y.is_floating_point()
-    if kind == "mc" or not indices:
+    """Class weights follow from the data's labels, which those drawn from the model are not."""
+    if likelihood.weighted and y is None:
         raise ValueError(
-            f"{likelihood.name} has weight set and got fisher={kind!r} or no class indices, "
-            "expected both known: the data's labels tell the weight of an example; pass (x, y) "
-            "and fisher='true' or 'empirical'."
+            f"{likelihood.name} has weights and got fisher={kind!r} without labels, expected them "
+            "known: the data's labels tell the weight of an example; pass (x, y)."
         )

@@ -19,7 +19,7 @@ from fisher_lab._passes.capture import (
     find_placements,
     recording,
 )
-from fisher_lab._passes.labels import Outputs, gradient_labels, output_factors
+from fisher_lab._passes.labels import Empirical, Outputs, gradient_labels
 from fisher_lab._passes.model import (
     Forward,
     lowest_precision,
@@ -41,10 +41,12 @@ class Piece:
     Attributes:
         batch: inputs and the data's labels.
         label: labels at which the loss is differentiated; None where the kind of Fisher needs none.
+        likelihood: with the scale that the whole batch's labels give it.
     """
 
     batch: Batch
     label: Tensor | None
+    likelihood: Likelihood
 
 
 class Source:
@@ -147,6 +149,7 @@ class Source:
     def _check_first(self, z: Any, first: Batch) -> None:
         """Refuse outputs and labels that do not fit the likelihood and the kind of Fisher."""
         self.likelihood.check_output(z)
+        self.likelihood.check_values(z)
         if z.shape[0] != 1:
             raise ValueError(
                 f"The model returned shape {tuple(z.shape)} for 1 example, expected [1, *output]."
@@ -268,7 +271,8 @@ class Source:
                 self.likelihood.check_labels(like_outputs, batch.y)
             outputs = self._outputs_of(batch)
             label = self.labels.draw(self.likelihood, outputs, batch.index)
-            yield Piece(batch, label)
+            scaled = self.likelihood.of_batch(batch.y)
+            yield Piece(batch, label, scaled)
 
     def parts(self, names: Iterable[str] | None = None) -> Iterator[Piece]:
         """One pass over the data in pieces in which the columns of these layers (None: all) fit the
@@ -284,7 +288,7 @@ class Source:
                 label = whole.label
                 if label is not None:
                     label = label[some]
-                yield Piece(part, label)
+                yield Piece(part, label, whole.likelihood)
 
     def _outputs_of(self, batch: Batch) -> Outputs:
         """The outputs of a batch, computed a piece at a time."""
@@ -296,8 +300,9 @@ class Source:
         N = self.N if self.likelihood.summed else None
 
         def factors(z: Tensor) -> Tensor:
+            piece.likelihood.check_values(z)
             y = piece.batch.y
-            return self.labels.factors(self.likelihood, z, piece.label, y, N)
+            return self.labels.factors(piece.likelihood, z, piece.label, y, N)
 
         return factors
 
@@ -347,17 +352,20 @@ class Source:
         for batch in self.batches:
             outputs = self._outputs_of(batch)
             label = gradient_labels(self.likelihood, outputs, batch.y, self.seed, batch.index)
+            likelihood = self.likelihood.of_batch(batch.y)
             for start in range(0, batch.N, self.chunk):
                 some = slice(start, start + self.chunk)
-                self._add_gradients(totals, batch.part(some), label[some])
+                self._add_gradients(totals, batch.part(some), label[some], likelihood)
         # N is known after the pass
         return {name: total / self.N for name, total in totals.items()}
 
-    def _add_gradients(self, totals: dict[str, Tensor], batch: Batch, label: Tensor) -> None:
+    def _add_gradients(
+        self, totals: dict[str, Tensor], batch: Batch, label: Tensor, likelihood: Likelihood
+    ) -> None:
         """Add the sums of the examples' gradients."""
 
         def factors(z: Tensor) -> Tensor:
-            return output_factors(self.likelihood, z, "empirical", label)
+            return Empirical().factors(likelihood, z, None, label)
 
         found = capture(self.forward, self.layers, batch.inputs, factors, self.placements)
         ones = torch.ones(1, examples_of(batch.inputs), dtype=self.dtype, device=batch.device)

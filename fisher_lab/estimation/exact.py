@@ -149,6 +149,7 @@ def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tens
         z = probe(forward, batch)
         output = tuple(z.shape[1:])
         _check_batch(prepared, batch, z)
+        scaled = likelihood.of_batch(batch.y)
         R = labels.directions(likelihood, z)
         _check_factors(R, z, prepared.budget)
         # per-example gradients of all parameters, or the factors themselves where these are more
@@ -163,6 +164,7 @@ def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tens
             with torch.no_grad():
                 z = forward(piece.inputs)
             check_output(z, piece.N)
+            likelihood.check_values(z)
             if start == 0:
                 inside = lowest_precision(forward, piece, prepared.dtype)
                 seen = replace(forward, inside=inside)
@@ -170,7 +172,7 @@ def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tens
             own = None
             if label is not None:
                 own = label[some]
-            S = labels.factors(likelihood, z, own, piece.y, N)
+            S = labels.factors(scaled, z, own, piece.y, N)
             yield piece.inputs, S
 
 

@@ -46,14 +46,13 @@ class Likelihood(ABC):
         """Mean over the examples of -log p(y | z), a scalar."""
         return -self.log_prob(z, y).mean()
 
-    def kappa(self, z: Tensor) -> float:  # noqa: ARG002 - torch's losses scale with the shape of the output
+    def kappa(self, z: Tensor) -> float | Tensor:  # noqa: ARG002 - torch's losses scale with the shape of the output
         """Loss per example divided by the negative log-likelihood."""
         return 1.0
 
     # whether the loss is a sum over the examples, which scales the assembled matrix by N
     summed: bool = False
 
-    smoothing: float = 0.0  # label smoothing of the loss, which no likelihood of the labels has
     weighted: bool = False  # whether the weight of an example follows from its label
 
     def rank(self, z: Tensor) -> int:
@@ -67,6 +66,23 @@ class Likelihood(ABC):
             log_prob = self.log_prob(leaf, y).sum()
             (gradient,) = torch.autograd.grad(log_prob, leaf)
         return gradient.unsqueeze(0)
+
+    def data_score(self, z: Tensor, y: Tensor) -> Tensor:
+        """Minus the gradient of the loss over kappa at the data's labels y, `[1, N, *output]`."""
+        S = self.score(z, self.known(y))
+        if y.is_floating_point():  # their weights are in the gradient already
+            return S
+        weight = self.weights(z, y)
+        if weight is None:
+            return S
+        return S * weight  # the gradient of a weighted term has the weight, not its root
+
+    def of_batch(self, y: Tensor | None) -> Likelihood:  # noqa: ARG002
+        """The likelihood with what follows from the labels y of a whole batch.
+
+        A mean over the labels that a loss keeps has the scale of their number.
+        """
+        return self
 
     def known(self, y: Tensor) -> Tensor:
         """Labels y with something harmless in place of those that the loss ignores."""
@@ -92,6 +108,9 @@ class Likelihood(ABC):
                 "floating point [N, *output] with at least two dimensions; a scalar output per "
                 "example needs shape [N, 1]."
             )
+
+    def check_values(self, z: Tensor) -> None:  # noqa: B027 - every number is an output
+        """Raise ValueError where an output's numbers are not what the likelihood reads."""
 
     def check_labels(self, z: Tensor, y: Tensor) -> None:
         """Raise ValueError where the labels do not fit the output.

@@ -1,12 +1,19 @@
-"""Bernoulli likelihood: independent binary outputs with logits z. Root: sqrt(p (1 - p)) e_c."""
+"""Bernoulli likelihood: independent binary outputs, given by their logits or probabilities.
+
+With logits the Hessian in z is p (1 - p), its root sqrt(p (1 - p)) e_c. With probabilities it is
+y / p^2 + (1 - y) / (1 - p)^2, whose expectation over labels is 1 / (p (1 - p)).
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
 
 from fisher_lab.likelihoods.base import Likelihood, diagonal_factors
+
+# torch divides by no less in the derivative of its binary cross-entropy
+LEAST_VARIANCE = 1e-12
 
 
 class Bernoulli(Likelihood):
@@ -43,4 +50,36 @@ class Bernoulli(Likelihood):
             raise ValueError(
                 f"{self.name} got labels from {float(y.min()):g} to {float(y.max()):g}, expected "
                 "values in [0, 1]; rescale the labels."
+            )
+
+
+class BernoulliProbability(Bernoulli):
+    """Labels y in [0, 1], one per output, with probability z: the model ends with its own sigmoid."""
+
+    def factor(self, z: Tensor) -> Tensor:
+        """S `[K, N, *output]`, K outputs per example."""
+        variance = z * (1 - z)
+        # 1 / sqrt(variance), and 0 where the model is sure: its sigmoid's derivative is 0 there
+        root = variance.sqrt() / variance.clamp_min(LEAST_VARIANCE)
+        return diagonal_factors(root)
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Zeros and ones `[N, *output]`."""
+        wide = torch.promote_types(z.dtype, torch.float32)
+        uniform = torch.rand(z.shape, generator=generator, dtype=wide, device=z.device)
+        ones = uniform < z.to(wide)
+        return ones.to(z.dtype)
+
+    def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
+        """log p `[N]` of y `[N, *output]`, summed over the outputs."""
+        terms = binary_cross_entropy(z, y.to(z.dtype), reduction="none")
+        return -terms.flatten(1).sum(1)
+
+    def check_values(self, z: Tensor) -> None:
+        """Probabilities."""
+        low, high = z.detach().aminmax()
+        if not bool((low >= 0) & (high <= 1)):
+            raise ValueError(
+                f"{self.name} got outputs from {float(low):g} to {float(high):g}, expected "
+                "probabilities in [0, 1]; end the model with a sigmoid, or use BCEWithLogitsLoss."
             )

@@ -1,6 +1,8 @@
 """Gaussian likelihood with fixed variance: -log p = |z - y|^2 / (2 variance) + constant.
 
-The Hessian in z is I / variance, its root has the columns e_c / sqrt(variance).
+The Hessian in z is I / variance, its root has the columns e_c / sqrt(variance). Where the model
+gives the variance v too, -log p = ((m - y)^2 / v + log v) / 2 + constant; the expectation of its
+Hessian over labels is 1 / v in the mean m, 1 / (2 v^2) in v, and 0 between them.
 """
 
 from __future__ import annotations
@@ -52,3 +54,73 @@ class Gaussian(Likelihood):
 
     def __repr__(self) -> str:
         return f"Gaussian(variance={self.variance:g})"
+
+
+class GaussianVariance(Likelihood):
+    """Labels y = mean + noise, whose variance is an output too.
+
+    The outputs are z `[N, 2, *label]`, the means z[:, 0] and the variances z[:, 1].
+
+    Args:
+        eps: smallest variance; the derivative is handed through, as torch does.
+    """
+
+    def __init__(self, eps: float = 1e-6) -> None:
+        self.eps = eps
+
+    def factor(self, z: Tensor) -> Tensor:
+        """S `[2 K, N, 2, *label]`, K labels per example."""
+        _, v = self._parts(z)
+        of_mean = v.rsqrt()
+        of_variance = math.sqrt(0.5) / v
+        return diagonal_factors(torch.stack([of_mean, of_variance], 1))
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """mean + N(0, variance) `[N, *label]`."""
+        mean, v = self._parts(z)
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        return mean + v.sqrt() * noise
+
+    def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
+        """Log density `[N]` of y `[N, *label]`, or `[N, 1, *label]`."""
+        mean, v = self._parts(z)
+        residual = mean - y.reshape(mean.shape)
+        terms = residual.square() / v + v.log() + math.log(2 * math.pi)
+        return -0.5 * terms.reshape(len(z), -1).sum(1)
+
+    def check_output(self, z: Tensor) -> None:
+        """Two outputs, one behind the other in dimension 1."""
+        if isinstance(z, tuple | list):
+            raise TypeError(
+                f"The model returned {len(z)} outputs, but {self.name} expects one tensor "
+                "[N, 2, *label], means and variances; pass output=lambda z: torch.stack(z, 1), or "
+                "let the model stack them."
+            )
+        super().check_output(z)
+        if z.shape[1] != 2:
+            raise ValueError(
+                f"The model returned shape {tuple(z.shape)}, but {self.name} expects "
+                "[N, 2, *label], means z[:, 0] and variances z[:, 1]; stack them in dimension 1."
+            )
+
+    def check_values(self, z: Tensor) -> None:
+        """Variances are not negative."""
+        least = float(z[:, 1].detach().min())
+        if not least >= 0:
+            raise ValueError(
+                f"{self.name} got variances down to {least:g}, expected >= 0; end that output of "
+                "the model with a softplus or exp."
+            )
+
+    def check_labels(self, z: Tensor, y: Tensor) -> None:
+        """One per pair of mean and variance, finite."""
+        mean = z[:, 0]
+        if tuple(y.shape) == (len(z), 1, *mean.shape[1:]):
+            mean = z[:, :1]
+        super().check_labels(mean, y)
+
+    def _parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and variances `[N, *label]`, the variances at least eps."""
+        v = z[:, 1]
+        raised = v.detach().clamp_min(self.eps) - v.detach()
+        return z[:, 0], v + raised

@@ -1,36 +1,30 @@
-"""Torch's loss modules as likelihoods: the Fisher that equals the generalised Gauss-Newton matrix
-of the loss.
+"""Torch's loss modules as likelihoods: the Fisher that equals the generalised Gauss-Newton matrix.
 
-A torch loss is kappa times a negative log-likelihood per example, with L positions and C outputs
-(or classes):
-
-    CrossEntropyLoss   mean: kappa = 1 / L        sum: 1
-    MSELoss            mean: kappa = 2 / (L C)    sum: 2
-    BCEWithLogitsLoss  mean: kappa = 1 / (L C)    sum: 1
+Where the Hessian of a loss in the outputs depends on the label, its expectation over the labels of
+the likelihood is meant, as everywhere here; see `readings` for what each module is.
 """
 
 from __future__ import annotations
 
-import math
+import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fisher_lab.likelihoods.base import Likelihood
-from fisher_lab.likelihoods.bernoulli import Bernoulli
-from fisher_lab.likelihoods.categorical import Categorical
-from fisher_lab.likelihoods.gaussian import Gaussian
+from fisher_lab.likelihoods.readings import READINGS, WRITE, refuse_absolute_error
 
 
 class TorchLoss(Likelihood):
-    """The likelihood behind a `CrossEntropyLoss`, `MSELoss` or `BCEWithLogitsLoss` module, with the
-    loss's scale.
+    """The likelihood behind a loss module of torch, with the loss's scale.
+
+    Class weights, `pos_weight` and ignored labels make terms of the loss smaller or zero, which is
+    measured as it is. A mean over the labels that are kept divides by their number (or weights) in
+    the whole batch, as it does in training; nothing else couples the examples.
 
     Args:
-        module: the loss module; `reduction="none"` and BCEWithLogitsLoss's weights are refused.
-            CrossEntropyLoss's class weights and ignored labels make terms of the loss smaller or
-            zero; under reduction="sum" that is measured as it is, under "mean" refused, because the
-            mean over what is kept couples the examples.
+        module: the loss module; see `readings.READINGS` for those that are known.
 
     Raises:
         TypeError: for a module that is none of these.
@@ -38,51 +32,20 @@ class TorchLoss(Likelihood):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        bases = {
-            nn.CrossEntropyLoss: Categorical(dim=1),
-            nn.MSELoss: Gaussian(),
-            nn.BCEWithLogitsLoss: Bernoulli(),
-        }
-        if type(module) not in bases:
+        if type(module) is nn.L1Loss:
+            refuse_absolute_error(module)
+        if type(module) not in READINGS:
+            known = ", ".join(kind.__name__ for kind in READINGS)
             raise TypeError(
                 f"Got {type(module).__name__} as likelihood, expected a fisher_lab likelihood "
-                "(Categorical, Gaussian, Bernoulli) or one of CrossEntropyLoss, MSELoss, "
-                "BCEWithLogitsLoss."
+                f"(Categorical, Gaussian, Bernoulli) or one of {known}; use one of these, {WRITE}."
             )
-        if module.reduction not in ("mean", "sum"):
-            raise ValueError(
-                f'{type(module).__name__} has reduction={module.reduction!r}, expected "mean" or '
-                '"sum".'
-            )
-        self.module = module
-        self.base: Likelihood = bases[type(module)]
-        self.summed = module.reduction == "sum"
-        self.weight: Tensor | None = getattr(module, "weight", None)
-        self.ignored: int | None = getattr(module, "ignore_index", None)
-        self.weighted = self.weight is not None
-        self.smoothing = getattr(module, "label_smoothing", 0.0)
-        self._check_weights()
-
-    def _check_weights(self) -> None:
-        module, kind = self.module, type(self.module).__name__
-        if isinstance(module, nn.CrossEntropyLoss) and self.weight is not None:
-            if not self.summed:
-                raise ValueError(
-                    f"{kind} has weight set and reduction='mean', expected reduction='sum': the "
-                    "mean divides by the labels' weights and so couples the examples; use "
-                    "reduction='sum', or no weights."
-                )
-            if module.label_smoothing or bool((self.weight < 0).any()):
-                raise ValueError(
-                    f"{kind} has weight set together with "
-                    f"label_smoothing={module.label_smoothing} or with negative weights, expected "
-                    "one of the two and weights >= 0; change the loss."
-                )
-        elif self.weight is not None or getattr(module, "pos_weight", None) is not None:
-            raise ValueError(
-                f"{kind} has weight or pos_weight set, expected None: a weighted loss is not a "
-                "likelihood; use the loss without weights."
-            )
+        self.module: Any = module
+        self.reading = READINGS[type(module)](module)
+        self.base = self.reading.base
+        self.summed = self.module.reduction == "sum"
+        self.weighted = self.reading.weighted
+        self._batch_scale: Tensor | None = None
 
     def factor(self, z: Tensor) -> Tensor:
         """The likelihood's own factor, without kappa."""
@@ -98,69 +61,61 @@ class TorchLoss(Likelihood):
 
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
         """The torch loss itself."""
-        return self.module(z, y)
+        return self.reading.loss(z, y)
 
-    def kappa(self, z: Tensor) -> float:
-        """See the table at the top of this file."""
-        outputs = math.prod(z.shape[1:])
-        if isinstance(self.module, nn.CrossEntropyLoss):
-            return 1.0 if self.summed else z.shape[1] / outputs
-        scale = 2.0 if isinstance(self.module, nn.MSELoss) else 1.0
-        return scale if self.summed else scale / outputs
+    def kappa(self, z: Tensor) -> float | Tensor:
+        """See the table of `readings`."""
+        kappa = self.reading.kappa(z)
+        if self._batch_scale is None:
+            return kappa
+        return kappa * self._batch_scale.to(z)
+
+    def of_batch(self, y: Tensor | None) -> Likelihood:
+        """The loss with the scale of a mean over the labels of this batch that are kept."""
+        scale = None if y is None else self.reading.batch_scale(y)
+        if scale is None:
+            return self
+        twin = copy.copy(self)
+        twin._batch_scale = scale
+        return twin
+
+    def data_score(self, z: Tensor, y: Tensor) -> Tensor:
+        """Minus the gradient of the loss over kappa, its smoothing and weights included."""
+        if not self.reading.special:
+            return super().data_score(z, y)
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            total = self.reading.total(leaf, y)
+            (gradient,) = torch.autograd.grad(total, leaf)
+        return -gradient.unsqueeze(0)
 
     def rank(self, z: Tensor) -> int:
         """As the likelihood's."""
         return self.base.rank(z)
 
     def known(self, y: Tensor) -> Tensor:
-        """Class 0 in place of `ignore_index`."""
-        if self.ignored is None or y.is_floating_point():
-            return y
-        return torch.where(y.eq(self.ignored), torch.zeros_like(y), y)
+        """Labels as the likelihood takes them."""
+        return self.reading.known(y)
 
     def weights(self, z: Tensor, y: Tensor) -> Tensor | None:
-        """For class indices y `[N, *positions]`: 0 where the loss ignores one, else the weight of
-        its class.
-        """
-        if self.ignored is None or y.is_floating_point():
-            return self.base.weights(z, y)
-        kept = y.ne(self.ignored)
-        if self.weight is None:
-            weight = kept.to(z.dtype)
-        else:
-            weight = kept * self.weight.to(z)[self.known(y)]
-        return weight.unsqueeze(1)  # the same for all classes
+        """Weights of the loss's terms at the data's labels."""
+        return self.reading.weights(z, y)
 
-    def check_output(self, z: Tensor) -> None:
+    def check_output(self, z: Any) -> None:
         """As the likelihood's."""
-        self.base.check_output(z)
+        self.reading.check_output(z)
+
+    def check_values(self, z: Tensor) -> None:
+        """As the likelihood's; log-probabilities are normalised."""
+        self.reading.check_values(z)
 
     def check_labels(self, z: Tensor, y: Tensor) -> None:
-        """As the likelihood's; under a mean, no label is `ignore_index`."""
-        if (
-            self.ignored is not None
-            and not y.is_floating_point()
-            and bool((y == self.ignored).any())
-        ):
-            if not self.summed:
-                raise ValueError(
-                    f"{int((y == self.ignored).sum())} labels equal ignore_index={self.ignored}, "
-                    "expected none under reduction='mean', whose mean over the labels kept "
-                    "couples the examples; use reduction='sum', or remove them from the data."
-                )
-            y = torch.where(y == self.ignored, torch.zeros_like(y), y)
-        self.base.check_labels(z, y)
+        """As the likelihood's; a mean keeps at least one label."""
+        self.reading.check_labels(z, y)
 
     def check_unlabelled(self, z: Tensor) -> None:
-        """Refuse outputs with positions: only labels tell whether they are laid out as the loss
-        expects.
-        """
-        if z.ndim > 2:
-            raise ValueError(
-                f"The model returned shape {tuple(z.shape)} and there are no labels, so which "
-                f"dimension holds the classes is a guess with {self.name}, expected labels or an "
-                "explicit likelihood; pass one, such as fl.Categorical(dim=-1)."
-            )
+        """Refuse outputs whose layout only labels tell."""
+        self.reading.check_unlabelled(z)
 
     @property
     def name(self) -> str:

@@ -186,16 +186,10 @@ def test_empirical_with_ignored_labels_and_weights() -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: nn.CrossEntropyLoss(weight=torch.ones(3)), "reduction='sum'"),
         (lambda: nn.CrossEntropyLoss(reduction="sum", weight=-torch.ones(3)), "weights >= 0"),
-        (
-            lambda: nn.CrossEntropyLoss(reduction="sum", weight=torch.ones(3), label_smoothing=0.1),
-            "label_smoothing",
-        ),
-        (lambda: nn.BCEWithLogitsLoss(pos_weight=torch.ones(3)), "pos_weight"),
         (lambda: nn.BCEWithLogitsLoss(weight=torch.ones(3)), "weight"),
         (lambda: nn.CrossEntropyLoss(reduction="none"), "reduction='none'"),
-        (lambda: nn.NLLLoss(), "NLLLoss"),
+        (lambda: nn.NLLLoss(), "expected log-probabilities"),
     ],
 )
 def test_losses_that_are_refused(make, match: str) -> None:
@@ -204,25 +198,12 @@ def test_losses_that_are_refused(make, match: str) -> None:
         fl.compare(nn.Linear(3, 3), make(), (normal(2, 3), labels(2)))
 
 
-def test_ignored_labels_under_a_mean_are_refused() -> None:
-    """The mean over the labels kept couples the examples."""
-    with pytest.raises(
-        ValueError,
-        match=r"1 labels equal ignore_index=-100.*couples the examples; use reduction='sum'",
-    ):
-        fl.compare(nn.Linear(3, 3), nn.CrossEntropyLoss(), (normal(2, 3), torch.tensor([1, -100])))
-
-
 def test_class_weights_need_the_labels() -> None:
-    """Without labels, with sampled ones, or with probabilities nobody knows an example's weight."""
+    """Without labels nobody knows an example's weight."""
     loss = nn.CrossEntropyLoss(reduction="sum", weight=torch.tensor([0.5, 2.0, 1.0]))
-    for data, kind in (
-        (normal(2, 3), "true"),
-        ((normal(2, 3), labels(2)), "mc"),
-        ((normal(2, 3), normal(2, 3).softmax(-1)), "true"),
-    ):
+    for kind in ("true", "mc"):
         with pytest.raises(ValueError, match="labels tell the weight"):
-            fl.estimate(fl.Exact(), nn.Linear(3, 3), loss, data, fisher=kind)
+            fl.estimate(fl.Exact(), nn.Linear(3, 3), loss, normal(2, 3), fisher=kind)
 
 
 def test_positions_without_labels_are_refused() -> None:
@@ -236,15 +217,13 @@ def test_positions_without_labels_are_refused() -> None:
 
 
 def test_label_smoothing_leaves_the_true_fisher() -> None:
-    """Smoothing the labels does not change the Hessian; the empirical Fisher of it is refused."""
+    """Smoothing the labels does not change the Hessian."""
     model, data = randomised(nn.Sequential(nn.Linear(3, 3))), (normal(N, 3), labels(N))
     plain, smooth = (
         fl.exact_fisher(model, nn.CrossEntropyLoss(label_smoothing=s), data)["0"]
         for s in (0.0, 0.2)
     )
     assert_same(smooth.dense(), plain.dense(), 1e-12)
-    with pytest.raises(ValueError, match="label_smoothing"):
-        fl.exact_fisher(model, nn.CrossEntropyLoss(label_smoothing=0.2), data, fisher="empirical")
 
 
 @pytest.mark.parametrize("fisher", ["true", "mc", "empirical"])

@@ -1,0 +1,69 @@
+"""The likelihood behind Huber's loss (Huber, 1964): Gaussian in the middle, exponential tails.
+
+With r = y - z, precision s and threshold delta,
+
+    -log p = s r^2 / 2                          + log Z   where |r| < delta
+             s delta (|r| - delta / 2)          + log Z   elsewhere,
+    Z      = sqrt(2 pi / s) erf(delta sqrt(s / 2)) + 2 / (s delta) exp(-s delta^2 / 2).
+
+The Hessian in z is s in the middle and 0 in the tails; its expectation over labels is s P with
+P the probability of the middle, the first term of Z over Z. It does not depend on z.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fisher_lab.likelihoods.base import Likelihood, diagonal_factors
+
+
+class Huber(Likelihood):
+    """Labels y = z + noise, independent outputs, whose noise is Gaussian up to a threshold.
+
+    Args:
+        delta: the threshold, > 0.
+        precision: second derivative of -log p in the middle, > 0.
+    """
+
+    def __init__(self, delta: float = 1.0, precision: float = 1.0) -> None:
+        self.delta = delta
+        self.precision = precision
+        s = precision
+        self._inside = math.erf(delta * math.sqrt(s / 2))  # of a Gaussian of variance 1 / s
+        middle = math.sqrt(2 * math.pi / s) * self._inside
+        tails = 2 / (s * delta) * math.exp(-s * delta**2 / 2)
+        self._log_normaliser = math.log(middle + tails)
+        self.middle = middle / (middle + tails)
+
+    def factor(self, z: Tensor) -> Tensor:
+        """S `[K, N, *output]`, K outputs per example."""
+        second_derivative = self.precision * self.middle
+        root = torch.full_like(z, math.sqrt(second_derivative))
+        return diagonal_factors(root)
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """z + noise `[N, *output]`."""
+        s = self.precision
+        choice, place = torch.rand(2, *z.shape, generator=generator, dtype=z.dtype, device=z.device)
+        # the middle by the inverse of its distribution function
+        signed = 2 * place - 1
+        middle = math.sqrt(2 / s) * torch.erfinv(signed * self._inside)
+        # a tail begins at delta and falls as exp(-s delta |r|); the sign is that of the place
+        length = torch.empty_like(z).exponential_(generator=generator)
+        tail = signed.sign() * (self.delta + length / (s * self.delta))
+        return z + torch.where(choice < self.middle, middle, tail)
+
+    def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
+        """Log density `[N]` of y `[N, *output]`."""
+        distance = (y - z).abs()
+        square = 0.5 * distance.square()
+        linear = self.delta * (distance - 0.5 * self.delta)
+        loss = torch.where(distance < self.delta, square, linear)
+        terms = -self.precision * loss - self._log_normaliser
+        return terms.flatten(1).sum(1)
+
+    def __repr__(self) -> str:
+        return f"Huber(delta={self.delta:g}, precision={self.precision:g})"

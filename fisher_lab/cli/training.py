@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -46,18 +46,49 @@ def train(
         quiet: no progress bar and no table.
     """
     records = train_command(
-        problem.problem, optimizer, lr=lr, damping=damping, epochs=epochs, batch=batch, seed=problem.seed,
-        output=output, resume=resume, measure_every=measure_every, settings=problem.settings(),
-        options={key: literal(value) for key, value in assignments("--option", option).items()},
-        progress=False if quiet else None,
-    )  # fmt: skip
+        problem.problem,
+        optimizer,
+        lr=lr,
+        damping=damping,
+        epochs=epochs,
+        batch=batch,
+        seed=problem.seed,
+        output=output,
+        resume=resume,
+        measure_every=measure_every,
+        settings=problem.settings(),
+        options=_options(option),
+        progress=_progress(quiet),
+    )
     shown = records[-1:] if quiet else records
     for record in shown:
-        test = (
-            f"  test {as_text(record['test_loss'])}" if record.get("test_loss") is not None else ""
-        )
-        loss = as_text(record["loss"])
-        print(f"epoch {record['epoch']:4d}  loss {loss}{test}  {record['seconds']:.1f} s")
+        loss = _loss(record)
+        test = ""
+        if record.get("test_loss") is not None:
+            test = f"  test {as_text(record['test_loss'])}"
+        print(f"epoch {record['epoch']:4d}  {loss}{test}  {record['seconds']:.1f} s")
+
+
+def _options(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Further arguments of the optimizer, as Python values."""
+    found = {}
+    for key, value in assignments("--option", texts).items():
+        found[key] = literal(value)
+    return found
+
+
+def _progress(quiet: bool) -> bool | None:
+    """No bar, or one where stderr is a terminal."""
+    if quiet:
+        return False
+    return None
+
+
+def _loss(row: dict[str, Any]) -> str:
+    """The loss of an epoch or a trial; a diverged one has none."""
+    if row["loss"] is None:
+        return "diverged"
+    return f"loss {as_text(row['loss'])}"
 
 
 def tune(
@@ -87,14 +118,23 @@ def tune(
         quiet: no progress bar.
     """
     trials = tune_command(
-        problem.problem, optimizer, lrs=lrs, dampings=dampings, epochs=epochs, batch=batch, seed=problem.seed,
-        output=output, settings=problem.settings(),
-        options={key: literal(value) for key, value in assignments("--option", option).items()},
-        progress=False if quiet else None,
-    )  # fmt: skip
+        problem.problem,
+        optimizer,
+        lrs=lrs,
+        dampings=dampings,
+        epochs=epochs,
+        batch=batch,
+        seed=problem.seed,
+        output=output,
+        settings=problem.settings(),
+        options=_options(option),
+        progress=_progress(quiet),
+    )
     for trial in trials:
-        damping = "" if trial["damping"] is None else f"  damping {trial['damping']:g}"
-        loss = "diverged" if trial["loss"] is None else f"loss {as_text(trial['loss'])}"
+        loss = _loss(trial)
+        damping = ""
+        if trial["damping"] is not None:
+            damping = f"  damping {trial['damping']:g}"
         print(
             f"{trial['optimizer']}  lr {trial['lr']:g}{damping}  {loss}  {trial['seconds']:.1f} s"
         )

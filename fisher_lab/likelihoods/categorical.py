@@ -1,8 +1,8 @@
 """Categorical likelihood: softmax over classes, -log p = cross-entropy.
 
-Its Hessian diag(p) - p p^T has rank C - 1. With u = sqrt(p), of norm 1, diag(p) - p p^T = diag(u) (I - u u^T) diag(u). The reflection that maps
-u to -e_C is I - v v^T / (1 + u_C) with v = u + e_C, and its first C - 1 columns are a basis of what
-is orthogonal to u; so
+Its Hessian diag(p) - p p^T has rank C - 1. With u = sqrt(p), of norm 1, it is
+diag(u) (I - u u^T) diag(u). The reflection that maps u to -e_C is I - v v^T / (1 + u_C) with
+v = u + e_C, and its first C - 1 columns are a basis of what is orthogonal to u; so
 
     S_ij = u_i (delta_ij - v_i u_j / (1 + u_C)),   j < C,
 
@@ -22,7 +22,8 @@ from fisher_lab.likelihoods.base import Likelihood
 class Categorical(Likelihood):
     """Labels y (class indices) with probabilities softmax(z) along `dim`.
 
-    All other dimensions are positions. The factor has C - 1 columns per position, whose outer products sum to diag(p) - p p^T.
+    All other dimensions are positions. The factor has C - 1 columns per position, whose outer
+    products sum to diag(p) - p p^T.
 
     Args:
         dim: dimension of z that holds the classes; -1 for `[N, C]` and `[N, L, C]`, 1 for torch's

@@ -1,4 +1,7 @@
-"""Training and tuning named problems with optimizers by name: what the command line calls."""
+"""Training and tuning named problems with optimizers by name: what the command line calls.
+
+Arguments and places are checked first: a problem may take long to load, and a training longer.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,12 @@ import torch
 from torch import nn
 
 from fisher_lab import optim, problems
-from fisher_lab._ground.files import write_atomically
+from fisher_lab._ground.arguments import is_whole, number
+from fisher_lab._ground.files import check_output, write_atomically
 from fisher_lab.likelihoods import Likelihood
-from fisher_lab.training.fitting import Record, fit, record_errors
+from fisher_lab.training import checkpoints
+from fisher_lab.training.fitting import Record, at_most, fit, record_errors
+from fisher_lab.training.places import alone
 
 BASELINES = ("SGD", "Adam")  # torch's, SGD with momentum 0.9
 TUNED_EPOCHS = 10
@@ -59,7 +65,8 @@ def make_optimizer(
                 f"Got damping={damping} for {name}, expected none: it has no damping; leave it out."
             )
         if name == "SGD":
-            return torch.optim.SGD(model.parameters(), lr=lr, **{"momentum": 0.9, **options})
+            options = {"momentum": 0.9, **options}
+            return torch.optim.SGD(model.parameters(), lr=lr, **options)
         return torch.optim.Adam(model.parameters(), lr=lr, **options)
     known = optim.registry()
     if name not in known:
@@ -75,8 +82,12 @@ def make_optimizer(
 def _takes_seed(optimizer: type) -> bool:
     """Whether an optimizer has random numbers of its own (K-BFGS draws nothing)."""
     parameters = inspect.signature(optimizer).parameters
-    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    return any_name or "seed" in parameters
+    if "seed" in parameters:
+        return True
+    for parameter in parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:  # **options are handed on
+            return True
+    return False
 
 
 def start(problem: str | problems.Problem, **settings: Any) -> problems.Problem:
@@ -126,25 +137,49 @@ def train_command(
     Returns:
         One record per epoch; see `fit`.
     """
-    loaded = start(problem, **(settings or {}))
-    data = loaded.train_data or loaded.data
     path = None if output is None else Path(output)
     if path is not None and path.suffix != ".jsonl":
         raise ValueError(
             f"Got output {str(path)!r}, expected a file that ends in .jsonl: metrics are JSON "
             "lines."
         )
+    _check_counts(epochs=epochs, batch=batch)
+    checkpoint = None
+    if path is not None:
+        check_output(path, (".jsonl",))
+        checkpoint = path.with_suffix(".pt")
+        # fit looks too, but the problem may take long to load
+        checkpoints.existing(checkpoint, resume)
+    loaded = start(problem, **(settings or {}))
+    data = loaded.data if loaded.train_data is None else loaded.train_data
     opt = make_optimizer(
         optimizer, loaded.model, loaded.likelihood, lr, damping, seed, **(options or {})
     )
-    measuring = (
-        [record_errors(loaded.data, measure_every, fisher=loaded.fisher)] if measure_every else []
-    )
+    callbacks = []
+    if measure_every:
+        callbacks.append(record_errors(loaded.data, measure_every, fisher=loaded.fisher))
     return fit(
-        loaded.model, opt, loaded.likelihood, data, epochs, batch=min(batch, len(data[0])), seed=seed,
-        test_data=loaded.test_data, metrics=path, checkpoint=None if path is None else path.with_suffix(".pt"),
-        resume=resume, callbacks=measuring, progress=progress,
-    )  # fmt: skip
+        loaded.model,
+        opt,
+        loaded.likelihood,
+        data,
+        epochs,
+        batch=at_most(batch, data),
+        seed=seed,
+        test_data=loaded.test_data,
+        metrics=path,
+        checkpoint=checkpoint,
+        resume=resume,
+        callbacks=callbacks,
+        progress=progress,
+    )
+
+
+def _check_counts(**counts: int) -> None:
+    """Refuse counts that are not whole numbers from 1 on."""
+    for name, value in counts.items():
+        if not is_whole(value, 1):
+            raise ValueError(f"Got {name}={value!r}, expected a whole number, 1 or more.")
 
 
 def tune_command(
@@ -183,35 +218,66 @@ def tune_command(
         The trials `{optimizer, lr, damping, loss, seconds, ...}`, the best first; a diverged one
         has no loss.
     """
-    loaded = start(problem, **(settings or {}))
+    _check_counts(epochs=epochs, batch=batch)
+    _check_grid(lrs, dampings)
     path = None if output is None else Path(output)
-    about = {
-        "problem": loaded.settings,
-        "epochs": epochs,
-        "batch": batch,
-        "seed": seed,
-        "options": repr(options or {}),
-    }
-    trials = _finished(path, about)
-    for lr, damping in grid(optimizer, lrs, dampings):
-        key = {"optimizer": optimizer, "lr": lr, "damping": damping}
-        if any(key.items() <= trial.items() for trial in trials):
-            continue
-        model = copy.deepcopy(loaded.model)
-        opt = make_optimizer(
-            optimizer, model, loaded.likelihood, lr, damping, seed, **(options or {})
-        )
-        data = loaded.train_data or loaded.data
-        records = fit(model, opt, loaded.likelihood, data, epochs, batch=min(batch, len(data[0])), seed=seed,
-                      progress=progress)  # fmt: skip
-        last = records[-1]
-        trials.append(
-            {**key, "loss": last["loss"], "seconds": last["seconds"], "epochs": last["epoch"]}
-        )
-        if path is not None:
-            write_atomically(path, json.dumps({"about": about, "trials": trials}, indent=1) + "\n")
+    with alone(path):
+        loaded = start(problem, **(settings or {}))
+        about = {
+            "problem": loaded.settings,
+            "epochs": epochs,
+            "batch": batch,
+            "seed": seed,
+            "options": repr(options or {}),
+        }
+        trials = _finished(path, about)
+        for lr, damping in grid(optimizer, lrs, dampings):
+            key = {"optimizer": optimizer, "lr": lr, "damping": damping}
+            if any(key.items() <= trial.items() for trial in trials):
+                continue
+            model = copy.deepcopy(loaded.model)
+            opt = make_optimizer(
+                optimizer, model, loaded.likelihood, lr, damping, seed, **(options or {})
+            )
+            data = loaded.data if loaded.train_data is None else loaded.train_data
+            records = fit(
+                model,
+                opt,
+                loaded.likelihood,
+                data,
+                epochs,
+                batch=at_most(batch, data),
+                seed=seed,
+                progress=progress,
+            )
+            last = records[-1]
+            spent = {"seconds": last["seconds"], "epochs": last["epoch"]}
+            trials.append({**key, "loss": last["loss"], **spent})
+            if path is not None:
+                text = json.dumps({"about": about, "trials": trials}, indent=1)
+                write_atomically(path, text + "\n")
     mine = [trial for trial in trials if trial["optimizer"] == optimizer]
-    return sorted(mine, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
+    return sorted(mine, key=_rank)
+
+
+def _rank(trial: Record) -> float:
+    """The loss; a diverged trial, which has none, comes last."""
+    if trial["loss"] is None:
+        return math.inf
+    return trial["loss"]
+
+
+def _check_grid(lrs: Sequence[float], dampings: Sequence[float]) -> None:
+    """Refuse an empty grid, and numbers that no step can be made with."""
+    for name, values, least in (("lrs", lrs, "> 0"), ("dampings", dampings, ">= 0")):
+        if not values:
+            raise ValueError(f"Got no {name}, expected at least one number {least}.")
+        for value in values:
+            wrong = not math.isfinite(number(value)) or number(value) < 0
+            if wrong or (name == "lrs" and value == 0):
+                raise ValueError(
+                    f"Got {value!r} in {name}, expected finite numbers {least}; leave it out."
+                )
 
 
 def grid(
@@ -223,13 +289,23 @@ def grid(
     count = len(lrs) * len(dampings)
     if count == 1 or min(lrs) == max(lrs):
         return [(lrs[0], None)] * count
-    low, high = math.log(min(lrs)), math.log(max(lrs))
-    return [
-        (float(f"{math.exp(low + (high - low) * i / (count - 1)):.4g}"), None) for i in range(count)
-    ]
+    low = math.log(min(lrs))
+    high = math.log(max(lrs))
+    trials: list[tuple[float, float | None]] = []
+    for i in range(count):
+        lr = math.exp(low + (high - low) * i / (count - 1))
+        # four digits, as somebody would write it
+        rounded = float(f"{lr:.4g}")
+        trials.append((rounded, None))
+    return trials
 
 
 def _finished(path: Path | None, about: Record) -> list[Record]:
+    """The trials that a file holds already.
+
+    Raises:
+        ValueError: for a file that `tune` did not write, or wrote for something else.
+    """
     if path is None or not path.exists():
         return []
     try:

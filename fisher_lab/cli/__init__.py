@@ -1,6 +1,4 @@
-"""Measure how far curvature approximations are from the exact Fisher matrix of a network, and train
-with them.
-"""
+"""Measure how far curvature approximations are from a network's exact Fisher; train with them."""
 
 from __future__ import annotations
 
@@ -22,11 +20,14 @@ def problems() -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("problem", "what it is", "settings"):
-        table.add_column(title, no_wrap=title == "problem")
+    table.add_column("problem", no_wrap=True)
+    table.add_column("what it is")
+    table.add_column("settings")
     for name, about in named_problems.describe().items():
-        settings = ", ".join(f"{key}={value}" for key, value in about.settings.items())
-        table.add_row(name, about.summary, settings)
+        settings = []
+        for key, value in about.settings.items():
+            settings.append(f"{key}={value}")
+        table.add_row(name, about.summary, ", ".join(settings))
     Console().print(table)
     print(
         "\nYour own: --problem package.module:function or path/file.py:function, returning "
@@ -35,13 +36,20 @@ def problems() -> None:
 
 
 COMMANDS: dict[str, Any] = {
-    "compare": compare, "plot": plot, "report": report, "train": train, "tune": tune, "problems": problems,
-}  # fmt: skip
+    "compare": compare,
+    "plot": plot,
+    "report": report,
+    "train": train,
+    "tune": tune,
+    "problems": problems,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `fisher-lab`; bad input ends with one sentence and exit code 2."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = arguments
+    if given is None:
+        given = sys.argv[1:]
     if given == ["--version"]:
         print(f"fisher-lab {__version__}")
         return

@@ -39,10 +39,12 @@ class ProblemOptions:
 
     def settings(self) -> dict[str, Any]:
         """The settings that were given."""
-        common = {"steps": self.steps, "examples": self.examples}
-        return {key: value for key, value in common.items() if value is not None} | assignments(
-            "--set", self.set
-        )
+        given: dict[str, Any] = {}
+        if self.steps is not None:
+            given["steps"] = self.steps
+        if self.examples is not None:
+            given["examples"] = self.examples
+        return given | assignments("--set", self.set)
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,17 @@ class MeasureOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `compare`; `fisher` may be None."""
-        chosen = [parse_approximation(text) for text in self.approximations]
+        chosen = list(map(parse_approximation, self.approximations))
         return {
-            "approximations": chosen or None, "layers": list(self.layers) or None, "dampings": self.dampings,
-            "errors": self.errors, "fisher": self.fisher, "exact": self.exact, "dtype": getattr(torch, self.dtype),
+            "approximations": chosen or None,
+            "layers": list(self.layers) or None,
+            "dampings": self.dampings,
+            "errors": self.errors,
+            "fisher": self.fisher,
+            "exact": self.exact,
+            "dtype": getattr(torch, self.dtype),
             "memory": self.memory,
-        }  # fmt: skip
+        }
 
 
 def assignments(option: str, texts: tuple[str, ...]) -> dict[str, str]:
@@ -111,7 +118,8 @@ def parse_approximation(text: str) -> Approximation:
             "TN(modes=2)."
         )
     options = {}
-    for part in filter(None, (p.strip() for p in rest.removesuffix(")").split(","))):
+    parts = rest.removesuffix(")").split(",")
+    for part in filter(None, map(str.strip, parts)):
         key, _, value = part.partition("=")
         options[key.strip()] = literal(value.strip())
     try:

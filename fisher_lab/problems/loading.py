@@ -16,7 +16,8 @@ from typing import Any
 
 from fisher_lab.problems.registry import Problem, annotated_type, as_problem, names, registered
 
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+TRUE = ("true", "yes", "on", "1")
+FALSE = ("false", "no", "off", "0")
 FORMS = "a name, 'package.module:function' or 'path/file.py:function'"
 
 
@@ -53,24 +54,32 @@ def load(spec: str, optional: dict[str, Any] | None = None, /, **settings: Any) 
                 f"there is no problem named {spec!r}{guess}: write one of {', '.join(names())}, "
                 "or 'package.module:function' or 'path/file.py:function'"
             )
-        return function(**typed_settings(function, spec, _accepted(function, optional) | settings))
+        given = _accepted(function, optional) | settings
+        return function(**typed_settings(function, spec, given))
     target, _, name = spec.rpartition(":")
     if not target or not name.isidentifier():
         raise ValueError(f"cannot read the problem {spec!r}: expected {FORMS}")
     is_file = target.endswith(".py") or "/" in target or os.sep in target
     path = Path(target).expanduser()
+    directory = path.resolve().parent if is_file else Path.cwd()
     # The user's own directory stays importable while the function runs, as it would be under
     # `python file.py`.
-    with _importable(path.resolve().parent if is_file else Path.cwd()):
+    with _importable(directory):
         module = _module_of_file(path) if is_file else _module_by_name(target)
         function = _function_of(module, name, target)
-        values = typed_settings(function, spec, _accepted(function, optional) | settings)
+        given = _accepted(function, optional) | settings
+        values = typed_settings(function, spec, given)
         return as_problem(function(**values), spec, values)
 
 
 def _accepted(function: Callable[..., Any], optional: dict[str, Any] | None) -> dict[str, Any]:
+    """Those of the settings that the function has."""
     known = inspect.signature(function).parameters
-    return {key: value for key, value in (optional or {}).items() if key in known}
+    found = {}
+    for key, value in (optional or {}).items():
+        if key in known:
+            found[key] = value
+    return found
 
 
 def typed_settings(
@@ -87,16 +96,18 @@ def typed_settings(
         ValueError: for an unknown setting or a value that cannot be converted.
         TypeError: for a value of the wrong type, or if a setting without a default is missing.
     """
-    parameters = inspect.signature(function).parameters
-    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = {
-        key: p
-        for key, p in parameters.items()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
+    known = {}
+    free = False  # whether the function takes any name
+    for key, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            free = True
+        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            known[key] = parameter
     for key in settings:
         if key not in known and not free:
-            has = f"its settings are {', '.join(known)}" if known else "it has no settings"
+            has = "it has no settings"
+            if known:
+                has = f"its settings are {', '.join(known)}"
             raise ValueError(
                 f"problem {name!r} has no setting {key!r}{_did_you_mean(key, known)}: {has}"
             )
@@ -105,9 +116,10 @@ def typed_settings(
             raise TypeError(
                 f"problem {name!r} needs the setting {key!r}, which has no default: give it a value"
             )
-    return {
-        key: _typed(function, known.get(key), name, key, value) for key, value in settings.items()
-    }
+    typed = {}
+    for key, value in settings.items():
+        typed[key] = _typed(function, known.get(key), name, key, value)
+    return typed
 
 
 def _typed(
@@ -118,11 +130,15 @@ def _typed(
     value: Any,
 ) -> Any:
     """One value with the type of its default, or of its annotation where there is no default."""
-    default = parameter.default if parameter is not None else inspect.Parameter.empty
+    default = inspect.Parameter.empty
+    if parameter is not None:
+        default = parameter.default
     kind: Any = type(default)
     if default is None or default is inspect.Parameter.empty:
         kind = annotated_type(function, key)
-    entry = type(default[0]) if isinstance(default, tuple) and default else int
+    entry: type = int
+    if isinstance(default, tuple) and default:
+        entry = type(default[0])
     try:
         return convert(value, kind, entry)
     except ValueError as error:
@@ -137,11 +153,10 @@ def _typed(
 
 
 def _like(default: Any) -> str:
-    return (
-        ""
-        if default is None or default is inspect.Parameter.empty
-        else f", such as the default {default!r}"
-    )
+    """The default as an example, where there is one."""
+    if default is None or default is inspect.Parameter.empty:
+        return ""
+    return f", such as the default {default!r}"
 
 
 def convert(value: Any, kind: Any, entry: type = int) -> Any:
@@ -210,7 +225,9 @@ def _float(value: Any) -> float:
 
 def _tuple(value: Any, entry: type) -> tuple[Any, ...]:
     if isinstance(value, str):
-        value = [part.strip() for part in value.strip(" ()[]").split(",") if part.strip()]
+        # "(20, 20)", "20,20" and "20, 20," alike
+        parts = map(str.strip, value.strip(" ()[]").split(","))
+        value = list(filter(None, parts))
     if not isinstance(value, Iterable):
         raise TypeError("several values (with commas between them on a command line)")
     return tuple(convert(part, entry) for part in value)
@@ -218,7 +235,9 @@ def _tuple(value: Any, entry: type) -> tuple[Any, ...]:
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    if not close:
+        return ""
+    return f" (did you mean {close[0]!r}?)"
 
 
 @contextmanager
@@ -286,16 +305,13 @@ def _function_of(module: ModuleType, name: str, target: str) -> Callable[..., An
     function = getattr(module, name, None)
     if callable(function):
         return function
-    own = [
-        key
-        for key, value in vars(module).items()
-        if inspect.isfunction(value) and not key.startswith("_")
-    ]
-    what = (
-        f"{target!r} has no function {name!r}"
-        if function is None
-        else f"{name!r} in {target!r} is of type {type(function).__name__}, not a function"
-    )
+    own = []
+    for key, value in vars(module).items():
+        if inspect.isfunction(value) and not key.startswith("_"):
+            own.append(key)
+    what = f"{target!r} has no function {name!r}"
+    if function is not None:
+        what = f"{name!r} in {target!r} is of type {type(function).__name__}, not a function"
     raise ValueError(
         f"{what}{_did_you_mean(name, own)}: name a function that returns a Problem or a tuple "
         "(model, likelihood, data)"

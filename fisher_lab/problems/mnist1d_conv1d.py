@@ -1,5 +1,4 @@
-"""One-dimensional signals in the manner of MNIST-1D (Greydanus 2020), from a generator of our own;
-Conv1d with stride.
+"""One-dimensional signals in the manner of MNIST-1D (Greydanus 2020); Conv1d with stride.
 
 As there, each class is a short curve that is stretched, shifted, tilted and covered with noise. The
 curves and the noise are ours: losses cannot be compared with those published for MNIST-1D.
@@ -21,7 +20,10 @@ from fisher_lab.problems.data import (
 from fisher_lab.problems.registry import Problem, problem
 from fisher_lab.problems.training import check_widths, trained_problem
 
-LENGTH, CLASSES, TRAIN, TEST = 40, 10, 3000, 1000
+LENGTH = 40
+CLASSES = 10
+TRAIN = 3000
+TEST = 1000
 
 
 @problem
@@ -67,43 +69,42 @@ def mnist1d_conv1d(
 def network(channels: tuple[int, ...]) -> nn.Sequential:
     """Signals `[N, 1, 40]` -> logits `[N, 10]`."""
     layers: list[nn.Module] = []
-    before, length = 1, LENGTH
-    for index, after in enumerate(channels):
-        layers += [
-            nn.Conv1d(
-                before, after, 5 if index == 0 else 3, stride=2, padding=2 if index == 0 else 1
-            ),
-            nn.ReLU(),
-        ]
-        before, length = after, (length + 1) // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * length, CLASSES))
+    before = 1
+    length = LENGTH
+    kernel = 5  # the first one sees more of the signal
+    for after in channels:
+        convolution = nn.Conv1d(before, after, kernel, stride=2, padding=kernel // 2)
+        layers += [convolution, nn.ReLU()]
+        before = after
+        length = (length + 1) // 2
+        kernel = 3
+    head = nn.Linear(before * length, CLASSES)
+    return nn.Sequential(*layers, nn.Flatten(), head)
 
 
 @standard_torch()
 def signals() -> Dataset:
-    """Training and test signals, x `[N, 1, 40]` with mean 0 and variance 1 each, y `[N]` class
-    indices.
-    """
+    """Training and test signals, x `[N, 1, 40]` with mean 0 and variance 1 each, y `[N]` classes."""
     generator = local_generator(SPLIT_SEED)
     curves = class_curves(generator)
     N = TRAIN + TEST
     y = torch.arange(N) % CLASSES  # any first examples have all classes equally often
     x = distorted(curves[y], generator)
-    return Dataset((x[:TRAIN], y[:TRAIN]), (x[TRAIN:], y[TRAIN:]), fingerprint(x, y))
+    train = x[:TRAIN], y[:TRAIN]
+    test = x[TRAIN:], y[TRAIN:]
+    return Dataset(train, test, fingerprint(x, y))
 
 
 def class_curves(generator: torch.Generator) -> Tensor:
-    """One smooth curve per class as Fourier sine coefficients `[10, 5]`, lower frequencies
-    stronger.
-    """
-    coefficients = torch.randn(CLASSES, 5, generator=generator) / torch.arange(1, 6).sqrt()
+    """One smooth curve per class as Fourier sine coefficients `[10, 5]`."""
+    frequency = torch.arange(1, 6)
+    # lower frequencies are stronger
+    coefficients = torch.randn(CLASSES, 5, generator=generator) / frequency.sqrt()
     return coefficients / coefficients.norm(dim=1, keepdim=True)
 
 
 def distorted(coefficients: Tensor, generator: torch.Generator) -> Tensor:
-    """Signals `[N, 1, 40]` that show the curves `[N, 5]` at random places and widths, tilted, with
-    noise.
-    """
+    """Signals `[N, 1, 40]`: the curves `[N, 5]` at random places and widths, tilted, with noise."""
     N = len(coefficients)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -114,12 +115,15 @@ def distorted(coefficients: Tensor, generator: torch.Generator) -> Tensor:
     start = uniform(0.0, 1.0) * (1 - width)
     phase = (time - start) / width
     inside = (phase > 0) & (phase < 1)
-    waves = torch.sin(math.pi * phase.unsqueeze(-1) * torch.arange(1, 6))  # [N, 40, 5]
-    curve = (waves * coefficients.unsqueeze(1)).sum(-1) * inside
+    frequency = torch.arange(1, 6)
+    waves = torch.sin(math.pi * phase.unsqueeze(-1) * frequency)  # [N, 40, 5]
+    terms = waves * coefficients.unsqueeze(1)
+    curve = terms.sum(-1) * inside
     tilt = uniform(-0.75, 0.75) * (time - 0.5)
     x = uniform(0.8, 1.2) * curve + tilt + smooth_noise(N, generator) * 0.3
     x = x + 0.05 * torch.randn(N, LENGTH, generator=generator)
-    x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
+    centred = x - x.mean(1, keepdim=True)
+    x = centred / x.std(1, keepdim=True)
     return x.unsqueeze(1)
 
 

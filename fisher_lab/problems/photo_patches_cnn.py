@@ -1,5 +1,4 @@
-"""From which photograph is this patch? Colour patches of the photos that come with scikit-image and
-scikit-learn.
+"""From which photograph is this patch? Colour patches of scikit-image's and scikit-learn's photos.
 
 Each patch has its mean colour removed, so that the colour alone does not tell. Training patches lie
 wholly in the left 75 % of a photo and test patches wholly in the right 25 %: no pixel is in both.
@@ -26,7 +25,10 @@ from fisher_lab.problems.data import (
 from fisher_lab.problems.registry import Problem, problem
 from fisher_lab.problems.training import check_widths, trained_problem
 
-SIDE, TRAIN_EACH, TEST_EACH, LEAST_CONTRAST = 32, 200, 40, 0.02
+SIDE = 32
+TRAIN_EACH = 200
+TEST_EACH = 40
+LEAST_CONTRAST = 0.02
 SCIKIT_IMAGE = (
     "astronaut",
     "chelsea",
@@ -65,7 +67,7 @@ def photo_patches_cnn(
         ValueError: for other photos or channels, or if a package with photos is not installed.
     """
     check_widths("channels", channels)
-    if len(channels) != 2 or any(c % 2 for c in channels):
+    if len(channels) != 2 or channels[0] % 2 or channels[1] % 2:
         raise ValueError(
             f"got channels={channels}, expected two even numbers: write such as (8, 16)"
         )
@@ -112,39 +114,49 @@ def read_photos(photos: str) -> tuple[list[str], list[np.ndarray]]:
         bundled: Any = require("skimage.data", "scikit-image")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # readers of old image files warn about themselves
-            images += [getattr(bundled, name)() for name in SCIKIT_IMAGE]
+            for name in SCIKIT_IMAGE:
+                read = getattr(bundled, name)
+                images.append(read())
         names += SCIKIT_IMAGE
     return names, images
 
 
 @standard_torch()
 def patches(images: list[np.ndarray]) -> Dataset:
-    """Training and test patches of photos `[height, width, 3]`: x `[N, 3, 32, 32]`, y `[N]` the
-    index of the photo.
+    """Training and test patches of photos `[height, width, 3]`.
+
+    They are x `[N, 3, 32, 32]` and y `[N]`, the index of the photo.
     """
     generator = local_generator(SPLIT_SEED)
     parts: list[tuple[Tensor, Tensor]] = []
     for left, each in ((True, TRAIN_EACH), (False, TEST_EACH)):
-        xs, ys = [], []
+        xs = []
+        ys = []
         for label, image in enumerate(images):
             cut = int(0.75 * image.shape[1])
-            found = patches_of(image[:, :cut] if left else image[:, cut:])
-            found = found[torch.randperm(len(found), generator=generator)[:each]]
+            side = image[:, :cut] if left else image[:, cut:]
+            found = patches_of(side)
+            order = torch.randperm(len(found), generator=generator)
+            found = found[order[:each]]
             xs.append(found)
             ys.append(torch.full((len(found),), label))
-        x, y = torch.cat(xs), torch.cat(ys)
+        x = torch.cat(xs)
+        y = torch.cat(ys)
         order = stratified_order(y, generator)
         parts.append((x[order], y[order]))
     return Dataset(parts[0], parts[1], fingerprint(*images))
 
 
 def patches_of(image: np.ndarray) -> Tensor:
-    """Half overlapping patches `[n, 3, 32, 32]` of a photo `[height, width, 3]`, without flat ones
-    and mean colours.
+    """Half overlapping patches `[n, 3, 32, 32]` of a photo `[height, width, 3]`.
+
+    Flat ones are left out, and mean colours taken off.
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(torch.float32) / 255
+    whole = torch.from_numpy(np.ascontiguousarray(image))
+    pixels = whole.permute(2, 0, 1).to(torch.float32) / 255
     # a patch at every half of its side: [3, rows, columns, 32, 32]
     found = pixels.unfold(1, SIDE, SIDE // 2).unfold(2, SIDE, SIDE // 2)
     found = found.permute(1, 2, 0, 3, 4).reshape(-1, 3, SIDE, SIDE)
-    found = found[found.flatten(1).std(1) > LEAST_CONTRAST]
+    contrast = found.flatten(1).std(1)
+    found = found[contrast > LEAST_CONTRAST]
     return found - found.mean((2, 3), keepdim=True)

@@ -102,19 +102,21 @@ def problem(function: Callable[..., Any]) -> Callable[..., Problem]:
     name = function.__name__
     signature = inspect.signature(function)
     taken = _REGISTERED.get(name)
-    if taken is not None and inspect.getsourcefile(inspect.unwrap(taken)) != inspect.getsourcefile(
-        function
-    ):
-        raise ValueError(
-            f"a problem named {name!r} is registered already, by {taken.__module__}: give the new "
-            "function another name"
-        )
+    if taken is not None:
+        # the same file may be run again, and then replaces its own
+        old = inspect.getsourcefile(inspect.unwrap(taken))
+        if old != inspect.getsourcefile(function):
+            raise ValueError(
+                f"a problem named {name!r} is registered already, by {taken.__module__}: give the "
+                "new function another name"
+            )
 
     @functools.wraps(function)
     def build(*args: Any, **settings: Any) -> Problem:
         bound = signature.bind(*args, **settings)
         bound.apply_defaults()
-        return as_problem(function(*bound.args, **bound.kwargs), name, dict(bound.arguments))
+        result = function(*bound.args, **bound.kwargs)
+        return as_problem(result, name, dict(bound.arguments))
 
     _REGISTERED[name] = build
     return build
@@ -126,13 +128,12 @@ def names() -> list[str]:
 
 
 def describe() -> dict[str, Description]:
-    """For every registered problem the first line of its docstring and its settings with their
-    defaults.
-    """
-    return {
-        name: Description(first_paragraph(_REGISTERED[name]), defaults(_REGISTERED[name]))
-        for name in names()
-    }
+    """For every registered problem its summary and its settings with their defaults."""
+    found = {}
+    for name in names():
+        function = _REGISTERED[name]
+        found[name] = Description(first_paragraph(function), defaults(function))
+    return found
 
 
 def registered(name: str) -> Callable[..., Problem] | None:
@@ -142,8 +143,11 @@ def registered(name: str) -> Callable[..., Problem] | None:
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """The settings of a function that have a default, with it."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is not inspect.Parameter.empty:
+            found[name] = parameter.default
+    return found
 
 
 def as_problem(result: Any, name: str, settings: dict[str, Any]) -> Problem:
@@ -162,20 +166,17 @@ def as_problem(result: Any, name: str, settings: dict[str, Any]) -> Problem:
         model, likelihood, data = result
         result = Problem(name, model, likelihood, data)
     if not isinstance(result, Problem):
-        what = (
-            f"a tuple of {len(result)} entries"
-            if isinstance(result, tuple)
-            else f"an object of type {type(result).__name__}"
-        )
+        what = f"an object of type {type(result).__name__}"
+        if isinstance(result, tuple):
+            what = f"a tuple of {len(result)} entries"
         raise TypeError(
             f"problem {name!r} returned {what}, "
             "expected a Problem or a tuple (model, likelihood, data): return one of these"
         )
     name = result.name or name
+    # what the function recorded itself comes last, and so wins
     recorded = {"name": name, **settings, **result.settings}
-    return replace(
-        result, name=name, settings={key: plain(value) for key, value in recorded.items()}
-    )
+    return replace(result, name=name, settings=plain(recorded))
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,10 @@ from fisher_lab.problems.data import (
 from fisher_lab.problems.registry import Problem, problem
 from fisher_lab.problems.training import check_widths, trained_problem
 
-SIDE, TRAIN, TEST, NOISE = 16, 1500, 500, 0.3
+SIDE = 16
+TRAIN = 1500
+TEST = 500
+NOISE = 0.3
 
 
 @problem
@@ -69,39 +72,48 @@ class UNet(nn.Module):
         self.deep2 = nn.Conv2d(deep, deep, 3, padding=1)
         self.up = nn.Conv2d(wide + deep, wide, 3, padding=1)
         self.head = nn.Conv2d(wide, 1, 1)
-        self.pool, self.upsample = nn.AvgPool2d(2), nn.Upsample(scale_factor=2)
+        self.pool = nn.AvgPool2d(2)
+        self.upsample = nn.Upsample(scale_factor=2)
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[N, 1, 16, 16]` of the pixels of x `[N, 1, 16, 16]`."""
         skip = self.relu(self.down(x))
-        deep = self.relu(self.deep1(self.pool(skip)))
+        half = self.pool(skip)
+        deep = self.relu(self.deep1(half))
         deep = self.relu(self.deep2(deep))
-        return self.head(self.relu(self.up(torch.cat([skip, self.upsample(deep)], dim=1))))
+        joined = torch.cat([skip, self.upsample(deep)], dim=1)
+        return self.head(self.relu(self.up(joined)))
 
 
 @standard_torch()
 def discs_and_boxes() -> Dataset:
-    """Images x `[N, 1, 16, 16]` of one disc and one box under noise, and y `[N, 1, 16, 16]` the
-    pixels of the disc.
-    """
+    """Images x `[N, 1, 16, 16]` of a disc and a box under noise, and y the pixels of the disc."""
     generator = local_generator(SPLIT_SEED)
     N = TRAIN + TEST
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(N, 1, 1, generator=generator)
 
-    row, column = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    # every draw in this order: another one would be other images
+    axis = torch.arange(SIDE)
+    row, column = torch.meshgrid(axis, axis, indexing="ij")
     radius = uniform(2.0, 4.5)
-    disc = (row - uniform(3, 12)) ** 2 + (column - uniform(3, 12)) ** 2 < radius**2
-    tall, broad = uniform(1.5, 4.0), uniform(1.5, 4.0)
-    box = ((row - uniform(3, 12)).abs() < tall) & ((column - uniform(3, 12)).abs() < broad)
+    down = row - uniform(3, 12)
+    right = column - uniform(3, 12)
+    disc = down**2 + right**2 < radius**2
+    tall = uniform(1.5, 4.0)
+    broad = uniform(1.5, 4.0)
+    down = row - uniform(3, 12)
+    right = column - uniform(3, 12)
+    box = (down.abs() < tall) & (right.abs() < broad)
     box = box & ~disc  # the disc is in front
-    x = (
-        uniform(0.6, 1.4) * disc
-        + uniform(0.6, 1.4) * box
-        + NOISE * torch.randn(N, SIDE, SIDE, generator=generator)
-    )
-    x, y = x.unsqueeze(1), disc.unsqueeze(1).to(torch.float32)
-    sha256 = fingerprint(x, y)
-    return Dataset((x[:TRAIN], y[:TRAIN]), (x[TRAIN:], y[TRAIN:]), sha256)
+    bright_disc = uniform(0.6, 1.4) * disc
+    bright_box = uniform(0.6, 1.4) * box
+    noise = NOISE * torch.randn(N, SIDE, SIDE, generator=generator)
+    x = bright_disc + bright_box + noise
+    x = x.unsqueeze(1)
+    y = disc.unsqueeze(1).to(torch.float32)
+    train = x[:TRAIN], y[:TRAIN]
+    test = x[TRAIN:], y[TRAIN:]
+    return Dataset(train, test, fingerprint(x, y))

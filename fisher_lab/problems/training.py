@@ -108,17 +108,19 @@ def train(
     with torch.enable_grad():
         for indices in _minibatches(len(x), batch, steps, generator):
             optimizer.zero_grad()
-            likelihood.loss(model(x[indices]), y[indices]).backward()
+            z = model(x[indices])
+            loss = likelihood.loss(z, y[indices])
+            loss.backward()
             optimizer.step()
     optimizer.zero_grad()
     model.eval()
-    loss = mean_loss(model, likelihood, data)
-    if not math.isfinite(loss):
+    final = mean_loss(model, likelihood, data)
+    if not math.isfinite(final):
         raise ValueError(
-            f"the training loss is {loss} after {steps} steps with lr={lr}, expected a number: "
+            f"the training loss is {final} after {steps} steps with lr={lr}, expected a number: "
             "use a smaller lr"
         )
-    return loss
+    return final
 
 
 def mean_loss(
@@ -129,7 +131,8 @@ def mean_loss(
     total = 0.0
     with torch.no_grad():
         for x_part, y_part in zip(x.split(chunk), y.split(chunk), strict=True):
-            total += float(likelihood.loss(model(x_part), y_part)) * len(x_part)
+            loss = likelihood.loss(model(x_part), y_part)
+            total += float(loss) * len(x_part)
     return total / len(x)
 
 
@@ -163,11 +166,9 @@ def one_thread() -> Iterator[None]:
 
 def check_count(name: str, value: int, low: int, high: int | None, cure: str) -> None:
     """Refuse a setting that is not a whole number from `low` to `high`."""
-    expected = (
-        f"a whole number from {low} to {high}"
-        if high is not None
-        else f"a whole number, {low} or more"
-    )
+    expected = f"a whole number, {low} or more"
+    if high is not None:
+        expected = f"a whole number from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
             f"got {name}={value!r} of type {type(value).__name__}, expected {expected}: {cure}"
@@ -203,7 +204,8 @@ def _minibatches(N: int, batch: int, steps: int, generator: torch.Generator) -> 
     per_epoch = N // batch
     order = torch.empty(0)
     for step in range(steps):
-        if step % per_epoch == 0:
+        place = step % per_epoch
+        if place == 0:
             order = torch.randperm(N, generator=generator)
-        start = step % per_epoch * batch
+        start = place * batch
         yield order[start : start + batch]

@@ -84,6 +84,13 @@ class Likelihood(ABC):
         """
         return self
 
+    def labels_kept(self, kept: Tensor) -> Tensor:  # noqa: ARG002
+        """Labels that say nothing but which of them the loss keeps, of a mask of their shape."""
+        raise ValueError(
+            f"{self.name} keeps all labels, expected a loss that ignores some of them such as "
+            "CrossEntropyLoss(ignore_index=...); leave kept out."
+        )
+
     def known(self, y: Tensor) -> Tensor:
         """Labels y with something harmless in place of those that the loss ignores."""
         return y

@@ -89,6 +89,19 @@ class TorchLoss(Likelihood):
             (gradient,) = torch.autograd.grad(total, leaf)
         return -gradient.unsqueeze(0)
 
+    def labels_kept(self, kept: Tensor) -> Tensor:
+        """Any class where a label is kept, `ignore_index` elsewhere."""
+        ignored = getattr(self.reading, "ignored", None)
+        if ignored is None:
+            return super().labels_kept(kept)
+        if self.weighted:
+            raise ValueError(
+                f"{self.name} has class weights, expected none with kept=: the labels tell the "
+                "weight of an example; use observing(y)."
+            )
+        some = torch.full_like(kept, ignored + 1, dtype=torch.int64)
+        return torch.where(kept, some, ignored)
+
     def rank(self, z: Tensor) -> int:
         """As the likelihood's."""
         return self.base.rank(z)

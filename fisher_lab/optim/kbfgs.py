@@ -265,7 +265,12 @@ class KBFGS(LayerOptimizer):
         super().__init__(model, options, settings, layers, groups)
         self.factors: dict[str, Factors] = {}
 
-    def observing(self, y: Tensor | None = None) -> AbstractContextManager[None]:  # noqa: ARG002
+    def observing(
+        self,
+        y: Tensor | None = None,  # noqa: ARG002
+        *,
+        kept: Tensor | None = None,  # noqa: ARG002
+    ) -> AbstractContextManager[None]:
         """Nothing: the closure's own passes are watched."""
         return nullcontext()
 

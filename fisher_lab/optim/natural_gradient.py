@@ -32,6 +32,7 @@ from fisher_lab.optim.observation import (
     Uncompiled,
     Watched,
     check_forwards,
+    check_kept,
     check_labels,
     of_batch_mean,
     of_gradient,
@@ -204,7 +205,9 @@ class NaturalGradient(LayerOptimizer, register=False):
         return self.window.observed_at
 
     # -- observing ---------------------------------------------------------------------------------
-    def observing(self, y: Tensor | None = None) -> AbstractContextManager[Any]:
+    def observing(
+        self, y: Tensor | None = None, *, kept: Tensor | None = None
+    ) -> AbstractContextManager[Any]:
         """Watch the forward passes inside the `with` on steps that are due; on all others this does
         nothing.
 
@@ -212,22 +215,26 @@ class NaturalGradient(LayerOptimizer, register=False):
         for the loss. Windows of one step (gradient accumulation) and forward passes in one window
         add examples.
 
-        Without labels nothing is known of `ignore_index`: "mc" and "true" statistics are then of
-        all positions, also of those that the loss ignores. With labels they are left out, but the
-        statistics are empirical.
+        Without `kept` nothing is known of `ignore_index`: "mc" and "true" statistics are then of
+        all positions, also of those that the loss ignores.
 
         Args:
             y: labels of the data, for empirical statistics of this window.
+            kept: which labels the loss keeps, of their shape, for "mc" and "true":
+                `kept=y != -100`.
 
         Raises:
-            ValueError: no forward pass of the model, or one without gradients.
+            ValueError: no forward pass of the model, or one without gradients; `kept` for a loss
+                that ignores nothing, or beside labels.
         """
-        return self._enter(self, y)
+        return self._enter(self, y, kept)
 
-    def _observe(self, y: Tensor | None) -> AbstractContextManager[Any]:
+    def _observe(self, y: Tensor | None, kept: Tensor | None = None) -> AbstractContextManager[Any]:
         if not self.is_due():
             return nullcontext()
-        return Uncompiled(self._watched(y))
+        if kept is not None:
+            check_kept(kept, y)
+        return Uncompiled(self._watched(y, kept))
 
     def attach(self) -> Attachment:
         """Watch every training forward pass of the model that is due, without `observing()`.
@@ -264,41 +271,49 @@ class NaturalGradient(LayerOptimizer, register=False):
         return self.layers
 
     @contextmanager
-    def _watched(self, y: Tensor | None) -> Iterator[None]:
+    def _watched(self, y: Tensor | None, kept: Tensor | None) -> Iterator[None]:
         layers = self.watched_layers()
         with self.window.inside(), watching(self.model, layers) as forwards:
             yield
-        self.conclude(forwards, y)
+        self.conclude(forwards, y, kept)
 
-    def conclude(self, forwards: list[Watched], y: Tensor | None) -> None:
+    def conclude(
+        self, forwards: list[Watched], y: Tensor | None, kept: Tensor | None = None
+    ) -> None:
         """Let recorded forward passes join the present observation.
 
         Args:
             forwards: what was recorded.
             y: labels of all their examples; None for the optimizer's own kind.
+            kept: which labels the loss keeps; None for all.
 
         Raises:
             ValueError: no forward pass of the model, or one without gradients; labels of another
                 number.
         """
-        check_forwards(forwards, self.likelihood)
+        # numbers are read once: later steps wait for nothing
+        check_forwards(forwards, self.likelihood, values=self.steps == 0)
         examples = 0
         for forward in forwards:
             examples += len(forward.z)
         check_labels(y, examples)
+        check_labels(kept, examples)
         if self.options.statistics == "gradient":
             self.window.count(examples)
         else:
-            self._absorb(forwards, y)
+            self._absorb(forwards, y, kept)
         self.window.open(self.steps)
 
-    def _absorb(self, forwards: Sequence[Watched], y: Tensor | None) -> None:
+    def _absorb(
+        self, forwards: Sequence[Watched], y: Tensor | None, kept: Tensor | None = None
+    ) -> None:
         """Let forward passes join the present observation.
 
         Args:
             forwards: what was recorded of them.
             y: labels of all their examples, which make the statistics empirical; None for the
                 optimizer's own kind.
+            kept: which labels the loss keeps; None for all.
         """
         if self.likelihood.summed and (self.window.is_open or len(forwards) > 1):
             raise ValueError(
@@ -306,6 +321,9 @@ class NaturalGradient(LayerOptimizer, register=False):
                 "'mean': the scale of their Fisher is not defined; average the loss."
             )
         kind: FisherKind = self.options.fisher if y is None else "empirical"
+        if kept is not None:
+            # of labels nothing but the places that are ignored is read by the other kinds
+            y = self.likelihood.labels_kept(kept)
         started = 0
         for forward in forwards:
             stopped = started + len(forward.z)

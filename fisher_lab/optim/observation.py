@@ -101,8 +101,14 @@ class Uncompiled(AbstractContextManager[Any]):
         return self._exit(*error)
 
 
-def check_forwards(forwards: list[Watched], likelihood: Likelihood) -> None:
-    """Refuse a window in which nothing usable happened."""
+def check_forwards(forwards: list[Watched], likelihood: Likelihood, values: bool = False) -> None:
+    """Refuse a window in which nothing usable happened.
+
+    Args:
+        forwards: what was recorded.
+        likelihood: p(y | z).
+        values: whether the outputs' numbers are checked too, which waits for the device.
+    """
     if not forwards:
         raise ValueError(
             "observing() recorded no forward pass of the model, expected one inside the `with`; "
@@ -110,6 +116,8 @@ def check_forwards(forwards: list[Watched], likelihood: Likelihood) -> None:
         )
     for z, _ in forwards:
         likelihood.check_output(z)
+        if values:
+            likelihood.check_values(z)
         if not z.requires_grad:
             raise ValueError(
                 "observing() saw an output without a graph, expected gradients to be recorded; "
@@ -127,6 +135,20 @@ def check_labels(y: Any, examples: int) -> None:
     if len(y) != examples:
         raise ValueError(
             f"observing() got {len(y)} labels for {examples} examples, expected as many."
+        )
+
+
+def check_kept(kept: Any, y: Tensor | None) -> None:
+    """Refuse a mask that is none, or that comes with labels, which tell as much."""
+    if not isinstance(kept, Tensor) or kept.dtype != torch.bool:
+        kind = type(kept).__name__
+        raise TypeError(
+            f"observing() got kept={kind}, expected a tensor of booleans; write kept=y != -100."
+        )
+    if y is not None:
+        raise ValueError(
+            "observing() got labels and kept, expected one of the two: labels tell what is "
+            "ignored; leave kept out."
         )
 
 

@@ -130,7 +130,7 @@ def _typed(
     value: Any,
 ) -> Any:
     """One value with the type of its default, or of its annotation where there is no default."""
-    default = inspect.Parameter.empty
+    default: Any = inspect.Parameter.empty
     if parameter is not None:
         default = parameter.default
     kind: Any = type(default)

@@ -50,9 +50,10 @@ def read(path: Path) -> State:
     """
     cure = "expected a checkpoint that a training wrote; remove it or choose another file"
     try:
-        # Whatever a file holds, nothing of it is run. Damaged ones end in errors of many kinds.
+        # Whatever a file holds, nothing of it is run. Damaged ones end in errors of many kinds,
+        # of the system too: half an archive is one that seeks to a place before its start.
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except PermissionError as error:
         raise ValueError(f"{path} cannot be read ({error}), {cure}.") from error
     except Exception as error:
         reason = f"{type(error).__name__}"
@@ -103,7 +104,8 @@ def _add(found: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1)
         found.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
-        found.update(memoryview(flat.view(torch.uint8).numpy()))
+        contents: Any = flat.view(torch.uint8).numpy()
+        found.update(contents)
     elif isinstance(value, Mapping):
         found.update(f"dict {len(value)};".encode())
         for key, entry in value.items():

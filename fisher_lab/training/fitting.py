@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from fisher_lab.training.places import alone
 
 Record = dict[str, Any]
 Callback = Callable[[torch.optim.Optimizer, int], Record]
-SHOWN_EVERY = 0.5  # seconds between two messages of the progress bar, whose loss waits for the device
+SHOWN_EVERY = (
+    0.5  # seconds between two messages of the progress bar, whose loss waits for the device
+)
 TESTED_AT_ONCE = 500  # examples of the test data in one forward pass
 
 
@@ -152,13 +154,10 @@ class _Batches:
             N = examples_of(inputs)
             if len(self.whole[1]) != N:
                 raise ValueError(
-                    f"Got {N} inputs and {len(self.whole[1])} labels, expected one label per "
-                    "input."
+                    f"Got {N} inputs and {len(self.whole[1])} labels, expected one label per input."
                 )
             if not (is_whole(batch, 1) and batch <= N):
-                raise ValueError(
-                    f"Got batch={batch!r}, expected 1 to {N}, the number of examples."
-                )
+                raise ValueError(f"Got batch={batch!r}, expected 1 to {N}, the number of examples.")
             self.steps = N // batch
             return
         if isinstance(data, Tensor | str) or not isinstance(data, Iterable):
@@ -166,8 +165,10 @@ class _Batches:
                 f"Got data of type {type(data).__name__}, expected (inputs, y), a mapping with "
                 f"{labels!r}, or an iterable of such batches; training needs labels."
             )
-        self.data = data
-        self.steps = len(data) if hasattr(data, "__len__") else 1
+        self.data: Any = data
+        self.steps = 1
+        if isinstance(data, Sized):
+            self.steps = len(data)
 
     def asked(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""

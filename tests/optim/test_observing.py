@@ -329,3 +329,59 @@ def test_a_step_inside_the_window_is_told_what_it_is():
         one_step(opt, model, LIKELIHOOD, x, y, observe=False)
     one_step(opt, model, LIKELIHOOD, x, y)  # nothing is left of it
     assert opt.steps == 1
+
+
+class Positions(nn.Module):
+    """`[N, 4, 5]` -> classes second, `[N, 3, 5]`."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv1d(4, 3, 1)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("fisher", ["true", "mc"])
+@pytest.mark.parametrize("index", [-100, 1, 0])
+def test_the_mask_of_kept_labels_makes_the_statistics_those_of_the_loss(fisher, index):
+    """Exactly for the closed form, on average for labels that are drawn."""
+    torch.manual_seed(0)
+    model, x = Positions().double(), torch.randn(6, 4, 5).double()
+    y = torch.randint(0, 3, (6, 5))
+    y = torch.where(torch.rand(6, 5) < 0.5, index, y)
+    loss = nn.CrossEntropyLoss(ignore_index=index)
+    expected = fl.estimate(fl.Diagonal(), model, loss, (x, y))["layer"].dense()
+    found = []
+    for seed in range(1 if fisher == "true" else 300):
+        opt = fl.NaturalGradient(
+            model, loss, fl.Diagonal(), 0.0, fisher=fisher, seed=seed, momentum=0.0
+        )
+        with opt.observing(kept=y != index):
+            z = model(x)
+        loss(z, y).backward()
+        opt.step()
+        found.append(opt.curvature["layer"].matrix.dense())
+    assert_same(sum(found) / len(found), expected, 1e-10 if fisher == "true" else 0.15)
+
+
+def test_masks_that_say_nothing_are_refused():
+    model, (x, y) = net(), batch()
+    opt = optim.KFAC(model, LIKELIHOOD, 0.1)
+    with pytest.raises(ValueError, match="keeps all labels"), opt.observing(kept=y > 0):
+        model(x)
+    opt = optim.KFAC(model, nn.CrossEntropyLoss(), 0.1)
+    with pytest.raises(TypeError, match="a tensor of booleans"):
+        opt.observing(kept=y)
+    with pytest.raises(ValueError, match="leave kept out"):
+        opt.observing(y, kept=y > 0)
+    opt = optim.KFAC(model, nn.CrossEntropyLoss(weight=torch.ones(3)), 0.1)
+    with pytest.raises(ValueError, match=r"use observing\(y\)"), opt.observing(kept=y > 0):
+        model(x)
+
+
+def test_outputs_that_the_loss_cannot_read_are_told_at_the_first_observation():
+    model, (x, _) = net(), batch()
+    opt = optim.KFAC(model, nn.NLLLoss(), 0.1)
+    with pytest.raises(ValueError, match="expected log-probabilities"), opt.observing():
+        model(x)

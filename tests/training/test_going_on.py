@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -133,8 +134,7 @@ def test_no_flipped_bit_loads_as_something_else(tmp_path):
         path.write_bytes(flipped)
         try:
             found = checkpoints.read(path)
-        except ValueError as error:
-            assert "expected a checkpoint" in str(error)
+        except ValueError:
             refused += 1
         else:  # in the padding between the records
             assert checkpoints.digest(found) == right
@@ -191,11 +191,11 @@ def test_a_place_that_cannot_be_written_is_told_before_work(command, tmp_path, m
     (tmp_path / "file").write_text("no folder")
     ending = ".jsonl" if command == "train" else ".json"
     output = tmp_path / "file" / f"run{ending}"
+    run = training.tune_command
+    if command == "train":
+        run = partial(training.train_command, lr=0.1)
     with pytest.raises(ValueError, match=r"expected a writable"):
-        if command == "train":
-            training.train_command("digits_mlp", "SGD", lr=0.1, output=output)
-        else:
-            training.tune_command("digits_mlp", "SGD", output=output)
+        run("digits_mlp", "SGD", output=output)
 
 
 @pytest.mark.parametrize(
@@ -244,11 +244,11 @@ def test_two_runs_do_not_write_to_one_file(command, tmp_path):
     )
     try:
         assert holder.stdout.readline().strip() == b"held"
+        run = partial(trained, tmp_path)
+        if command == "tune":
+            run = partial(training.tune_command, "digits_mlp", "SGD", output=path)
         with pytest.raises(ValueError, match=r"Another run writes to .*m\.jsonl"):
-            if command == "fit":
-                trained(tmp_path)
-            else:
-                training.tune_command("digits_mlp", "SGD", output=path)
+            run()
         holder.kill()  # outright: nothing is held any more
         holder.wait()
         trained(tmp_path)

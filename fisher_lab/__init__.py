@@ -43,9 +43,12 @@ from fisher_lab.whole_network import network as network
 
 if TYPE_CHECKING:
     from fisher_lab import plots as plots
+    from fisher_lab import problems as problems
     from fisher_lab import report as report
+    from fisher_lab import training as training
 
-LATE = ("plots", "report")  # imported when first asked for: they load matplotlib and jinja2
+# imported when first asked for: some load matplotlib or jinja2
+LATE = ("plots", "problems", "report", "training")
 
 
 def __getattr__(name: str) -> ModuleType:

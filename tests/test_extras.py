@@ -75,3 +75,8 @@ def test_only_require_imports_a_library_of_the_extra():
         if found:
             wrong[str(path)] = found
     assert not wrong, "import it by fisher_lab._ground.optional.require, which names the extra"
+
+
+@pytest.mark.parametrize("name", fl.LATE)
+def test_packages_are_imported_when_asked_for(name: str) -> None:
+    assert getattr(fl, name).__name__ == f"fisher_lab.{name}"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import fisher_lab as fl
-from analysis.benchmarks.floors import Pieces, unavoidable
+from analysis.benchmarks.floors import KEPT, Pieces, unavoidable
 from analysis.benchmarks.pages import training_figure
 from fisher_lab import problems
 from fisher_lab.training import train_step
@@ -93,6 +93,8 @@ def make(
             if name != "Shampoo":
                 settings.update(TRUST)
         method = getattr(fl.optim, name)
+        if name == "TENGraD":
+            settings["batch"] = KEPT  # as published, of batches of 1000
         return method(model, LOSS, lr=lr, **settings)
     return make_peer(name, model, lr)
 

@@ -47,6 +47,7 @@ class Lanczos:
         found: the result, None until the run has stopped.
         ritz_vector: eigenvector `[d]` of the dominating end.
         ritz_weights: weight of every `vector` so far in `ritz_vector`.
+        ritz_values: all of them, rising; those inside the spectrum are not converged.
     """
 
     BLOCK = 8  # rows by which the basis grows
@@ -61,6 +62,7 @@ class Lanczos:
         self.found: Extremes | None = None
         self.ritz_vector: Tensor | None = None
         self.ritz_weights: list[float] = []
+        self.ritz_values: list[float] = []
         self._basis: list[Tensor] = []  # [BLOCK, d] each, the last one filled in part
         self._alpha: list[Tensor] = []  # diagonal of the tridiagonal matrix
         self._beta: list[Tensor] = []  # and what is beside it
@@ -105,7 +107,7 @@ class Lanczos:
         """
         alpha = torch.stack(self._alpha)
         beta = torch.stack(self._beta)
-        found, weights = _ritz(alpha, beta)
+        found, weights, values = _ritz(alpha, beta)
         exhausted = float(beta[-1]) <= EXHAUSTED * found.norm
         if not (last or exhausted or found.residual <= self.tolerance * found.norm):
             return
@@ -114,6 +116,7 @@ class Lanczos:
             parts.append(weight.to(block) @ block)
         self.ritz_vector = torch.stack(parts).sum(0)
         self.ritz_weights = weights.tolist()
+        self.ritz_values = values.tolist()
         self.found = found
         self._basis = []
 
@@ -137,9 +140,9 @@ def start_vector(like: Any, n: int | None = None) -> Tensor:
     return torch.randn(size, generator=generator, dtype=like.dtype).to(like.device)
 
 
-def _ritz(alpha: Tensor, beta: Tensor) -> tuple[Extremes, Tensor]:
-    """End Ritz values of the tridiagonal matrix, the residual of the one larger in absolute value,
-    and its vector.
+def _ritz(alpha: Tensor, beta: Tensor) -> tuple[Extremes, Tensor, Tensor]:
+    """End Ritz values of the tridiagonal matrix, the vector of the one larger in absolute value,
+    and all Ritz values.
 
     Args:
         alpha: its diagonal `[k]`.
@@ -159,4 +162,5 @@ def _ritz(alpha: Tensor, beta: Tensor) -> tuple[Extremes, Tensor]:
     other_residual = float(beta[-1] * vectors[-1, behind].abs())
     # the end that is behind so far may still overtake
     overtaking = min(abs(low), abs(high)) + other_residual - max(abs(low), abs(high))
-    return Extremes(low, high, max(residual, overtaking)), vectors[:, ahead]
+    found = Extremes(low, high, max(residual, overtaking))
+    return found, vectors[:, ahead], values

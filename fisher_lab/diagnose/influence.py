@@ -7,14 +7,24 @@ derivative of its `assemble` along the difference between example n's own moment
 Eigenvectors at the ends of F - F^ are held fixed, which is the exact first order of a simple
 eigenvalue.
 
-How moments move is known to their kind (see approximations.moments). Some say that it is unknown,
-among them those of the eigenvalue-corrected approximations: then there is no standard error.
+How moments move is known to their kind (see approximations.moments). There is no standard error
+where the first order says nothing:
+
+* moments whose derivative is unknown, among them those of the eigenvalue-corrected approximations;
+* a block of some of the examples (TENGraD). F - F^ is then nothing but the noise of sampling, and
+  |F - F^|^2 a square of it, of which the first order counts an example's product with itself twice
+  and every other product as if it were known (twice the variance, up to four times). Traces are
+  linear, and have theirs.
+* a spectral norm whose eigenvalue is less than SEPARATION of its own standard errors ahead of the
+  next one, or of the other end of the spectrum, or of that of another layer. The largest of several
+  that are alike moves otherwise than each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +40,7 @@ from fisher_lab.statistics import LayerStats, Sums, contractions
 Influences = dict[str, Tensor]  # name of a quantity -> [N]
 FUNCTIONALS = ("trace_approx", "square_approx", "inner", "top")
 STEP = 1e-5  # relative step of the numerical derivatives of the measures' formulas
+SEPARATION = 2.0  # standard errors by which the largest eigenvalue must be ahead
 
 
 def of_exact(sums: Sums, exact: FisherMatrix) -> Influences:
@@ -45,14 +56,16 @@ def of_exact(sums: Sums, exact: FisherMatrix) -> Influences:
     def apply(X: Tensor) -> Tensor:
         return exact @ X
 
-    u, _ = top_vector(apply, exact)
-    along = _along(sums.stats, u)
-    return {
+    found = {
         "trace_exact": _centred(torch.cat(traces)),
         # |F|^2 moves on both sides of <F, F>
         "square_exact": 2 * _centred(with_exact),
-        "top_exact": _centred(along),
     }
+    top = largest(apply, exact)
+    along = _centred(_along(sums.stats, top.vector))
+    if is_ahead(top.value, top.next, along):
+        found["top_exact"] = along
+    return found
 
 
 def of_pair(
@@ -62,7 +75,9 @@ def of_pair(
     exact: Influences,
     spectral: bool,
 ) -> Influences | None:
-    """Influences of every quantity of a pair; None where the moments have no derivative.
+    """Influences of the quantities of a pair; None where the moments have no derivative.
+
+    Quantities of which the first order says nothing are left out.
 
     Args:
         sums: the layer's columns.
@@ -73,13 +88,14 @@ def of_pair(
     """
     stats = sums.stats
     v = stats.g.new_zeros(stats.shape)
-    sign = 1.0
+    top = None
     if spectral:
 
         def difference(X: Tensor) -> Tensor:
             return pair.exact @ X - pair.approx @ X
 
-        v, sign = top_vector(difference, pair.exact)
+        top = largest(difference, pair.exact)
+        v = top.vector
     if candidate is None:
         moved = _unmoved(stats)
     else:
@@ -87,6 +103,9 @@ def of_pair(
         if found is None:
             return None
         moved = found
+    influences = {**exact, "trace_approx": moved["trace_approx"]}
+    if _is_sample(pair.approx, stats):
+        return influences
     own = []
     for example in _examples(stats):
         own.append(pair.approx.quadratic(example))  # <F_n, F^>
@@ -94,15 +113,33 @@ def of_pair(
     inner = _centred(torch.stack(own)) + moved["inner"]
     square_exact = exact["square_exact"]
     square_approx = moved["square_approx"]
-    along = _centred(_along(stats, v))
-    return {
-        **exact,
-        "trace_approx": moved["trace_approx"],
-        "square_approx": square_approx,
-        "inner": inner,
-        "square_difference": square_exact - 2 * inner + square_approx,
-        "top_difference": sign * (along - moved["top"]),
-    }
+    influences["square_approx"] = square_approx
+    influences["inner"] = inner
+    influences["square_difference"] = square_exact - 2 * inner + square_approx
+    if top is not None:
+        along = _centred(_along(stats, v))
+        of_top = top.sign * (along - moved["top"])
+        if is_ahead(top.value, top.next, of_top):
+            influences["top_difference"] = of_top
+    return influences
+
+
+def _is_sample(approx: FisherMatrix, stats: LayerStats) -> bool:
+    """Whether a matrix is the mean of the blocks of some of the examples, not of all."""
+    return approx.examples is not None and approx.examples < stats.N
+
+
+def is_ahead(value: float, other: float, influence: Tensor) -> bool:
+    """Whether the largest of several is so by more than chance.
+
+    Args:
+        value: of the largest.
+        other: of the next one.
+        influence: of the examples on the largest `[N]`.
+    """
+    variance = influence.square().mean() / len(influence)
+    error = float(variance.sqrt())
+    return value - other > SEPARATION * error
 
 
 def _unmoved(stats: LayerStats) -> Influences:
@@ -111,15 +148,31 @@ def _unmoved(stats: LayerStats) -> Influences:
     return dict.fromkeys(FUNCTIONALS, zero)
 
 
-def top_vector(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> tuple[Tensor, float]:
-    """Eigenvector of the eigenvalue largest in absolute value, in the shape of W, and its sign.
+class Largest(NamedTuple):
+    """The eigenvalue of a symmetric matrix that is largest in absolute value.
+
+    Attributes:
+        vector: its eigenvector, in the shape of W.
+        sign: its own.
+        value: its absolute value.
+        next: the absolute value of the next one.
+    """
+
+    vector: Tensor
+    sign: float
+    value: float
+    next: float
+
+
+def largest(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> Largest:
+    """The largest eigenvalue in absolute value.
 
     Args:
         apply: the symmetric matrix, on arrays of the shape of W.
         like: a matrix of its size.
     """
     if like.dim <= DENSE_DIM:
-        return _top_of_dense(apply, like)
+        return _largest_of_dense(apply, like)
     run = Lanczos(start_vector(like), TOLERANCE)
     while run.found is None:
         X = run.vector.view(like.shape)
@@ -127,13 +180,11 @@ def top_vector(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> tuple[T
         run.feed(image.flatten())
     assert run.ritz_vector is not None
     vector = run.ritz_vector.view(like.shape)
-    if abs(run.found.low) > abs(run.found.high):
-        return vector, -1.0
-    return vector, 1.0
+    return _ranked(vector, run.ritz_values)
 
 
-def _top_of_dense(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> tuple[Tensor, float]:
-    """As `top_vector`, from all eigenvectors."""
+def _largest_of_dense(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> Largest:
+    """As `largest`, from all eigenvectors."""
     rows = []
     for E in like.identity_chunks():
         images = apply(E)
@@ -141,13 +192,24 @@ def _top_of_dense(apply: Callable[[Tensor], Tensor], like: FisherMatrix) -> tupl
     dense = torch.cat(rows)
     symmetric = (dense + dense.T) / 2
     values, vectors = torch.linalg.eigh(symmetric)
-    lowest = float(values[0])
-    highest = float(values[-1])
-    if -lowest > highest:
-        vector = vectors[:, 0]
-        return vector.view(like.shape), -1.0
-    vector = vectors[:, -1]
-    return vector.view(like.shape), 1.0
+    end = 0 if -float(values[0]) > float(values[-1]) else -1
+    vector = vectors[:, end].view(like.shape)
+    return _ranked(vector, values.tolist())
+
+
+def _ranked(vector: Tensor, values: Sequence[float]) -> Largest:
+    """The largest in absolute value of rising eigenvalues, and the next one.
+
+    Args:
+        vector: the eigenvector of the largest.
+        values: the eigenvalues.
+    """
+    sign = 1.0
+    if -values[0] > values[-1]:
+        sign = -1.0
+    sizes = sorted(abs(value) for value in values)
+    following = sizes[-2] if len(sizes) > 1 else 0.0
+    return Largest(vector, sign, sizes[-1], following)
 
 
 def _along(stats: LayerStats, v: Tensor) -> Tensor:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fisher_lab.diagnose.influence import Influences, of_error, of_exact, of_pair
-from fisher_lab.errors import Measure, Pair, Quantities, total
+from fisher_lab.diagnose.influence import (
+    Influences,
+    is_ahead,
+    of_error,
+    of_exact,
+    of_pair,
+)
+from fisher_lab.errors import Measure, Measured, Pair, Quantities, total
 from fisher_lab.errors.quantities import LARGEST
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.results import ALL
@@ -147,22 +154,51 @@ def _rows(measure: Measure, found: Mapping[str, Influenced]) -> dict[str, Tensor
 
 
 def _summed(influences: Sequence[Influences], parts: Sequence[Quantities]) -> Influences:
-    """Influences on sums over layers; a spectral norm is that of its layer."""
+    """Influences on quantities of all layers: sums, but a spectral norm is that of its layer."""
     summed = {}
-    for name in influences[0]:
-        each = [influence[name] for influence in influences]
+    for name in dict.fromkeys(chain.from_iterable(influences)):
         if name in LARGEST:
-            summed[name] = each[_largest(name, parts)]
+            found = _of_largest(name, influences, parts)
         else:
-            stacked = torch.stack(each)
-            summed[name] = stacked.sum(0)
+            found = _of_sum(name, influences)
+        if found is not None:
+            summed[name] = found
     return summed
 
 
-def _largest(name: str, parts: Sequence[Quantities]) -> int:
-    """The layer with the largest of a quantity."""
+def _of_sum(name: str, influences: Sequence[Influences]) -> Tensor | None:
+    """The influence on the sum of a quantity; None where that on one of its parts is not known."""
+    each = []
+    for influence in influences:
+        if name not in influence:
+            return None
+        each.append(influence[name])
+    return torch.stack(each).sum(0)
+
+
+def _of_largest(
+    name: str,
+    influences: Sequence[Influences],
+    parts: Sequence[Quantities],
+) -> Tensor | None:
+    """The influence of the layer with the largest of a quantity; None where that is chance."""
     norms = []
     for part in parts:
-        norm = getattr(part, name)
-        norms.append(norm or 0.0)  # where nobody asked for it, of no layer
-    return norms.index(max(norms))
+        norms.append(_value(getattr(part, name)))
+    first = norms.index(max(norms))
+    influence = influences[first].get(name)
+    others = norms[:first] + norms[first + 1 :]
+    if influence is None or not others:
+        return influence
+    if is_ahead(norms[first], max(others), influence):
+        return influence
+    return None
+
+
+def _value(quantity: float | Measured | None) -> float:
+    """A quantity without its noise; of no layer where nobody asked for it."""
+    if quantity is None:
+        return 0.0
+    if isinstance(quantity, Measured):
+        return quantity.value
+    return quantity

@@ -147,6 +147,11 @@ class FisherMatrix(ABC):
         )
 
     @property
+    def examples(self) -> int | None:
+        """Of how many examples' own blocks it is the mean; None for what is no such mean."""
+        return None
+
+    @property
     def has_factors(self) -> bool:
         """Whether there is something that factored damping can damp."""
         return type(self)._powered_factored is not FisherMatrix._powered_factored

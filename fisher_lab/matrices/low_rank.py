@@ -75,6 +75,11 @@ class LowRank(FisherMatrix):
         return eigh(self.gram)
 
     @property
+    def examples(self) -> int:
+        """Those of the columns."""
+        return self.stats.N
+
+    @property
     def columns(self) -> int:
         """Number of columns R * N."""
         return self.sums.R * self.sums.N

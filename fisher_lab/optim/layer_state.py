@@ -155,8 +155,8 @@ class LayerCurvature(LayerState):
             return None
         return (
             f"{self.approximation.label} keeps {held:.0f} of the {examples} examples of a batch, "
-            "expected all: outside the span of those kept only the damping bounds a step, and "
-            "kl_clip does not see it; keep more, or raise the damping"
+            "expected all: outside the span of those kept only the damping bounds a step; keep "
+            "more, or raise the damping"
         )
 
     def absorb(self, new: Contribution, decay: float) -> None:

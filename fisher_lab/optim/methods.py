@@ -228,8 +228,8 @@ class TENGraD(Method, momentum_order="after", damping=0.2, decay=0.0, observe_ev
     One sampled label per example, no averaging over batches, reuse for 100 steps, momentum 0.9
     after preconditioning [official code]. Published for VGG16 on CIFAR-10: batch 128, lr 0.1,
     lambda 0.2, weight decay 3e-3 [official code]. Default damping 0.2. Batches of up to 1000
-    examples are kept whole [ours]: of 1000 examples 128 leave the true quadratic of a step up to 250
-    times what `kl_clip` assumes.
+    examples are kept whole [ours]: with 128 of 1000 the true p^T F p of a step was up to 250 times
+    p^T F_B p.
     """
 
     @staticmethod

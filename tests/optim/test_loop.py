@@ -96,6 +96,7 @@ def whole_quadratic(model, x, step) -> float:
     return float(variances.detach().mean())
 
 
+@pytest.mark.filterwarnings("ignore:.*keeps 4 of the")
 @pytest.mark.parametrize("approximation", [fl.KFAC(), fl.MiniBlock(), fl.TENGraD(4)], ids=str)
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("limit", [1e-6, 1e9])

@@ -42,6 +42,13 @@ class FirstColumns(Columns):
     from it.
     """
 
+    @property
+    def unsteady(self) -> tuple[str, ...]:
+        """The trace: what it misses of tr F are products tr S_j tr T_j of the other singular pairs,
+        two numbers near zero whose sampling errors multiply.
+        """
+        return ("trace_approx",)
+
     def mix(self, new: Moments, weight: float | Tensor) -> Moments:
         """All examples; or the factors alone."""
         if isinstance(new, Columns):

@@ -112,6 +112,11 @@ class Moments(Mapping[str, Tensor], ABC):
         return len(self.tensors())
 
     # -- how examples move them: what standard errors need -----------------------------------------
+    @property
+    def unsteady(self) -> tuple[str, ...]:
+        """Quantities of the matrix (`trace_approx`, ...) of which the first order says nothing."""
+        return ()
+
     def with_leaves(self) -> tuple[Moments, tuple[Tensor, ...]] | None:
         """The same moments as a function of leaves to differentiate in; None where not known."""
         return None

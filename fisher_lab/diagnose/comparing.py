@@ -94,8 +94,9 @@ def compare(
         standard_errors: also measure the standard error over examples of every undamped error but
             the spectrum's, and their covariances (see Comparison.difference); takes longer than the
             rest. None for eigenvalue-corrected approximations, whose bases have no usable
-            derivative, for errors of TENGraD but its traces, for spectral norms of which no
-            eigenvalue is ahead by more than chance, and for errors below their noise floor.
+            derivative, for errors of TENGraD but its traces, for KPSVD's trace, for spectral
+            norms of which no eigenvalue is ahead by more than chance, and for errors below their
+            noise floor.
         progress: show a progress bar; None: when stderr is a terminal.
         resume: file to save to after every layer, and to go on from if it exists: a regular file of
             your own, no link.

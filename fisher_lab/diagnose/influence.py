@@ -15,6 +15,8 @@ where the first order says nothing:
   |F - F^|^2 a square of it, of which the first order counts an example's product with itself twice
   and every other product as if it were known (twice the variance, up to four times). Traces are
   linear, and have theirs.
+* the trace of KPSVD: what it misses of tr F are products of two numbers near zero, whose sampling
+  errors multiply.
 * a spectral norm whose eigenvalue is less than SEPARATION of its own standard errors ahead of the
   next one, or of the other end of the spectrum, or of that of another layer. The largest of several
   that are alike moves otherwise than each of them.
@@ -103,7 +105,9 @@ def of_pair(
         if found is None:
             return None
         moved = found
-    influences = {**exact, "trace_approx": moved["trace_approx"]}
+    influences = dict(exact)
+    if "trace_approx" in moved:
+        influences["trace_approx"] = moved["trace_approx"]
     if _is_sample(pair.approx, stats):
         return influences
     own = []
@@ -266,7 +270,10 @@ def _moved(stats: LayerStats, approximation: Approximation, v: Tensor) -> Influe
         if influences is None:
             return None
         total = total + influences
-    return dict(zip(FUNCTIONALS, total, strict=True))
+    moved = dict(zip(FUNCTIONALS, total, strict=True))
+    for name in sweeps[-1].moments.unsteady:
+        del moved[name]
+    return moved
 
 
 @dataclass

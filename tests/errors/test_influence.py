@@ -169,6 +169,9 @@ def test_influences_are_derivatives_in_the_weights(
     for n in (0, 4):
         there = error_values(replicated(stats, copies, n), approximation)
         for name in ERRORS:
+            if (approximation.label, name) == ("KPSVD", "trace"):
+                assert found[name] is None  # products of two numbers near zero
+                continue
             slope = (there[name] - here[name]) * (stats.N * copies + 1)
             tolerance = 5e-3 * (abs(slope) + float(found[name].abs().max())) + 1e-6
             assert abs(float(found[name][n]) - slope) < tolerance, (

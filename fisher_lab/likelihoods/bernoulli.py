@@ -78,7 +78,8 @@ class BernoulliProbability(Bernoulli):
     def check_values(self, z: Tensor) -> None:
         """Probabilities."""
         low, high = z.detach().aminmax()
-        if not bool((low >= 0) & (high <= 1)):
+        inside = (low >= 0) & (high <= 1)  # not with NaN
+        if not bool(inside):
             raise ValueError(
                 f"{self.name} got outputs from {float(low):g} to {float(high):g}, expected "
                 "probabilities in [0, 1]; end the model with a sigmoid, or use BCEWithLogitsLoss."

@@ -71,9 +71,11 @@ class GaussianVariance(Likelihood):
     def factor(self, z: Tensor) -> Tensor:
         """S `[2 K, N, 2, *label]`, K labels per example."""
         _, v = self._parts(z)
+        # roots of 1 / v and of 1 / (2 v^2)
         of_mean = v.rsqrt()
         of_variance = math.sqrt(0.5) / v
-        return diagonal_factors(torch.stack([of_mean, of_variance], 1))
+        root = torch.stack([of_mean, of_variance], 1)
+        return diagonal_factors(root)
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """mean + N(0, variance) `[N, *label]`."""
@@ -85,8 +87,11 @@ class GaussianVariance(Likelihood):
         """Log density `[N]` of y `[N, *label]`, or `[N, 1, *label]`."""
         mean, v = self._parts(z)
         residual = mean - y.reshape(mean.shape)
-        terms = residual.square() / v + v.log() + math.log(2 * math.pi)
-        return -0.5 * terms.reshape(len(z), -1).sum(1)
+        squares = residual.square() / v
+        constant = math.log(2 * math.pi)
+        terms = squares + v.log() + constant
+        terms = terms.reshape(len(z), -1)
+        return -0.5 * terms.sum(1)
 
     def check_output(self, z: Tensor) -> None:
         """Two outputs, one behind the other in dimension 1."""
@@ -121,6 +126,9 @@ class GaussianVariance(Likelihood):
 
     def _parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances `[N, *label]`, the variances at least eps."""
+        mean = z[:, 0]
         v = z[:, 1]
-        raised = v.detach().clamp_min(self.eps) - v.detach()
-        return z[:, 0], v + raised
+        fixed = v.detach()
+        # a number without a derivative, so that what is raised keeps that of v
+        raised = fixed.clamp_min(self.eps) - fixed
+        return mean, v + raised

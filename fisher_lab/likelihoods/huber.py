@@ -13,6 +13,7 @@ P the probability of the middle, the first term of Z over Z. It does not depend 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,11 +33,14 @@ class Huber(Likelihood):
         self.delta = delta
         self.precision = precision
         s = precision
-        self._inside = math.erf(delta * math.sqrt(s / 2))  # of a Gaussian of variance 1 / s
+        # how much of a Gaussian of variance 1 / s lies in the middle
+        self._inside = math.erf(delta * math.sqrt(s / 2))
         middle = math.sqrt(2 * math.pi / s) * self._inside
-        tails = 2 / (s * delta) * math.exp(-s * delta**2 / 2)
-        self._log_normaliser = math.log(middle + tails)
-        self.middle = middle / (middle + tails)
+        height = math.exp(-s * delta**2 / 2)  # of the density where the tails begin
+        tails = 2 / (s * delta) * height
+        Z = middle + tails
+        self._log_normaliser = math.log(Z)
+        self.middle = middle / Z
 
     def factor(self, z: Tensor) -> Tensor:
         """S `[K, N, *output]`, K outputs per example."""
@@ -47,21 +51,27 @@ class Huber(Likelihood):
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """z + noise `[N, *output]`."""
         s = self.precision
-        choice, place = torch.rand(2, *z.shape, generator=generator, dtype=z.dtype, device=z.device)
-        # the middle by the inverse of its distribution function
+        like: Any = {"dtype": z.dtype, "device": z.device}
+        choice = torch.rand(z.shape, generator=generator, **like)
+        place = torch.rand(z.shape, generator=generator, **like)
         signed = 2 * place - 1
-        middle = math.sqrt(2 / s) * torch.erfinv(signed * self._inside)
+        # the middle by the inverse of its distribution function
+        scale = math.sqrt(2 / s)
+        middle = scale * torch.erfinv(signed * self._inside)
         # a tail begins at delta and falls as exp(-s delta |r|); the sign is that of the place
         length = torch.empty_like(z).exponential_(generator=generator)
-        tail = signed.sign() * (self.delta + length / (s * self.delta))
-        return z + torch.where(choice < self.middle, middle, tail)
+        distance = self.delta + length / (s * self.delta)
+        tail = signed.sign() * distance
+        noise = torch.where(choice < self.middle, middle, tail)
+        return z + noise
 
     def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
         """Log density `[N]` of y `[N, *output]`."""
         distance = (y - z).abs()
         square = 0.5 * distance.square()
         linear = self.delta * (distance - 0.5 * self.delta)
-        loss = torch.where(distance < self.delta, square, linear)
+        in_middle = distance < self.delta
+        loss = torch.where(in_middle, square, linear)
         terms = -self.precision * loss - self._log_normaliser
         return terms.flatten(1).sum(1)
 

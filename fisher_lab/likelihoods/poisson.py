@@ -33,8 +33,10 @@ class Poisson(Likelihood):
     def factor(self, z: Tensor) -> Tensor:
         """S `[K, N, *output]`, K outputs per example."""
         if self.log_rate:
-            return diagonal_factors((z / 2).exp())
-        return diagonal_factors(self.rate(z).rsqrt())
+            root = (z / 2).exp()  # of the rate, which itself may overflow
+        else:
+            root = self.rate(z).rsqrt()
+        return diagonal_factors(root)
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Counts `[N, *output]`, in the type of z."""
@@ -42,8 +44,12 @@ class Poisson(Likelihood):
 
     def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
         """log p `[N]` of y `[N, *output]`, summed over the outputs."""
-        log_rate = z if self.log_rate else self.rate(z).log()
-        terms = y * log_rate - self.rate(z) - torch.lgamma(y + 1)
+        rate = self.rate(z)
+        log_rate = z
+        if not self.log_rate:
+            log_rate = rate.log()
+        log_factorial = torch.lgamma(y + 1)
+        terms = y * log_rate - rate - log_factorial
         return terms.flatten(1).sum(1)
 
     def check_values(self, z: Tensor) -> None:

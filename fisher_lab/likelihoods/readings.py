@@ -159,7 +159,9 @@ class BinaryLogits(_Elementwise):
         if self.positive is None:
             return None
         more = self.positive.to(z) - 1
-        return 1 + more * y.to(z.dtype)
+        # also for labels between 0 and 1, in which the loss is linear
+        share = y.to(z.dtype)
+        return 1 + more * share
 
     def total(self, z: Tensor, y: Tensor) -> Tensor:
         """The loss's own sum."""
@@ -260,11 +262,13 @@ class Classes(Reading):
             return self._sums(z, y)
         kept = y.ne(self.ignored)
         if self.weight is None:
+            # a smoothed label sums to 1 as any other
             weight = kept.to(z.dtype)
         else:
             w = self.weight.to(z)
             own = w[self.known(y)]
-            smoothed = (1 - e) * own + e / C * w.sum()
+            everywhere = e / C * w.sum()
+            smoothed = (1 - e) * own + everywhere
             weight = kept * smoothed
         return weight.unsqueeze(1)
 
@@ -276,7 +280,8 @@ class Classes(Reading):
         C = z.shape[1]
         smoothed = y * (1 - e) + e / C
         if self.weight is not None:
-            w = self.weight.to(z).reshape(-1, *[1] * (z.ndim - 2))
+            positions = [1] * (z.ndim - 2)
+            w = self.weight.to(z).reshape(-1, *positions)
             smoothed = smoothed * w
         return smoothed.sum(1, keepdim=True)
 
@@ -304,22 +309,25 @@ class Classes(Reading):
 
     def check_labels(self, z: Tensor, y: Tensor) -> None:
         """As the likelihood's; classes last get the cure, and some label is kept under a mean."""
-        last = z.ndim > 2 and y.shape == z.shape[:-1] and y.shape[1:] != z.shape[2:]
+        classes_last = y.shape == z.shape[:-1]
+        classes_second = y.shape[1:] == z.shape[2:]
+        # where both fit, as in [N, 3, 3], torch's reading stands
+        last = z.ndim > 2 and classes_last and not classes_second
         if last and not y.is_floating_point():
-            swapped = (z.shape[0], z.shape[-1], *z.shape[1:-1])
+            N, *positions, C = z.shape
+            swapped = (N, C, *positions)
             raise ValueError(
                 f"{self.kind} reads the classes of outputs {tuple(z.shape)} in dimension 1, and "
                 f"labels {tuple(y.shape)} expect them last; use Categorical() or put classes "
                 f"second, outputs {swapped}."
             )
-        if self.module.reduction == "mean" and not y.is_floating_point():
-            scale = self.batch_scale(y)
-            if scale is not None and y.numel() and not math.isfinite(float(scale)):
-                raise ValueError(
-                    f"{self.kind} keeps none of the {y.numel()} labels of a batch, expected at "
-                    "least one that is not ignored and has a weight; leave such batches out."
-                )
         super().check_labels(z, y)
+        scale = self.batch_scale(y)
+        if scale is not None and y.numel() and not math.isfinite(float(scale)):
+            raise ValueError(
+                f"{self.kind} keeps none of the {y.numel()} labels of a batch, expected at least "
+                "one that is not ignored and has a weight; leave such batches out."
+            )
 
     def check_unlabelled(self, z: Tensor) -> None:
         """Refuse positions: only labels tell whether they are laid out as the loss expects."""

@@ -19,19 +19,25 @@ def asked_of(optimizer: torch.optim.Optimizer, schedule: Any, **more: Any) -> As
         **more: what else was asked, by name.
     """
     found: Asked = {"optimizer": type(optimizer).__name__}
-    found["schedule"] = "none" if schedule is None else type(schedule).__name__
+    found["schedule"] = "none"
+    if schedule is not None:
+        found["schedule"] = type(schedule).__name__
+    place = ""  # the first group's settings have plain names, as they are mostly the only ones
     for number, group in enumerate(optimizer.param_groups):
-        # the first group's settings have plain names, as they are mostly the only ones
-        place = f" of group {number}" if number else ""
+        if number > 0:
+            place = f" of group {number}"
         for name, value in group.items():
+            # a scheduler adds initial_lr
             if name not in ("params", "initial_lr"):
                 found[f"{name}{place}"] = _text(value)
     options = getattr(optimizer, "options", None)
     if dataclasses.is_dataclass(options):
         for field in dataclasses.fields(options):
-            # a training has a seed too
-            name = "seed of the optimizer" if field.name == "seed" else field.name
-            found[name] = _text(getattr(options, field.name))
+            name = field.name
+            if name == "seed":  # a training has one too
+                name = "seed of the optimizer"
+            value = getattr(options, field.name)
+            found[name] = _text(value)
     for name, value in more.items():
         found[name] = _text(value)
     return found
@@ -40,7 +46,8 @@ def asked_of(optimizer: torch.optim.Optimizer, schedule: Any, **more: Any) -> As
 def differences(before: Asked, now: Asked) -> list[str]:
     """Every name whose value differs, as "name=before, expected now", in the order of `now`."""
     found = []
-    for name in dict.fromkeys((*now, *before)):
+    names = dict.fromkeys((*now, *before))
+    for name in names:
         old = before.get(name, "nothing")
         new = now.get(name, "nothing")
         if old != new:

@@ -103,7 +103,8 @@ def _add(found: Any, value: Any) -> None:
     """Let a value join a hash; what comes before its contents tells where it ends."""
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1)
-        found.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+        about = f"tensor {value.dtype} {tuple(value.shape)};"
+        found.update(about.encode())
         contents: Any = flat.view(torch.uint8).numpy()
         found.update(contents)
     elif isinstance(value, Mapping):
@@ -117,4 +118,5 @@ def _add(found: Any, value: Any) -> None:
             _add(found, entry)
     else:
         text = repr(value)
-        found.update(f"{type(value).__name__} {len(text)} {text};".encode())
+        about = f"{type(value).__name__} {len(text)} {text};"
+        found.update(about.encode())

@@ -42,14 +42,22 @@ BAD = {
     "negative labels": (lambda: (net(), fl.Categorical(), (X, Y - 1)), "expected 0 to 2"),
     "ignored labels": (
         lambda: (net(), CE(), (X, torch.full_like(Y, -100))),
-        "ignore_index=-100|expected 0 to 2",
+        "keeps none of the 12 labels",
     ),
     "wrong label shape": (lambda: (net(), CE(), (X, Y[:, None])), "labels|expected"),
     "fewer labels": (lambda: (net(), CE(), (X, Y[:-1])), "12 inputs and labels of shape"),
     "wrong input width": (lambda: (net(), CE(), (X[:, :4], Y)), "expected|shapes"),
-    "class weights": (lambda: (net(), CE(weight=torch.ones(3)), (X, Y)), "weight"),
+    "class weights": (lambda: (net(), CE(weight=-torch.ones(3)), (X, Y)), "weights >= 0"),
+    "weighted labels out of range": (
+        lambda: (net(), CE(weight=torch.ones(3)), (X, Y + 1)),
+        "labels from 1 to 3, expected 0 to 2",
+    ),
     "reduction none": (lambda: (net(), CE(reduction="none"), (X, Y)), "reduction='none'"),
-    "unknown loss": (lambda: (net(), nn.L1Loss(), (X, Y)), "Got L1Loss as likelihood"),
+    "no curvature": (lambda: (net(), nn.L1Loss(), (X, Y)), "L1Loss has no curvature"),
+    "unknown loss": (
+        lambda: (net(), nn.MultiMarginLoss(), (X, Y)),
+        "Got MultiMarginLoss as likelihood",
+    ),
     "likelihood class": (lambda: (net(), fl.Categorical, (X, Y)), "write Categorical"),
     "one logit": (lambda: (nn.Linear(5, 1), fl.Categorical(), (X, None)), "at least 2 classes"),
     "scalar output": (

@@ -107,14 +107,19 @@ class FisherMatrix(ABC):
                 f"{self.shape[1]}]: a FisherMatrix acts on arrays of the shape of its weight "
                 "(bias as the last column)."
             )
-        try:
-            return self._apply(X)
-        except RuntimeError as error:
-            if X.dtype == self.dtype:
-                raise
+        if X.layout != torch.strided:
+            raise TypeError(f"Got a {X.layout} tensor, expected a dense one; use X.to_dense().")
+        if X.dtype != self.dtype:
             raise TypeError(
                 f"Got a {X.dtype} tensor, expected {self.dtype}; use X.to({self.dtype})."
-            ) from error
+            )
+        if X.device != self.device:
+            # some kernels read memory that is not there instead of raising
+            raise TypeError(
+                f"Got a tensor on {X.device}, expected {self.device}; use "
+                f"X.to({str(self.device)!r})."
+            )
+        return self._apply(X)
 
     def powered(
         self, p: float, damping: Scalar = 0.0, style: DampingStyle = "exact"
@@ -125,15 +130,18 @@ class FisherMatrix(ABC):
 
         Args:
             p: the power, for instance -1.
-            damping: lambda >= 0, on the scale of the Fisher.
+            damping: lambda >= 0, on the scale of the Fisher. A 0-d tensor is never looked at: where
+                it is negative or not finite, the result is NaN.
             style: "exact" adds lambda I; "factored" (Kronecker only) brings the k factors to equal
                 mean eigenvalue and adds lambda^(1/k) to each.
 
         Raises:
-            ValueError: negative damping, or "factored" for a structure without factors.
+            ValueError: a power that is not finite, negative damping, or "factored" for a structure
+                without factors.
+            TypeError: a damping in a tensor of another kind or device.
         """
-        if not isinstance(damping, Tensor) and not 0 <= number(damping) < math.inf:
-            raise ValueError(f"Got damping={damping!r}, expected a finite number >= 0.")
+        check_power(p)
+        damping = checked_scalar(damping, "damping", self)
         if style == "factored":
             return self._powered_factored(p, damping)
         if style != "exact":
@@ -260,6 +268,7 @@ class FisherMatrix(ABC):
     # `_square_distance_to`).
     def inner(self, other: FisherMatrix) -> Tensor:
         """<self, other>_Frobenius, a scalar, without a dense matrix."""
+        check_beside(self, other)
         found = self._inner_by_columns(other)
         if found is None:
             found = other._inner_by_columns(self)
@@ -282,6 +291,7 @@ class FisherMatrix(ABC):
 
         X -> self X - other X, up to a rotation of the space.
         """
+        check_beside(self, other)
         return lambda X: self @ X - other @ X
 
     def _taken_from(self, stats: LayerStats) -> Operator | None:  # noqa: ARG002
@@ -426,6 +436,7 @@ class FisherMatrix(ABC):
 
     def part(self, index: int, count: int) -> Self:
         """One of the `count` equal matrices that `stack` joined."""
+        check_index(index, count)
         if count == 1:
             return self
         own = {}
@@ -500,7 +511,7 @@ class FisherMatrix(ABC):
         """
         return torch.finfo(self.dtype).eps
 
-    @property
+    @cached_property
     def _example(self) -> Tensor:
         """One of the tensors: all have the same type and device."""
         held = self.tensors().values()
@@ -515,6 +526,65 @@ class FisherMatrix(ABC):
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self._example.device
+
+
+def checked_scalar(value: Scalar, what: str, matrix: FisherMatrix) -> Scalar:
+    """A factor or damping >= 0; NaN for a tensor of another value, which is never looked at.
+
+    A trainer's damping stays on its device: to look at it would make the step wait.
+
+    Args:
+        value: the number, or a 0-d tensor.
+        what: its name, for the message.
+        matrix: where it is used.
+
+    Raises:
+        ValueError: for a number that is negative or not finite, or several numbers.
+        TypeError: for a tensor of truth values or complex numbers, or on another device.
+    """
+    if not isinstance(value, Tensor):
+        if not 0 <= number(value) < math.inf:
+            raise ValueError(f"Got {what}={value!r}, expected a finite number >= 0.")
+        return value
+    if value.ndim:
+        raise ValueError(
+            f"Got {what} of shape {list(value.shape)}, expected one number >= 0 or a 0-d tensor; "
+            "call once for each."
+        )
+    if value.dtype == torch.bool or value.is_complex():
+        raise TypeError(f"Got {what} of {value.dtype}, expected a real number >= 0.")
+    if value.device != matrix.device:
+        raise TypeError(
+            f"Got {what} on {value.device}, expected {matrix.device}; use .to({str(matrix.device)!r})."
+        )
+    right = (value >= 0) & (value < math.inf)
+    return torch.where(right, value, torch.nan)
+
+
+def check_power(p: Any) -> None:
+    """Raise a ValueError for what is no finite number."""
+    if not math.isfinite(number(p)):
+        raise ValueError(f"Got power {p!r}, expected a finite number such as -1.")
+
+
+def check_index(index: int, count: int) -> None:
+    """Raise a ValueError where there is no such part."""
+    if count < 1 or not 0 <= index < count:
+        raise ValueError(
+            f"Got part {index} of {count}, expected at least one part and an index below their "
+            "number."
+        )
+
+
+def check_beside(matrix: FisherMatrix, other: FisherMatrix) -> None:
+    """Raise a TypeError or ValueError for what is no matrix over the same weight."""
+    if not isinstance(other, FisherMatrix):
+        raise TypeError(f"Got a {type(other).__name__}, expected a FisherMatrix.")
+    if tuple(matrix.shape) != tuple(other.shape):
+        raise ValueError(
+            f"Got a matrix over {tuple(other.shape)}, expected one over {tuple(matrix.shape)}; "
+            "compare matrices of the same layer."
+        )
 
 
 HOLDERS = (Tensor, FisherMatrix, LayerStats, Sums, tuple)  # what a field holds tensors in

@@ -16,6 +16,8 @@ from fisher_lab.matrices.base import (
     FisherMatrix,
     Operator,
     Scalar,
+    check_index,
+    checked_scalar,
     same_memory,
     succeeded,
 )
@@ -100,6 +102,7 @@ class BlockDiagonal(FisherMatrix):
 
     def scaled(self, c: Scalar) -> BlockDiagonal:
         """c times every block."""
+        c = checked_scalar(c, "factor", self)
         return replace(self, blocks=self.blocks * c)
 
     def _powered(self, p: float, damping: Scalar) -> BlockDiagonal:
@@ -140,6 +143,7 @@ class BlockDiagonal(FisherMatrix):
 
     def part(self, index: int, count: int) -> BlockDiagonal:
         """The blocks of one of the matrices."""
+        check_index(index, count)
         if count == 1:
             return self
         rows, columns = self.weight_shape
@@ -212,6 +216,7 @@ class FactoredRows(FisherMatrix):
 
     def scaled(self, c: Scalar) -> FactoredRows:
         """c times the weights."""
+        c = checked_scalar(c, "factor", self)
         return FactoredRows(self.a, self.w * c)
 
     def formed(self) -> BlockDiagonal:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse
-from fisher_lab.matrices.base import FisherMatrix, Scalar, succeeded
+from fisher_lab.matrices.base import FisherMatrix, Scalar, check_beside, checked_scalar, succeeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,7 @@ class Dense(FisherMatrix):
 
     def inner(self, other: FisherMatrix) -> Tensor:
         """Row by row, unless the other one is held as columns."""
+        check_beside(self, other)
         found = other._inner_by_columns(self)
         if found is not None:
             return found
@@ -76,6 +77,7 @@ class Dense(FisherMatrix):
 
     def scaled(self, c: Scalar) -> Dense:
         """c times the entries."""
+        c = checked_scalar(c, "factor", self)
         return Dense(self.matrix * c, self.weight_shape)
 
     def _powered(self, p: float, damping: Scalar) -> Dense:

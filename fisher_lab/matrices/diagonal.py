@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import shifted_power
-from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar, checked_scalar
 from fisher_lab.statistics import as_sums
 
 
@@ -56,6 +56,7 @@ class DiagonalMatrix(FisherMatrix):
 
     def scaled(self, c: Scalar) -> DiagonalMatrix:
         """c times the diagonal."""
+        c = checked_scalar(c, "factor", self)
         return DiagonalMatrix(self.values * c)
 
     @property

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fisher_lab.matrices.base import AnyStats, DampingStyle, FisherMatrix, Scalar
+from fisher_lab.matrices.base import (
+    AnyStats,
+    DampingStyle,
+    FisherMatrix,
+    Scalar,
+    check_index,
+    checked_scalar,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +92,7 @@ class DirectSum(FisherMatrix):
 
     def scaled(self, c: Scalar) -> DirectSum:
         """c times every part."""
+        c = checked_scalar(c, "factor", self)
         parts = []
         for part in self.parts:
             parts.append(part.scaled(c))
@@ -137,6 +145,7 @@ class DirectSum(FisherMatrix):
 
     def part(self, index: int, count: int) -> DirectSum:
         """Part by part."""
+        check_index(index, count)
         if count == 1:
             return self
         pieces = []

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import mode_product, shifted_power
-from fisher_lab.matrices.base import AnyStats, FisherMatrix, Operator, Scalar
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Operator, Scalar, checked_scalar
 from fisher_lab.statistics import LayerStats, as_sums, contractions
 
 
@@ -83,6 +83,7 @@ class EigenbasisDiagonal(FisherMatrix):
 
     def scaled(self, c: Scalar) -> EigenbasisDiagonal:
         """c times the values."""
+        c = checked_scalar(c, "factor", self)
         return EigenbasisDiagonal(self.basis, self.values * c)
 
     @property

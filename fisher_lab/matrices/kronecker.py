@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, mode_product, shifted_power, spd_inverse, symmetrize
-from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar, succeeded
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar, checked_scalar, succeeded
 from fisher_lab.matrices.centred import centring_flops, kronecker_difference
 from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
 from fisher_lab.statistics import LayerStats, Sums, as_sums
@@ -181,6 +181,7 @@ class Kronecker(FisherMatrix):
 
     def scaled(self, c: Scalar) -> Kronecker:
         """c times the first factor that is no identity."""
+        c = checked_scalar(c, "factor", self)
         factors = list(self.factors)
         # any factor would do; one that is no identity leaves the identities known
         scaled = self._others[0] if self._others else 0

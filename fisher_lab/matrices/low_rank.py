@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, lanczos, shifted_power, start_vector
-from fisher_lab.matrices.base import AnyStats, FisherMatrix, Operator, Scalar, same_memory
+from fisher_lab.matrices.base import (
+    AnyStats,
+    FisherMatrix,
+    Operator,
+    Scalar,
+    check_beside,
+    checked_scalar,
+    same_memory,
+)
 from fisher_lab.matrices.dense import Dense
 from fisher_lab.statistics import LayerStats, Sums, as_sums, contractions
 
@@ -137,6 +145,7 @@ class LowRank(FisherMatrix):
 
     def minus(self, other: FisherMatrix) -> Operator:
         """From the columns alone, in the other's coordinates, or as two products: what costs least."""
+        check_beside(self, other)
         weight = self.weights_beside(other)
         if weight is not None:
             return lambda X: contractions.apply(self.stats, X, weight)
@@ -185,6 +194,7 @@ class LowRank(FisherMatrix):
 
     def scaled(self, c: Scalar) -> LowRank:
         """Columns times sqrt(c)."""
+        c = checked_scalar(c, "factor", self)
         stats = self.stats
         g = stats.g * c**0.5
         return LowRank(Sums(stats.like(stats.a, g)))
@@ -298,6 +308,7 @@ class ShiftedLowRank(FisherMatrix):
 
     def scaled(self, c: Scalar) -> ShiftedLowRank:
         """c times both parts."""
+        c = checked_scalar(c, "factor", self)
         return ShiftedLowRank(self.sums, self.core * c, self.shift * c)
 
     @property

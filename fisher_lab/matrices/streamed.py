@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar, checked_scalar
 from fisher_lab.matrices.dense import Dense
 from fisher_lab.statistics import LayerStats, as_sums, contractions
 
@@ -107,6 +107,7 @@ class Streamed(FisherMatrix):
 
     def scaled(self, c: Scalar) -> Streamed:
         """c times the factor."""
+        c = checked_scalar(c, "factor", self)
         return replace(self, factor=self.factor * c)
 
     @property

@@ -77,7 +77,13 @@ class DampedPair(Asked):
     @cached_property
     def approx_inverse(self) -> FisherMatrix:
         """(F^ + lambda I)^-1."""
-        return self.approx.powered(-1.0, self.shift)
+        inverse = self.approx.powered(-1.0, self.shift)
+        for tensor in inverse.tensors().values():
+            # structures do not look whether a Cholesky factorisation succeeded: trainers must not
+            # wait for that
+            if not bool(torch.isfinite(tensor).all()):
+                return self.approx.rescued(-1.0, self.shift)
+        return inverse
 
     @cached_property
     def _y(self) -> Tensor:

@@ -613,21 +613,6 @@ def _visit(name: str, value: Any, fn: Visitor) -> Any:
     return value
 
 
-def succeeded(inverse: Tensor, damping: Scalar) -> bool:
-    """Whether a Cholesky factorisation gave numbers, so that nothing has to be rescued.
-
-    A damping in a tensor is that of a trainer's refresh, which must not wait for a look and rescues
-    itself what failed: then it counts as a success.
-
-    Args:
-        inverse: what it gave, NaN where it failed.
-        damping: of the matrix that was inverted.
-    """
-    if isinstance(damping, Tensor):
-        return True
-    return bool(torch.isfinite(inverse).all())
-
-
 def same_memory(x: Tensor | None, y: Tensor | None) -> bool:
     """Whether two tensors are the same memory, up to axes of length 1."""
     if x is None or y is None:

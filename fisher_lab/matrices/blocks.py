@@ -19,7 +19,6 @@ from fisher_lab.matrices.base import (
     check_index,
     checked_scalar,
     same_memory,
-    succeeded,
 )
 from fisher_lab.statistics import LayerStats, as_sums
 
@@ -113,8 +112,6 @@ class BlockDiagonal(FisherMatrix):
         b = self.blocks.shape[1]
         eye = torch.eye(b, dtype=self.dtype, device=self.device)
         inverses = spd_inverse(symmetrize(self.blocks) + damping * eye)
-        if not succeeded(inverses, damping):
-            return self.rescued(p, damping)
         return replace(self, blocks=inverses)
 
     def rescued(self, p: float, damping: Scalar) -> BlockDiagonal:

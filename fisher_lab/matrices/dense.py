@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse
-from fisher_lab.matrices.base import FisherMatrix, Scalar, check_beside, checked_scalar, succeeded
+from fisher_lab.matrices.base import FisherMatrix, Scalar, check_beside, checked_scalar
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class Dense(FisherMatrix):
         shifted = self.matrix.clone()
         shifted.diagonal().add_(damping)
         inverse = spd_inverse(shifted)  # a tenth of an eigendecomposition
-        if not succeeded(inverse, damping):
+        if not bool(torch.isfinite(inverse).all()):
             return self.rescued(p, damping)
         return Dense(inverse, self.weight_shape)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.linalg import eigh, mode_product, shifted_power, spd_inverse, symmetrize
-from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar, checked_scalar, succeeded
+from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar, checked_scalar
 from fisher_lab.matrices.centred import centring_flops, kronecker_difference
 from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
 from fisher_lab.statistics import LayerStats, Sums, as_sums
@@ -233,8 +233,6 @@ class Kronecker(FisherMatrix):
         Q = self.modes[0]
         one = torch.ones(Q, dtype=self.dtype, device=self.device)
         inverses[other] = _inverse(self.factors[other], one, damping)
-        if not succeeded(inverses[other], damping):
-            return self.rescued(p, damping)
         return Kronecker(tuple(inverses), self.identities)
 
     def _powered_factored(self, p: float, damping: Scalar) -> Kronecker:
@@ -243,14 +241,9 @@ class Kronecker(FisherMatrix):
         scales = self._balance()
         powers = []
         if p == -1:
-            done = True
             for factor, scale in zip(self.factors, scales, strict=True):
-                inverse = _inverse(factor, scale, shift)
-                done = done and succeeded(inverse, damping)
-                powers.append(inverse)
-            if done:
-                return Kronecker(tuple(powers))
-            powers = []
+                powers.append(_inverse(factor, scale, shift))
+            return Kronecker(tuple(powers))
         for (values, vectors), scale in zip(self.eigenpairs, scales, strict=True):
             power = _power_of_factor(values * scale[:, None], vectors, p, shift)
             if vectors is not None:

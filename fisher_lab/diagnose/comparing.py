@@ -28,7 +28,14 @@ from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation
 from fisher_lab.diagnose.candidates import Matrices, named
 from fisher_lab.diagnose.check import Check
-from fisher_lab.diagnose.layer import Asked, Blocks, LayerResult, layer_about, measure_group
+from fisher_lab.diagnose.layer import (
+    Asked,
+    Blocks,
+    LayerResult,
+    layer_about,
+    measure_group,
+    precision_inside,
+)
 from fisher_lab.diagnose.network import of_network
 from fisher_lab.diagnose.plan import plan
 from fisher_lab.diagnose.resuming import check_same_run, finished, with_influences
@@ -267,7 +274,7 @@ def _settings(asked: Asked, problem: Mapping[str, Any], of_all: Sequence[Measure
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     if source.precision != source.dtype:
-        settings["precision"] = f"{str(source.precision).removeprefix('torch.')} inside the model"
+        settings["precision"] = f"{precision_inside(source)} inside the model"
     if asked.damped or asked.steps.measures:
         labelled = source.batches.first().y is not None
         settings["gradient"] = (

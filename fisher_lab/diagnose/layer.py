@@ -380,13 +380,18 @@ def _record(
         noise = max(noise, floor)
         row = Row(
             result.layer, label, m.name, value, noise, damping, result.about.checked, asked.source.fisher,
-            stderr.get((label, m.name)),
+            stderr.get((label, m.name)), precision_inside(asked.source),
         )  # fmt: skip
         result.rows.append(row)
     known = pair.asked().known()
     result.quantities.append(
         {"layer": result.layer, "approximation": label, "damping": damping, **known}
     )
+
+
+def precision_inside(source: Source) -> str:
+    """The lowest precision of the forward pass, as rows tell it."""
+    return str(source.precision).removeprefix("torch.")
 
 
 def floor_inside(source: Source, numbers: Any, damped: bool) -> float:

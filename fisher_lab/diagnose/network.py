@@ -8,7 +8,7 @@ from typing import Any
 
 from fisher_lab._ground.memory import readable
 from fisher_lab._passes.source import Source
-from fisher_lab.diagnose.layer import Asked, floor_inside
+from fisher_lab.diagnose.layer import Asked, floor_inside, precision_inside
 from fisher_lab.errors import Measure, Network
 from fisher_lab.matrices import Streamed
 from fisher_lab.results import ALL, Row
@@ -37,7 +37,17 @@ def of_network(asked: Asked, measures: Sequence[Measure]) -> list[Row]:
     for m in measures:
         value, noise = m.formula(network)
         noise = max(noise, floor)
-        rows.append(Row(ALL, "Exact", m.name, value, noise, None, checked, source.fisher))
+        row = Row(
+            layer=ALL,
+            approximation="Exact",
+            error=m.name,
+            value=value,
+            noise=noise,
+            checked=checked,
+            fisher=source.fisher,
+            precision=precision_inside(source),
+        )
+        rows.append(row)
     return rows
 
 

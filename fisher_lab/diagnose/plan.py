@@ -82,7 +82,7 @@ def plan(source: Source, names: Iterable[str], candidates: int, exact: str) -> l
         # a matrix of every candidate with its factors, and the columns three times: captured, kept,
         # and at work
         matrices = candidates * (rows**2 + columns**2 + 2 * rows * columns)
-        need = 8.0 * (matrices + 3 * held)
+        need = itemsize * (matrices + 3 * held)
         if room < need:
             groups.append([])
             once.append(False)

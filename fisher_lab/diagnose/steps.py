@@ -130,6 +130,7 @@ class NetworkSteps:
         if not self.measures:
             return []
         self.fisher.best_decreases(list(self.shifts))  # of all dampings at once
+        precision = str(self.source.precision).removeprefix("torch.")
         rows = []
         for step, sums in self.sums.items():
             if sums.layers < len(self.source.layers):
@@ -139,7 +140,15 @@ class NetworkSteps:
             for m in self.measures:
                 value, noise = m.formula(quantities)
                 row = Row(
-                    ALL, step.label, m.name, value, noise, step.damping, checked, self.source.fisher
+                    layer=ALL,
+                    approximation=step.label,
+                    error=m.name,
+                    value=value,
+                    noise=noise,
+                    damping=step.damping,
+                    checked=checked,
+                    fisher=self.source.fisher,
+                    precision=precision,
                 )
                 rows.append(row)
         return rows

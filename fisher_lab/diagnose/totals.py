@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fisher_lab.diagnose.layer import Asked, LayerResult, floor_inside
+from fisher_lab.diagnose.layer import Asked, LayerResult, floor_inside, precision_inside
 from fisher_lab.diagnose.plan import STREAMED
 from fisher_lab.diagnose.standard_errors import Found
 from fisher_lab.errors import DampedQuantities, Quantities, total
@@ -58,6 +58,7 @@ def _of_damping(asked: Asked, results: Sequence[LayerResult], damping: float | N
                 checked=checked,
                 fisher=asked.source.fisher,
                 stderr=stderr.get((label, m.name)),
+                precision=precision_inside(asked.source),
             )
             rows.append(row)
     return rows

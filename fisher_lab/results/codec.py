@@ -23,7 +23,7 @@ from fisher_lab.results.rows import Cost, LayerAbout, Row, Settings, is_writable
 FORMAT = "fisher_lab comparison"
 VERSION = 2
 CURE = "expected a .json or .csv file written by Comparison.save"
-TEXTS = ("layer", "approximation", "error", "fisher")  # of a row
+TEXTS = ("layer", "approximation", "error", "fisher", "precision")  # of a row
 NUMBER = "$number"  # the key under which a number stands that JSON has no word for
 TABLE = "$table"  # the key of a table that has one of these two keys itself
 
@@ -193,7 +193,8 @@ def _csv_rows(text: str, are_escaped: bool) -> list[Object]:
     if are_escaped:
         for row in rows:
             for name in TEXTS:
-                row[name] = unescaped(row[name])
+                if name in row:  # files of earlier versions have no precision
+                    row[name] = unescaped(row[name])
     return rows
 
 
@@ -306,6 +307,14 @@ def _text(table: Object, name: str) -> str:
     return value
 
 
+def _optional_text(table: Object, name: str) -> str | None:
+    """A text, or None where it is left out."""
+    # null in JSON, an empty cell in CSV
+    if not table.get(name):
+        return None
+    return _text(table, name)
+
+
 def _optional(table: Object, name: str) -> float | None:
     """A number, or None where it is left out."""
     value = table.get(name)
@@ -330,6 +339,7 @@ def _row(row: Object) -> Row:
         checked=_optional(row, "checked"),
         fisher=_text(row, "fisher"),
         stderr=_optional(row, "stderr"),
+        precision=_optional_text(row, "precision"),
     )
 
 

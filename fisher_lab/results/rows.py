@@ -25,6 +25,8 @@ class Row:
             direction.
         fisher: which Fisher was measured: "true", "mc" or "empirical".
         stderr: standard error over the examples, where it was asked for and could be had.
+        precision: the lowest one in which the model's forward pass computes, which `checked` and
+            `noise` follow: "float64", "float32", ...; None in files of earlier versions.
     """
 
     layer: str
@@ -36,6 +38,7 @@ class Row:
     checked: float | None = None
     fisher: str = "true"
     stderr: float | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True)

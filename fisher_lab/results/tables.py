@@ -144,6 +144,9 @@ def _heading(settings: Settings) -> str:
     parts.append(f"{settings.fisher} Fisher")
     parts.append(str(settings.likelihood))
     parts.append(f"N = {settings.N}")
+    # which the noise floors follow
+    if settings.precision:
+        parts.append(settings.precision)
     first = "  ".join(parts)
     lines = [f"{first}\n"]
     if settings.complete is False:

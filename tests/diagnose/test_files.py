@@ -461,3 +461,35 @@ def test_notes_that_look_like_numbers(tmp_path) -> None:
     (tmp_path / "old.json").write_text(json.dumps(body))
     old = fl.load_comparison(tmp_path / "old.json").settings.problem
     assert old == {"note": "float:abc", "other": 1.0}
+
+
+class Mixed(nn.Module):
+    """Computes a part of its forward pass in single precision, whatever its parameters are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 4)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(x))
+        squares = h.float().square()
+        return self.last((squares + 1).to(h.dtype))
+
+
+def test_every_row_tells_the_precision_inside(tmp_path) -> None:
+    """Which the noise floors follow; and the table does where it is lower."""
+    asked = {"errors": ["frobenius", "off_block", "damped_cosine"]}
+    x, y = batch()
+    mixed = fl.compare(Mixed(), fl.Categorical(), (x, y), fl.KFAC(), **asked)
+    assert {row.layer for row in mixed.rows} == {"first", "last", ALL}
+    assert {row.precision for row in mixed.rows} == {"float32"}
+    assert "float32 inside the model" in mixed.table()
+    for name in ("run.json", "run.csv"):
+        assert fl.load_comparison(mixed.save(tmp_path / name)).rows == mixed.rows
+    plain = fl.compare(net(), fl.Categorical(), (x, y), fl.KFAC(), **asked)
+    assert {row.precision for row in plain.rows} == {"float64"}
+    assert "inside the model" not in plain.table()
+    pandas = pytest.importorskip("pandas")
+    assert isinstance(mixed.to_frame(), pandas.DataFrame)
+    assert set(mixed.to_frame()["precision"]) == {"float32"}

@@ -30,6 +30,7 @@ def test_every_file_is_expected_and_the_other_way_round():
 def test_an_old_comparison_has_its_numbers(name):
     found, expected = fl.load_comparison(FILES / name), EXPECTED["comparisons"][name]
     assert make.kept(found) == expected
+    assert {row.precision for row in found.rows} == {None}  # which they do not tell
     layer, approximation, error, value, _, damping = expected["rows"][0][:6]
     assert found.value(layer, approximation, error, damping) == float(value)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +131,17 @@ def infinite_errors() -> fl.Comparison:
     )
 
 
+# what the first version wrote of a row
+OF_A_ROW = (
+    "layer", "approximation", "error", "value", "noise", "damping", "checked", "fisher", "stderr",
+)  # fmt: skip
+
+
 def kept(found: fl.Comparison) -> dict[str, Any]:
     """The numbers of a comparison, infinite ones as text, apart from any format of its files."""
     rows = []
     for row in found.rows:
-        entries = asdict(row).values()
+        entries = [getattr(row, name) for name in OF_A_ROW]
         rows.append([str(entry) if entry == math.inf else entry for entry in entries])
     costs = [[cost.layer, cost.approximation, cost.bytes] for cost in found.costs]
     about = {name: found.settings[name] for name in SETTINGS}

@@ -1,6 +1,4 @@
-"""The mechanical parts of the documentation, from the registries and docstrings, and the gallery's
-figure scraper.
-"""
+"""The mechanical parts of the documentation, from registries and docstrings; the gallery's figures."""
 
 import inspect
 import re
@@ -25,44 +23,76 @@ from fisher_lab import (
 from fisher_lab._ground.memory import readable
 from fisher_lab.likelihoods import TorchLoss
 
+
+def public(module, wanted) -> list:
+    """What a module offers of one sort, by name."""
+    found = []
+    for name in sorted(dir(module)):
+        thing = getattr(module, name)
+        # not what the module itself imports from elsewhere
+        own = getattr(thing, "__module__", "").startswith("fisher_lab.")
+        if own and wanted(thing) and not name.startswith("_"):
+            found.append(thing)
+    return found
+
+
+def structures() -> list:
+    """The classes of matrices; the base class stands first."""
+    found = [
+        thing for thing in public(fl.matrices, inspect.isclass) if thing is not fl.FisherMatrix
+    ]
+    return [fl.FisherMatrix, *found]
+
+
 API = {
     "Quantify": [
-        fl.compare, fl.Comparison, fl.load_comparison, fl.exact_fisher, fl.estimate, fl.default_approximations,
+        fl.compare,
+        fl.Comparison,
+        fl.load_comparison,
+        fl.exact_fisher,
+        fl.estimate,
+        fl.default_approximations,
     ],
     "The whole network": [fl.network, fl.NetworkFisher, fl.budget, fl.StepBudget],
     "Approximations": [approximations.Approximation, *approximations.registry().values()],
-    "Matrices": [
-        fl.FisherMatrix,
-        *(getattr(fl.matrices, n) for n in sorted(dir(fl.matrices)) if n[0].isupper() and n != "FisherMatrix"),
-    ],
+    "Matrices": structures(),
     "Statistics": [fl.LayerStats],
     "Likelihoods": [likelihoods.Likelihood, *likelihoods.registry().values(), TorchLoss],
     "Layers": [layers.Layer, layers.WeightBias, *dict.fromkeys(layers.registry().values())],
     "Error measures": [getattr(errors, name) for name in errors.MEASURES],
-    "Figures": [getattr(plots, name) for name in sorted(dir(plots)) if inspect.isfunction(getattr(plots, name))],
+    "Figures": public(plots, inspect.isfunction),
     "Report": [report.write_report, report.answers],
-    "Optimizers": [getattr(optim, name) for name in sorted(dir(optim)) if inspect.isclass(getattr(optim, name))],
+    "Optimizers": public(optim, inspect.isclass),
     "Training": [training.fit, training.train_step, training.record_errors],
-    "Problems": [problems.Problem, problems.load, problems.names, problems.describe, problems.problem],
-}  # fmt: skip
+    "Problems": [
+        problems.Problem,
+        problems.load,
+        problems.names,
+        problems.describe,
+        problems.problem,
+    ],
+}
 
 
 def generate(source: Path) -> None:
     """Write `generated/` anew."""
     folder = source / "generated"
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "parts").mkdir(parents=True)
+    parts = {
+        "layers": layer_table(),
+        "support": support.table(),
+        "problems": problem_table(),
+        "measures": measure_table(),
+        "benchmarks": benchmarks(source / "benchmarks"),
+    }
     for name, cls in registered().items():
-        (folder / "parts" / f"{name}.md").write_text(approximation(name, cls), encoding="utf-8")
-    (folder / "parts" / "layers.md").write_text(layer_table(), encoding="utf-8")
-    (folder / "parts" / "support.md").write_text(support.table(), encoding="utf-8")
-    (folder / "parts" / "problems.md").write_text(problem_table(), encoding="utf-8")
-    (folder / "parts" / "measures.md").write_text(measure_table(), encoding="utf-8")
-    (folder / "parts" / "benchmarks.md").write_text(
-        benchmarks(source / "benchmarks"), encoding="utf-8"
-    )
+        parts[name] = approximation(name, cls)
+    (folder / "parts").mkdir(parents=True)
+    for name, text in parts.items():
+        (folder / "parts" / f"{name}.md").write_text(text, encoding="utf-8")
     for title, things in API.items():
-        text = f"# {title}\n\n" + "\n".join(entry(thing) for thing in things)
+        entries = [entry(thing) for thing in things]
+        text = f"# {title}\n\n" + "\n".join(entries)
         (folder / f"api-{slug(title)}.md").write_text(text, encoding="utf-8")
 
 
@@ -79,7 +109,6 @@ def slug(title: str) -> str:
 
 def approximation(name: str, cls: type) -> str:
     """Formula and text of an approximation from its docstrings, and what it is on a small layer."""
-    module, text = inspect.getdoc(inspect.getmodule(cls)), inspect.getdoc(cls)
     base = fl.Corrected(fl.KFAC()) if name == "Corrected" else cls()
     torch.manual_seed(0)
     model = torch.nn.Linear(20, 20)
@@ -87,50 +116,58 @@ def approximation(name: str, cls: type) -> str:
     model.double()
     exact = fl.exact_fisher(model, fl.Categorical(), data)[""]
     matrix = fl.estimate(base, model, fl.Categorical(), data)[""]
-    facts = [
-        ("signature", f"`fl.{signature(cls)}`"),
-        ("structure (Linear)", f"`{type(matrix).__name__}`"),
-        (
-            "held for a 20x21 layer",
-            f"{readable(matrix.nbytes)} (dense block: {readable(8 * exact.dim**2)})",
-        ),
-        ("sweeps over the data", str(base.sweeps)),
-        ("needs inputs and output gradients apart", "yes" if base.needs_factors else "no"),
-        ("power that a trainer applies", f"{base.exponent:g}"),
-        ("trace error on random data", f"{fl.errors.trace(exact, matrix):.2g}"),
-        ("Frobenius error on random data", f"{fl.errors.frobenius(exact, matrix):.2g}"),
-    ]
-    lines = "\n".join(f"| {key} | {value} |" for key, value in facts)
-    return f"```text\n{module}\n```\n\n```text\n{text}\n```\n\n|  |  |\n| --- | --- |\n{lines}\n"
+    dense = readable(8 * exact.dim**2)
+    trace = fl.errors.trace(exact, matrix)
+    frobenius = fl.errors.frobenius(exact, matrix)
+    facts = {
+        "signature": f"`fl.{signature(cls)}`",
+        "structure (Linear)": f"`{type(matrix).__name__}`",
+        "held for a 20x21 layer": f"{readable(matrix.nbytes)} (dense block: {dense})",
+        "sweeps over the data": str(base.sweeps),
+        "needs inputs and output gradients apart": "yes" if base.needs_factors else "no",
+        "power that a trainer applies": f"{base.exponent:g}",
+        "trace error on random data": f"{trace:.2g}",
+        "Frobenius error on random data": f"{frobenius:.2g}",
+    }
+    source = inspect.getdoc(inspect.getmodule(cls))
+    text = inspect.getdoc(cls)
+    table = table_of(["", ""], facts.items())
+    return f"```text\n{source}\n```\n\n```text\n{text}\n```\n\n{table}"
+
+
+def table_of(head: list[str], rows) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for row in rows:
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
 
 
 def layer_table() -> str:
     """Which module types are understood, and how."""
-    lines = ["| module | form | what the adapter says |", "| --- | --- | --- |"]
+    rows = []
     for kind, adapter in layers.registry().items():
-        if kind.__module__.startswith("torch"):
-            form = (
-                "flattened parameters" if adapter.gradient_form else "inputs and output gradients"
-            )
-            lines.append(f"| `nn.{kind.__name__}` | {form} | {summary(adapter)} |")
-    return "\n".join(lines) + "\n"
+        # a user's, or a test's, have no page
+        if not kind.__module__.startswith("torch"):
+            continue
+        form = "inputs and output gradients"
+        if adapter.gradient_form:
+            form = "flattened parameters"
+        rows.append([f"`nn.{kind.__name__}`", form, summary(adapter)])
+    return table_of(["module", "form", "what the adapter says"], rows)
 
 
 def problem_table() -> str:
     """The problems that come along."""
-    lines = ["| problem | what it is |", "| --- | --- |"]
-    return (
-        "\n".join(
-            lines
-            + [f"| `{name}` | {about.summary} |" for name, about in problems.describe().items()]
-        )
-        + "\n"
-    )
+    rows = []
+    for name, about in problems.describe().items():
+        rows.append([f"`{name}`", about.summary])
+    return table_of(["problem", "what it is"], rows)
 
 
 def measure_table() -> str:
     """The error measures with their formulas."""
-    lines = ["| error | formula | measured |", "| --- | --- | --- |"]
+    rows = []
     for name, measure in errors.MEASURES.items():
         when = "by default" if measure.default else "on request"
         if measure.damped:
@@ -139,9 +176,10 @@ def measure_table() -> str:
             when = "of the whole network, by name only"
         if measure.network and measure.damped:
             when = "of the whole network per damping, by name only"
+        # a bar would end the cell
         formula = summary(getattr(errors, name)).replace("|", "\\|")
-        lines.append(f"| `{name}` | {formula} | {when} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{name}`", formula, when])
+    return table_of(["error", "formula", "measured"], rows)
 
 
 def benchmarks(folder: Path) -> str:
@@ -149,28 +187,32 @@ def benchmarks(folder: Path) -> str:
     found = sorted(folder.glob("*.md"))
     if not found:
         return "No benchmark was run yet.\n"
-    texts = ["\n" + path.read_text(encoding="utf-8") for path in found]
-    # relative to docs/benchmarks.md
-    texts = [re.sub(r"\]\((?!https?:|#)", "](benchmarks/", text) for text in texts]
-    return "\n".join(re.sub(r"\n(#+ )", r"\n#\1", text) for text in texts)
+    texts = []
+    for path in found:
+        text = "\n" + path.read_text(encoding="utf-8")
+        # links are relative to docs/benchmarks.md there, and headings one level lower
+        text = re.sub(r"\]\((?!https?:|#)", "](benchmarks/", text)
+        texts.append(re.sub(r"\n(#+ )", r"\n#\1", text))
+    return "\n".join(texts)
 
 
 def summary(thing) -> str:
     """First paragraph of a docstring, in one line."""
-    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0]
+    return " ".join(paragraph.split())
 
 
 def entry(thing) -> str:
     """Signature and docstring, and the public methods of a class."""
     parts = [f"## {thing.__qualname__}\n", fence(signature(thing), inspect.getdoc(thing))]
-    if inspect.isclass(thing):
-        for name, member in members(thing).items():
-            target = (
-                member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-            )
-            if not name.startswith("_") and inspect.isfunction(target) and target.__doc__:
-                what = name if isinstance(member, property) else signature(target, name)
-                parts.append(fence(what, inspect.getdoc(target)))
+    found = members(thing).items() if inspect.isclass(thing) else ()
+    for name, member in found:
+        is_property = isinstance(member, property)
+        target = member.fget if is_property else getattr(member, "__func__", member)
+        documented = inspect.isfunction(target) and target.__doc__
+        if documented and not name.startswith("_"):
+            head = name if is_property else signature(target, name)
+            parts.append(fence(head, inspect.getdoc(target)))
     return "\n".join(parts)
 
 
@@ -192,17 +234,19 @@ def signature(thing, name: str = "") -> str:
         found = inspect.signature(thing)
     except (ValueError, TypeError):
         return name
-    kinds = [parameter.kind for parameter in found.parameters.values()]
-    parameters = [unquoted(str(parameter)) for parameter in found.parameters.values()]
+    parameters = list(found.parameters.values())
+    kinds = [parameter.kind for parameter in parameters]
+    shown = [unquoted(str(parameter)) for parameter in parameters]
+    # inspect writes parameters one by one, without the star in front of the keywords
     if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
-        parameters.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
-    end = (
-        ")"
-        if found.return_annotation in (inspect.Signature.empty, None, "None")
-        else unquoted(f") -> {found.return_annotation}")
-    )
-    line = f"{name}({', '.join(parameters)}{end}"
-    return line if len(line) <= 100 else f"{name}(\n    " + ",\n    ".join(parameters) + f"\n{end}"
+        shown.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    end = ")"
+    if found.return_annotation not in (inspect.Signature.empty, None, "None"):
+        end = unquoted(f") -> {found.return_annotation}")
+    line = f"{name}({', '.join(shown)}{end}"
+    if len(line) <= 100:
+        return line
+    return f"{name}(\n    " + ",\n    ".join(shown) + f"\n{end}"
 
 
 def unquoted(text: str) -> str:
@@ -221,9 +265,7 @@ def fence(head: str, text: str | None) -> str:
 
 
 def _get_sg_image_scraper():
-    """The gallery asks for this; our figures belong to no window, so they are found among the
-    example's variables.
-    """
+    """The gallery asks for this: our figures, which belong to no window, are found by their names."""
     return scrape
 
 

@@ -1,4 +1,4 @@
-"""Errors of every layer as bars."""
+"""Errors of every layer: as bars, or of many layers as lines along the depth."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fisher_lab.plots.reading import (
-    Cells,
-    about,
-    chosen_layers,
-    labels_of,
-    layer_titles,
-    pick,
-    plain,
-    title_of,
-    values_at,
+from fisher_lab.plots.layers import (
+    depth_places,
+    depth_width,
+    fits_bars,
+    name_depth,
+    name_height,
+    name_layers,
 )
+from fisher_lab.plots.reading import Cells, Shown, about, pick, shown, title_of, values_at
 from fisher_lab.plots.scale import Scale, Series
-from fisher_lab.plots.style import Style, new_figure, styled, styles
+from fisher_lab.plots.style import (
+    OUTLINE,
+    Style,
+    draw_legend,
+    new_figure,
+    room_for,
+    styled,
+    styles,
+)
 from fisher_lab.results import ALL, Comparison
 
 GROUP = 0.84  # width of a layer's bars together; layers are 1 apart
-UPRIGHT = 10  # characters of a layer's name that still fit under its bars
 
 
 @styled
@@ -33,63 +38,77 @@ def errors(
     *,
     damping: float | None = None,
     layers: Sequence[str] | None = None,
+    approximations: Sequence[str] | None = None,
+    columns: int | None = None,
 ) -> Figure:
-    """Bars: one group per layer, one bar per approximation.
+    """Bars: one group per layer, one bar per approximation; of many layers, lines along the depth.
 
     The axis is logarithmic where the values span more than a factor of 30; a dashed line says what
-    is exact. Rows with a `stderr` get a whisker of one standard error.
+    is exact. Rows with a `stderr` get a whisker of one standard error. Approximations that are the
+    same on these layers are drawn once, under all their names.
 
     Args:
         comparison: a Comparison.
         error: which measure.
         damping: for damped measures, which one.
         layers: names of layers, None for all and "(all)".
+        approximations: labels of approximations, None for all.
+        columns: 1 or 2 for a figure as wide as one or two columns of a paper.
 
     Returns:
         A matplotlib Figure.
 
     Raises:
         TypeError: for anything but a comparison.
-        ValueError: for an error, damping or layer that was not measured.
+        ValueError: for an error, damping, layer or approximation that was not measured.
 
     See Also:
         heatmap, which shows the same as a table.
     """
     rows = pick(comparison, error, damping)
-    shown = chosen_layers(rows.values(), layers)
-    labels = labels_of(rows.values())
-    scale = Scale.of(error, values_at(rows.values(), shown))
-    # a group is at least as wide as six bars, so that its name fits under it
-    group = 0.105 * max(len(labels), 6)
-    figure = new_figure(max(6.0, 1.6 + group * len(shown)), 3.6)
+    found = shown([comparison], rows.values(), layers, approximations)
+    drawn = [row for row in rows.values() if row.approximation in found.names]
+    scale = Scale.of(error, values_at(drawn, found.layers))
+    as_bars = fits_bars(len(found.layers), len(found.labels), columns)
+    if as_bars:
+        # a group is at least as wide as six bars, so that its name fits under it
+        group = 0.105 * max(len(found.labels), 6)
+        width = max(6.0, 1.6 + group * len(found.layers))
+    else:
+        width = depth_width(len(found.layers))
+    height = 3.6 + name_height(found.layers, as_bars)
+    figure = new_figure(width + room_for(found.names.values(), 25), height, columns)
     axes = figure.add_subplot()
     axes.grid(visible=False, axis="x")
     scale.apply(axes)
-    width = GROUP / len(labels)
-    middle = (len(labels) - 1) / 2
-    for index, (label, style) in enumerate(styles(labels).items()):
-        offset = (index - middle) * width
-        series = _series(rows, shown, label, offset, scale)
-        _draw(axes, series, label, style, 0.92 * width)
-    name_layers(axes, comparison, shown)
-    axes.set_xlim(-0.5, len(shown) - 0.5)
+    if as_bars:
+        _draw_groups(axes, rows, found, scale)
+        name_layers(axes, comparison, found.layers)
+        axes.set_xlim(-0.5, len(found.layers) - 0.5)
+    else:
+        _draw_lines(axes, rows, found, scale)
+        name_depth(axes, comparison, found.layers)
     axes.set_ylabel(title_of(error, damping))
     axes.set_title(about(comparison), loc="left")
-    figure.legend(loc="outside right upper")
+    draw_legend(figure)
     return figure
 
 
-def _series(rows: Cells, layers: list[str], label: str, offset: float, scale: Scale) -> Series:
-    """The bars of one approximation, at the layers where it was measured."""
-    series = Series(scale)
-    for place, layer in enumerate(layers):
-        row = rows.get((layer, label))
-        if row is not None:
-            series.add(place + offset, row)
-    return series
+def _draw_groups(axes: Axes, rows: Cells, found: Shown, scale: Scale) -> None:
+    """A group of bars for each layer."""
+    each = GROUP / len(found.labels)
+    middle = (len(found.labels) - 1) / 2
+    for index, (label, style) in enumerate(styles(found.labels).items()):
+        offset = (index - middle) * each
+        series = Series(scale)
+        for place, layer in enumerate(found.layers):
+            row = rows.get((layer, label))
+            if row is not None:
+                series.add(place + offset, row)
+        _draw_bars(axes, series, found.names[label], style, 0.92 * each)
 
 
-def _draw(axes: Axes, series: Series, label: str, style: Style, width: float) -> None:
+def _draw_bars(axes: Axes, series: Series, name: str, style: Style, width: float) -> None:
     """The bars, from what is exact to the value, and their whiskers."""
     scale = series.scale
     bottom = scale.low if scale.base is None else scale.base
@@ -103,7 +122,7 @@ def _draw(axes: Axes, series: Series, label: str, style: Style, width: float) ->
         hatch=style.hatch,
         edgecolor="0.15",
         linewidth=0.4,
-        label=plain(label),
+        label=name,
     )
     series.draw_whiskers(axes, "black", capsize=1.5)
     # a bar of no height would look like one that was not measured
@@ -115,12 +134,26 @@ def _draw(axes: Axes, series: Series, label: str, style: Style, width: float) ->
         axes.plot(exact.x, exact.y, "o", color="black", markersize=2.5)
 
 
-def name_layers(axes: Axes, comparison: Comparison, layers: list[str]) -> None:
-    """One tick a layer; long names stand aslant."""
-    lengths = [len(name) for name in layers if name != ALL]
-    places = range(len(layers))
-    if max(lengths, default=0) <= UPRIGHT:
-        axes.set_xticks(places, layer_titles(comparison, layers))
-    else:
-        names = layer_titles(comparison, layers, "  ")
-        axes.set_xticks(places, names, rotation=30, ha="right", rotation_mode="anchor")
+def _draw_lines(axes: Axes, rows: Cells, found: Shown, scale: Scale) -> None:
+    """A line for each approximation along the depth, and a mark for all layers together."""
+    places = depth_places(found.layers)
+    for label, style in styles(found.labels).items():
+        line = Series(scale)
+        together = Series(scale)
+        for place, layer in zip(places, found.layers, strict=True):
+            row = rows.get((layer, label))
+            if row is not None:
+                series = together if layer == ALL else line
+                series.add(place, row)
+        axes.plot(
+            line.x,
+            line.y,
+            style.line,
+            color=style.color,
+            marker=style.marker,
+            label=found.names[label],
+            **OUTLINE,
+        )
+        axes.plot(together.x, together.y, style.marker, color=style.color, **OUTLINE)
+        line.draw_whiskers(axes, style.color, capsize=1.5)
+        together.draw_whiskers(axes, style.color, capsize=1.5)

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
+from fisher_lab._ground.memory import readable
 from fisher_lab.plots.reading import (
     about,
-    check_layer,
+    check_known,
+    chosen_labels,
     layer_title,
     layers_of,
+    name_of,
     pick,
-    plain,
     title_of,
-    values_at,
 )
-from fisher_lab.plots.scale import Scale
-from fisher_lab.plots.style import OUTLINE, Style, new_figure, styled, styles
+from fisher_lab.plots.scale import LEAST, Scale, drawable
+from fisher_lab.plots.style import OUTLINE, Style, draw_legend, new_figure, room_for, styled, styles
 from fisher_lab.results import ALL, Comparison, Row
 
+WIDE = 60  # a ratio of largest to smallest price above which powers of ten are enough
 UNITS = {"bytes": "bytes held", "seconds": "seconds to build"}
 
 
@@ -41,6 +45,8 @@ def cost(
     *,
     layer: str | None = None,
     damping: float | None = None,
+    approximations: Sequence[str] | None = None,
+    columns: int | None = None,
 ) -> Figure:
     """An error against bytes held and seconds to build, with the Pareto front as a line.
 
@@ -51,6 +57,9 @@ def cost(
         error: which measure.
         layer: one layer; None for all together (their costs added up).
         damping: for damped measures, which one.
+        approximations: labels of approximations, None for all; those that are the same are drawn
+            each, for their costs differ.
+        columns: 1 or 2 for a figure as wide as one or two columns of a paper.
 
     Returns:
         A matplotlib Figure. Matrices that were handed in ready have no seconds and are left out of
@@ -62,23 +71,31 @@ def cost(
     """
     rows = pick(comparison, error, damping)
     layer = _known_layer(layer, layers_of(rows.values()))
-    found = {row.approximation: row for row in rows.values() if row.layer == layer}
-    scale = Scale.of(error, values_at(rows.values(), [layer]))
+    found = {}
+    for label in chosen_labels(rows.values(), approximations):
+        if (layer, label) in rows:
+            found[label] = rows[layer, label]
+    scale = Scale.of(error, [row.value for row in found.values()])
     looks = styles(found)
-    figure = new_figure(9.0, 3.7)
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, (unit, name) in zip(panels, UNITS.items(), strict=True):
+    figure = new_figure(9.0 + room_for(found, 25), 3.7, columns)
+    if columns == 1:
+        figure.set_figheight(4.4)  # one panel below the other
+        panels = figure.subplots(2, 1, sharey=True)
+    else:
+        panels = figure.subplots(1, 2, sharey=True)
+    for axes, unit in zip(panels, UNITS, strict=True):
         points = _points(comparison, found, layer, unit, scale)
         _draw(axes, points, looks, scale)
-        axes.set_xlabel(name)
+        _price_axis(axes, unit, [point.price for point in points.values()])
     first = panels[0]
     first.set_ylabel(title_of(error))
-    title = f"{about(comparison)}, {layer_title(comparison, layer, ' ')}"
+    name = layer_title(comparison, layer, " ")
     if scale.exact is not None:
-        title = f"{title}; line: Pareto front"
+        name = f"{name}; line: Pareto front"
+    separator = "\n" if columns == 1 else ", "
+    title = f"{about(comparison)}{separator}{name}"
     first.set_title(title, loc="left")
-    handles, names = first.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper")
+    draw_legend(figure)
     return figure
 
 
@@ -86,7 +103,7 @@ def _known_layer(layer: str | None, known: list[str]) -> str:
     """The layer asked for; unless one is, all of them, or the first."""
     if layer is None:
         return ALL if ALL in known else known[0]
-    check_layer(layer, known)
+    check_known("layer", layer, known)
     return layer
 
 
@@ -97,7 +114,8 @@ def _points(
     points = {}
     for label, row in found.items():
         price = _total(comparison, layer, label, unit)
-        if price > 0:
+        in_range = price >= LEAST and drawable(price)
+        if in_range and not math.isnan(row.value):
             points[label] = Point(price, scale.place(row.value), row)
     return points
 
@@ -106,6 +124,7 @@ def _draw(
     axes: Axes, points: Mapping[str, Point], looks: Mapping[str, Style], scale: Scale
 ) -> None:
     """A panel: marks with their whiskers, the line of the front, both axes."""
+    size = 1.45 * matplotlib.rcParams["lines.markersize"]
     for label, point in points.items():
         style = looks[label]
         down, up = scale.whisker(point.row)
@@ -116,9 +135,9 @@ def _draw(
             lengths,
             fmt=style.marker,
             color=style.color,
-            markersize=8,
+            markersize=size,
             ecolor="black",
-            label=plain(label),
+            label=name_of(label),
             **OUTLINE,
         )
     judged: dict[str, tuple[float, float]] = {}
@@ -130,8 +149,24 @@ def _draw(
     prices = [point.price for point in best]
     heights = [point.height for point in best]
     axes.plot(prices, heights, color="0.35", linewidth=1.2, zorder=1.2)
-    axes.set_xscale("log")
     scale.apply(axes)
+
+
+def _price_axis(axes: Axes, unit: str, prices: Sequence[float]) -> None:
+    """A log axis with as many names as fit, in the words of people."""
+    axes.set_xlabel(UNITS[unit])
+    if not prices:
+        axes.set_xticks([])
+        return
+    axes.set_xscale("log")
+    ratio = max(prices) / min(prices)
+    steps = (1.0,) if ratio > WIDE else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=6))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if unit == "bytes":
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda price, _: readable(price)))
+    else:
+        axes.xaxis.set_major_formatter(EngFormatter("s"))
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:

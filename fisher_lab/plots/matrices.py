@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.plots.reading import plain
-from fisher_lab.plots.style import EXACT, Style, new_figure, styled, styles
+from fisher_lab.plots.reading import name_of
+from fisher_lab.plots.style import EXACT, Style, draw_legend, new_figure, room_for, styled, styles
 
 DECADES = 5  # shown below the largest entry
 PIXELS = 1000  # a side; larger blocks show the largest entry of each cell
@@ -107,7 +107,7 @@ def _draw_row(figure: Figure, line: list[Axes], title: str, matrices: Labelled) 
         axes.grid(visible=False)
         axes.set_xticks([0, size])
         axes.set_yticks([0, size])
-        axes.set_title(plain(label))
+        axes.set_title(name_of(label))
         _mini_block_lines(axes, matrix.shape)
     figure.colorbar(image, ax=line, label=title, extend="min", pad=0.01)
 
@@ -134,12 +134,18 @@ def _mini_block_lines(axes: Axes, shape: tuple[int, int]) -> None:
 
 # -- spectra ---------------------------------------------------------------------------------------
 @styled
-def spectrum(exact: FisherMatrix, approximations: Mapping[str, FisherMatrix]) -> Figure:
+def spectrum(
+    exact: FisherMatrix,
+    approximations: Mapping[str, FisherMatrix],
+    *,
+    columns: int | None = None,
+) -> Figure:
     """Sorted eigenvalues, relative to the largest of the exact block, on log axes.
 
     Args:
         exact: FisherMatrix of a layer.
         approximations: `{label: FisherMatrix}`.
+        columns: 1 or 2 for a figure as wide as one or two columns of a paper.
 
     Returns:
         A matplotlib Figure; eigenvalues that are rounding errors (below 1e-12 of the largest) are
@@ -157,14 +163,15 @@ def spectrum(exact: FisherMatrix, approximations: Mapping[str, FisherMatrix]) ->
             "The exact block is zero, expected a positive eigenvalue: nothing is relative to it."
         )
     looks = [EXACT, *styles(approximations).values()]
-    figure = new_figure(6.0, 3.8)
+    height = 3.8 if columns is None else 2.6
+    figure = new_figure(6.0 + room_for(approximations, 25), height, columns)
     axes = figure.add_subplot()
     for (label, _), style, values in zip(matrices, looks, falling, strict=True):
         relative = values / top
         _draw_line(axes, relative[relative > ROUNDING], label, style)
     axes.set_xlabel("index of the eigenvalue")
     axes.set_ylabel(r"eigenvalue $/\;\lambda_{\max}(F)$")
-    figure.legend(loc="outside right upper")
+    draw_legend(figure)
     return figure
 
 
@@ -189,5 +196,5 @@ def _draw_line(axes: Axes, values: Array, label: str, style: Style) -> None:
         markeredgecolor="0.15",
         markeredgewidth=0.4,
         linewidth=2.4 if style is EXACT else 1.2,
-        label=plain(label),
+        label=name_of(label),
     )

@@ -19,7 +19,7 @@ from fisher_lab.plots.heatmap import heatmap
 from fisher_lab.plots.reading import checked, errors_of
 from fisher_lab.plots.style import RC
 from fisher_lab.plots.sweeps import damping, training
-from fisher_lab.plots.traces import traces
+from fisher_lab.plots.traces import found_traces, traces
 from fisher_lab.results import Comparison
 
 ENDINGS = (".svg", ".png", ".pdf")
@@ -75,7 +75,7 @@ def drawings(comparison: Comparison) -> list[Drawing]:
         if error not in repeated:
             found.append(Drawing("errors", error, errors(comparison, error)))
             found.append(Drawing("heatmap", error, heatmap(comparison, error)))
-    if any("trace_approx" in entry for entry in comparison.quantities):
+    if found_traces(comparison):
         found.append(Drawing("traces", None, traces(comparison)))
     if comparison.costs and plain:
         best_known_first = judging("matrix", plain) + plain

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
 from fisher_lab._ground.arguments import names_of
 from fisher_lab._ground.text import printable
-from fisher_lab.errors.measures import MEASURES
+from fisher_lab.errors.measures import MEASURES, judging
 from fisher_lab.results import ALL, Comparison, Row
 
 Cells = dict[tuple[str, str], Row]  # (layer, approximation) -> the row of one error
-LONGEST_NAME = 40  # characters of a problem's name; a wider title leaves no room for the axes
+SAME = 1e-9  # a relative difference of two errors that is rounding
+LONGEST = 40  # characters of a name; wider ones leave no room for the axes
 
 
 # -- texts -----------------------------------------------------------------------------------------
@@ -24,9 +26,20 @@ def plain(text: str) -> str:
     return line.replace("$", r"\$")
 
 
+def name_of(text: str) -> str:
+    """A name for a legend or a tick: a long one loses its middle, for its ends tell more."""
+    name = plain(text) or "(no name)"
+    if len(name) > LONGEST:
+        half = LONGEST // 2
+        name = f"{name[:half]}…{name[1 - half :]}"
+        # a backslash in front of the dots would be none of its own
+        name = name.replace("\\…", "…")
+    return name
+
+
 def title_of(error: str, damping: float | None = None) -> str:
     """The error's name and formula, for an axis."""
-    title = plain(error)
+    title = name_of(error)
     if damping is not None:
         title = f"{title} at damping {damping:g} tr F / d"
     measure = MEASURES.get(error)
@@ -39,7 +52,7 @@ def layer_title(comparison: Comparison, layer: str, separator: str = "\n") -> st
     """The layer's name and shape."""
     if layer == ALL:
         return "all layers"
-    title = plain(layer) or "(model)"
+    title = name_of(layer or "(model)")
     shape = comparison.settings.about(layer).shape
     if shape:
         title = f"{title}{separator}{shape[0]}x{shape[1]}"
@@ -56,8 +69,8 @@ def about(comparison: Comparison) -> str:
     settings = comparison.settings
     # of a path, the file; of a class, all of it
     name = str(settings.problem_name or settings.model or "").rpartition("/")[2]
-    if len(name) > LONGEST_NAME:
-        name = "…" + name[1 - LONGEST_NAME :]
+    if len(name) > LONGEST:
+        name = "…" + name[1 - LONGEST :]
     parts = [name] if name else []
     if "fisher" in settings:
         parts.append(f"{settings.fisher} Fisher")
@@ -117,11 +130,6 @@ def layers_of(rows: Iterable[Row]) -> list[str]:
     return names
 
 
-def labels_of(rows: Iterable[Row]) -> list[str]:
-    """Labels of the approximations in order."""
-    return list(dict.fromkeys(row.approximation for row in rows))
-
-
 def errors_of(rows: Iterable[Row]) -> list[str]:
     """Names of the errors in order."""
     return list(dict.fromkeys(row.error for row in rows))
@@ -132,27 +140,129 @@ def values_at(rows: Iterable[Row], layers: Sequence[str]) -> list[float]:
     return [row.value for row in rows if row.layer in layers]
 
 
-def chosen_layers(rows: Iterable[Row], layers: Sequence[str] | None) -> list[str]:
-    """The layers to draw.
+# -- what is drawn ---------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Shown:
+    """What a figure shows.
+
+    Attributes:
+        layers: their names, "(all)" last.
+        names: of the approximations, by label; those that are the same as another one that is
+            shown stand in its name and have none of their own.
+    """
+
+    layers: list[str]
+    names: dict[str, str]
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the approximations that are drawn."""
+        return list(self.names)
+
+
+def shown(
+    comparisons: Sequence[Comparison],
+    rows: Iterable[Row],
+    layers: Sequence[str] | None,
+    approximations: Sequence[str] | None,
+) -> Shown:
+    """What is asked for of what was measured; None asks for all.
+
+    Args:
+        comparisons: where the rows come from.
+        rows: that can be drawn.
+        layers: names of layers.
+        approximations: labels of approximations.
 
     Raises:
         ValueError: for names that were not measured.
     """
-    known = layers_of(rows)
-    if layers is None:
-        return known
-    chosen = names_of("layers", layers)
-    for name in chosen:
-        check_layer(name, known)
-    return chosen
+    rows = list(rows)
+    chosen = _chosen("layer", "layers", layers, layers_of(rows))
+    labels = chosen_labels(rows, approximations)
+    names = {}
+    for first, others in alike(comparisons, labels, chosen).items():
+        names[first] = name_of(" = ".join([first, *others]))
+    return Shown(chosen, names)
 
 
-def check_layer(name: str, known: Sequence[str]) -> None:
-    """Refuse a layer that was not measured.
+def chosen_labels(rows: Iterable[Row], approximations: Sequence[str] | None) -> list[str]:
+    """The labels of the approximations asked for, in order.
+
+    Raises:
+        ValueError: for labels that were not measured.
+    """
+    known = list(dict.fromkeys(row.approximation for row in rows))
+    return _chosen("approximation", "approximations", approximations, known)
+
+
+def _chosen(
+    what: str, argument: str, wanted: Sequence[str] | None, known: Sequence[str]
+) -> list[str]:
+    """The names asked for, each once."""
+    if wanted is None:
+        return list(known)
+    names = list(dict.fromkeys(names_of(argument, wanted)))
+    for name in names:
+        check_known(what, name, known)
+    if not names:
+        listed = ", ".join(map(repr, known))
+        raise ValueError(f"Got {argument}=[], expected None for all, or some of {listed}.")
+    return names
+
+
+def check_known(what: str, name: str, known: Sequence[str]) -> None:
+    """Refuse a name that was not measured.
 
     Raises:
         ValueError: which says the known ones.
     """
     if name not in known:
         listed = ", ".join(map(repr, known))
-        raise ValueError(f"Got layer {name!r}, expected one of {listed}.")
+        raise ValueError(f"Got {what} {name!r}, expected one of {listed}.")
+
+
+def alike(
+    comparisons: Sequence[Comparison], labels: Sequence[str], layers: Sequence[str]
+) -> dict[str, list[str]]:
+    """Approximations that are one matrix on these layers, as TN and TKFAC are on linear ones.
+
+    Every error that was measured must agree, and one of them look at the whole matrix: methods that
+    only keep the same trace are not the same.
+
+    Returns:
+        Those to draw, each with the others that are the same.
+    """
+    tables: dict[str, dict[Hashable, Row]] = {label: {} for label in labels}
+    whole_matrix_judged = False
+    for index, comparison in enumerate(comparisons):
+        for row in comparison.rows:
+            if row.approximation in tables and row.layer in layers:
+                key = (index, row.layer, row.error, row.damping)
+                tables[row.approximation][key] = row
+        whole_matrix_judged |= bool(judging("matrix", comparison.errors))
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        twin = None
+        if whole_matrix_judged:
+            twin = next((first for first in groups if _agree(tables[first], tables[label])), None)
+        if twin is None:
+            groups[label] = []
+        else:
+            groups[twin].append(label)
+    return groups
+
+
+def _agree(one: dict[Hashable, Row], two: dict[Hashable, Row]) -> bool:
+    """Whether all errors of two approximations are the same up to their noise."""
+    if one.keys() != two.keys():
+        return False
+    for key, row in one.items():
+        other = two[key]
+        difference = abs(row.value - other.value)
+        size = min(abs(row.value), abs(other.value))
+        noise = max(row.noise + other.noise, SAME * size)
+        # which NaN and infinity are not: they say nothing of the matrices
+        if not difference <= noise:
+            return False
+    return True

@@ -12,7 +12,14 @@ from fisher_lab.errors.measures import exact_value
 from fisher_lab.results import Row
 
 SPREAD = 30  # a ratio of largest to smallest error above which a log axis reads better
+LARGEST = 1e100  # of what is drawn as a number: axes overflow long before numbers do
+LEAST = 1e-300  # of what a log axis can show
 DASHES = (0, (5, 3))
+
+
+def drawable(value: float) -> bool:
+    """Whether the value has a place on an axis; what is larger than LARGEST is as good as infinite."""
+    return abs(value) <= LARGEST
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,9 @@ class Scale:
         floor: where a log axis draws zero.
         low: where a log axis begins.
         high: where a log axis ends.
-        top: where any axis draws infinity.
+        top: where any axis draws infinity; and with the other sign, minus infinity.
         infinite: whether there is an infinite value.
+        minus_infinite: whether there is one below zero.
     """
 
     log: bool
@@ -36,32 +44,40 @@ class Scale:
     high: float
     top: float
     infinite: bool
+    minus_infinite: bool
 
     @classmethod
     def of(cls, error: str, values: Iterable[float]) -> Scale:
         """The scale that suits these values."""
         values = [value for value in values if not math.isnan(value)]
-        finite = [value for value in values if math.isfinite(value)]
-        infinite = len(finite) < len(values)
+        finite = [value for value in values if drawable(value)]
+        infinite = any(value > LARGEST for value in values)
+        minus_infinite = any(value < -LARGEST for value in values)
         exact = exact_value(error)
         largest = max(finite, default=1.0) or 1.0
-        if not _suits_log(finite, exact):
-            return cls(False, exact, 0.0, 0.0, 0.0, largest * 1.3, infinite)
+        if minus_infinite or not _suits_log(finite, exact):
+            top = 1.3 * largest
+            if minus_infinite:
+                # so that the mirrored place lies below every value
+                top = 1.3 * (max(map(abs, finite), default=1.0) or 1.0)
+            return cls(False, exact, 0.0, 0.0, 0.0, top, infinite, minus_infinite)
         least = min(value for value in finite if value > 0)
         floor = 0.0
         if 0 in finite:
             # a power of ten clearly below the smallest error, so that zeros stand apart
             exponent = math.floor(math.log10(least) - 0.3)
-            floor = 10**exponent
+            floor = max(10.0**exponent, LEAST)
         low = (floor or least) / 1.6
         top = largest * 10
         highest = top if infinite else largest
-        return cls(True, exact, floor, low, 1.6 * highest, top, infinite)
+        return cls(True, exact, floor, low, 1.6 * highest, top, infinite, False)
 
     def place(self, value: float) -> float:
         """Where the value is drawn."""
-        if math.isinf(value):
+        if value > LARGEST:
             return self.top
+        if value < -LARGEST:
+            return -self.top
         if self.log and value <= 0:
             return self.floor
         return value
@@ -82,14 +98,15 @@ class Scale:
             _named_line(axes, self.base, "exact")
         if self.infinite:
             _named_line(axes, self.top, "infinite")
+        if self.minus_infinite:
+            _named_line(axes, -self.top, "−infinite")
 
     def whisker(self, row: Row) -> tuple[float, float]:
         """The lengths down and up of one standard error where the row has one, otherwise 0."""
         error = row.stderr
         if not error:
             return 0.0, 0.0
-        drawable = math.isfinite(error) and math.isfinite(row.value)
-        if not drawable:
+        if not (drawable(error) and drawable(row.value)):
             return 0.0, 0.0
         down = error
         if self.log:
@@ -144,7 +161,7 @@ class Series:
 def _suits_log(finite: list[float], exact: float | None) -> bool:
     """Whether a log axis can show these values and reads better."""
     positive = [value for value in finite if value > 0]
-    if not positive:
+    if not positive or min(positive) < LEAST:
         return False
     if exact is None:
         # where nothing says what a zero means, it is drawn as one
@@ -161,5 +178,5 @@ def _named_line(axes: Axes, height: float, word: str) -> None:
     )
     end = (1.0, height)
     axes.annotate(
-        word, end, (3, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=8
+        word, end, (3, 0), ("axes fraction", "data"), "offset points", va="center", fontsize="small"
     )

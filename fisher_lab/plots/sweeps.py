@@ -6,25 +6,28 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fisher_lab.plots.reading import (
+    Shown,
     about,
     checked,
-    chosen_layers,
     errors_of,
     layer_title,
+    layers_of,
     pick,
-    plain,
+    shown,
     title_of,
-    values_at,
 )
 from fisher_lab.plots.scale import Scale, Series
-from fisher_lab.plots.style import OUTLINE, Style, new_figure, styled, styles
+from fisher_lab.plots.style import OUTLINE, Style, draw_legend, new_figure, room_for, styled, styles
 from fisher_lab.results import Comparison, Row
 
 COLUMNS = 4  # panels beside each other
+MOST_PANELS = 12
+PANEL = {None: 2.5, 1: 1.5, 2: 1.8}  # inches of the height of a panel, by the columns of a paper
 WIDE = 20  # a ratio of largest to smallest step above which a log axis reads better
 
 
@@ -45,6 +48,8 @@ def training(
     *,
     damping: float | None = None,
     layers: Sequence[str] | None = None,
+    approximations: Sequence[str] | None = None,
+    columns: int | None = None,
 ) -> Figure:
     """An error against the training step, one panel per layer.
 
@@ -52,7 +57,10 @@ def training(
         comparisons: `{step: Comparison}` of one model along its training.
         error: which measure.
         damping: for damped measures, which one.
-        layers: names of layers, None for all.
+        layers: names of layers; None for all, or of many, for some evenly spaced in depth, which
+            the title says.
+        approximations: labels of approximations, None for all.
+        columns: 1 or 2 for a figure as wide as one or two columns of a paper.
 
     Returns:
         A matplotlib Figure.
@@ -80,7 +88,12 @@ def training(
         _step_axis(axes, steps)
 
     title = title_of(error, damping)
-    return _panels(comparisons[steps[0]], lines, error, title, layers, horizontal)
+    drawn = [point.row for line in lines.values() for point in line]
+    along = [comparisons[step] for step in steps]
+    found = shown(along, drawn, layers, approximations)
+    if layers is None:
+        found = some_layers(found)
+    return _panels(along[0], lines, found, error, title, horizontal, columns)
 
 
 def _step_axis(axes: Axes, steps: list[int]) -> None:
@@ -97,14 +110,22 @@ def _step_axis(axes: Axes, steps: list[int]) -> None:
 
 @styled
 def damping(
-    comparison: Comparison, error: str = "damped_cosine", *, layers: Sequence[str] | None = None
+    comparison: Comparison,
+    error: str = "damped_cosine",
+    *,
+    layers: Sequence[str] | None = None,
+    approximations: Sequence[str] | None = None,
+    columns: int | None = None,
 ) -> Figure:
     """A damped error against the damping, one panel per layer.
 
     Args:
         comparison: a Comparison with damped rows, such as `compare(..., errors="all")` gives.
         error: which damped measure.
-        layers: names of layers, None for all.
+        layers: names of layers; None for all, or of many, for some evenly spaced in depth, which
+            the title says.
+        approximations: labels of approximations, None for all.
+        columns: 1 or 2 for a figure as wide as one or two columns of a paper.
 
     Returns:
         A matplotlib Figure.
@@ -130,7 +151,11 @@ def damping(
     for point in sorted(points, key=lambda point: point.x):
         key = (point.row.layer, point.row.approximation)
         lines.setdefault(key, []).append(point)
-    return _panels(comparison, lines, error, title_of(error), layers, _damping_axis)
+    drawn = [point.row for point in points]
+    found = shown([comparison], drawn, layers, approximations)
+    if layers is None:
+        found = some_layers(found)
+    return _panels(comparison, lines, found, error, title_of(error), _damping_axis, columns)
 
 
 def _damping_axis(axes: Axes) -> None:
@@ -138,42 +163,61 @@ def _damping_axis(axes: Axes) -> None:
     axes.set_xlabel(r"damping $\lambda\;/\;(\mathrm{tr}\,F\,/\,d)$")
 
 
+def some_layers(found: Shown) -> Shown:
+    """The first layer, the last, and others evenly between them where there are too many."""
+    count = len(found.layers)
+    if count <= MOST_PANELS:
+        return found
+    layers = []
+    for index in range(MOST_PANELS):
+        place = round(index * (count - 1) / (MOST_PANELS - 1))
+        layers.append(found.layers[place])
+    return Shown(layers, found.names)
+
+
 # -- panels ----------------------------------------------------------------------------------------
 def _panels(
     comparison: Comparison,
     lines: Lines,
+    found: Shown,
     error: str,
     title: str,
-    layers: Sequence[str] | None,
     horizontal: Callable[[Axes], None],
+    columns: int | None,
 ) -> Figure:
     """One panel per layer, one line per approximation, one vertical axis for all."""
-    rows = [point.row for line in lines.values() for point in line]
-    shown = chosen_layers(rows, layers)
-    scale = Scale.of(error, values_at(rows, shown))
-    looks = styles(dict.fromkeys(label for _, label in lines))
-    across = min(len(shown), COLUMNS)
-    down = math.ceil(len(shown) / across)
+    drawn = []
+    for (layer, label), line in lines.items():
+        if layer in found.layers and label in found.names:
+            drawn += line
+    scale = Scale.of(error, [point.row.value for point in drawn])
+    looks = styles(found.labels)
+    across = min(len(found.layers), 2 if columns == 1 else COLUMNS)
+    down = math.ceil(len(found.layers) / across)
     # the legend stands beside the panels; a single line of them needs more room for the titles
-    height = (0.5 if down > 1 else 1.1) + 2.5 * down
-    figure = new_figure(1.9 + 2.35 * across, height)
+    height = (0.5 if down > 1 else 1.1) + PANEL[columns] * down
+    width = 1.9 + 2.35 * across + room_for(found.names.values(), 25)
+    figure = new_figure(width, height, columns)
     grid = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
-    for axes, layer in zip(grid, shown, strict=False):
+    for axes, layer in zip(grid, found.layers, strict=False):
         for label, style in looks.items():
-            _draw_line(axes, lines.get((layer, label), []), label, style, scale)
+            _draw_line(axes, lines.get((layer, label), []), found.names[label], style, scale)
         axes.set_title(layer_title(comparison, layer, "  "))
         horizontal(axes)
         scale.apply(axes)
-    for axes in grid[len(shown) :]:
+    for axes in grid[len(found.layers) :]:
         axes.set_visible(False)
-    figure.supylabel(title, fontsize=9)
-    figure.suptitle(about(comparison), x=0.01, ha="left", fontsize=10)
-    handles, names = grid[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper")
+    figure.supylabel(title, fontsize="medium")
+    measured = len(layers_of([line[0].row for line in lines.values()]))
+    heading = about(comparison)
+    if len(found.layers) < measured:
+        heading = f"{heading}; {len(found.layers)} of {measured} layers"
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=matplotlib.rcParams["axes.titlesize"])
+    draw_legend(figure)
     return figure
 
 
-def _draw_line(axes: Axes, line: list[Point], label: str, style: Style, scale: Scale) -> None:
+def _draw_line(axes: Axes, line: list[Point], name: str, style: Style, scale: Scale) -> None:
     series = Series(scale)
     for point in line:
         series.add(point.x, point.row)
@@ -183,7 +227,7 @@ def _draw_line(axes: Axes, line: list[Point], label: str, style: Style, scale: S
         style.line,
         color=style.color,
         marker=style.marker,
-        label=plain(label),
+        label=name,
         **OUTLINE,
     )
     series.draw_whiskers(axes, style.color, capsize=2)

@@ -1,6 +1,4 @@
-"""One self-contained HTML page about comparisons: the answer first, then figures, tables, settings
-and notes.
-"""
+"""One self-contained HTML page about comparisons: the answer first, then figures and numbers."""
 
 from fisher_lab.report.answers import Answer as Answer
 from fisher_lab.report.answers import answers as answers

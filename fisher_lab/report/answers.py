@@ -1,10 +1,9 @@
-"""The answer in a sentence per layer: which approximation is best, by which measure, and at what
-price.
-"""
+"""The answer in a sentence per layer: which approximation is best, by which measure, at what price."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fisher_lab._ground.memory import readable
@@ -14,6 +13,7 @@ from fisher_lab.results.tables import as_text
 
 WITHIN = 1.1  # "cheapest within 10 %": errors up to this factor above the smallest
 TIE = 1e-6  # relative difference below which two errors are called equal
+NOTHING = "Nothing that was measured says which approximation is best."
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,17 @@ class Answer:
 
 def answers(comparison: Comparison) -> list[Answer]:
     """One sentence per layer, all layers together first where they were measured."""
-    names = ([ALL] if any(row.layer == ALL for row in comparison.rows) else []) + comparison.layers
+    names = comparison.layers
+    if any(row.layer == ALL for row in comparison.rows):
+        names = [ALL, *names]
     return [Answer(name, _sentence(comparison, name)) for name in names]
 
 
-def best(rows: list[Row]) -> tuple[list[str], float]:
-    """The approximations nearest to exact, ties included, and their value."""
-    distances = [distance(row) for row in rows]
-    least = min(distances)
-    tied = [row for row, far in zip(rows, distances, strict=True) if far <= least * (1 + TIE)]
-    return [row.approximation for row in tied], tied[0].value
-
-
+# -- the best --------------------------------------------------------------------------------------
 def distance(row: Row) -> float:
-    """How far the value is from that of the exact block; 0 within the rounding noise, infinite
-    where nobody knows.
+    """How far the value is from that of the exact block.
+
+    0 within the rounding noise, infinite where nobody knows.
     """
     exact = exact_value(row.error)
     if exact is None or math.isnan(row.value):
@@ -56,79 +52,155 @@ def distance(row: Row) -> float:
     return far
 
 
-def _sentence(comparison: Comparison, layer: str) -> str:
-    # the exact blocks and the gradient may have rows beside the approximations: yardsticks of the
-    # whole network's step, which nobody is advised to use
-    judged = comparison.settings.approximations or comparison.approximations
-    rows = []
-    for row in comparison.rows:
-        if row.layer == layer and row.approximation in judged:
-            rows.append(row)
-    main = _main(rows)
-    if main is None:
-        return "Nothing that was measured says which approximation is best."
-    measured = [row for row in rows if row.error == main and row.damping == _middle(rows, main)]
-    parts = [f"best by {_title(main)}: {_named(measured)}"]
-    direction = _direction(rows)
-    if direction is not None and direction != main:
-        damping = _middle(rows, direction)
-        at = "" if damping is None else f" at damping {damping:g}"
-        at_damping = [row for row in rows if row.error == direction and row.damping == damping]
-        parts.append(f"by {_title(direction)}{at}: {_named(at_damping)}")
-    cheap = _cheapest(comparison, layer, measured)
-    if cheap is not None:
-        parts.append(cheap)
-    text = "; ".join(parts) + "."
-    return text[0].upper() + text[1:]
+def best(rows: Sequence[Row]) -> list[Row]:
+    """The rows nearest to exact, ties included; none where no value is finite."""
+    known = _finite(rows)
+    if not known:
+        return []
+    limit = min(map(distance, known)) * (1 + TIE)
+    return [row for row in known if distance(row) <= limit]
 
 
-def _main(rows: list[Row]) -> str | None:
-    """The error to judge by: how far the whole matrix is, else the first one that has a best value."""
-    known = [row.error for row in rows if exact_value(row.error) is not None]
+def _finite(rows: Iterable[Row]) -> list[Row]:
+    """The rows of which it is known how far they are."""
+    return [row for row in rows if math.isfinite(distance(row))]
+
+
+def _cheapest(comparison: Comparison, layer: str, rows: Iterable[Row]) -> str | None:
+    """The approximation with fewest bytes among those near the best, in words."""
+    known = _finite(rows)
+    if not known:
+        return None
+    held = _bytes_held(comparison, layer)
+    limit = min(map(distance, known)) * WITHIN
+    near = {}
+    for row in known:
+        label = row.approximation
+        if distance(row) <= limit and label in held:
+            near[label] = held[label]
+    if not near:
+        return None
+    cheapest = min(near, key=lambda label: near[label])
+    return f"cheapest within 10 %: {cheapest} ({readable(near[cheapest])})"
+
+
+def _bytes_held(comparison: Comparison, layer: str) -> dict[str, int]:
+    """The bytes of each approximation, where they are known of every part of the layer."""
+    parts = [layer]
+    if layer == ALL:
+        parts = comparison.layers
+    sizes: dict[str, list[int]] = {}
+    for cost in comparison.costs:
+        if cost.layer in parts:
+            sizes.setdefault(cost.approximation, []).append(cost.bytes)
+    held = {}
+    for label, known in sizes.items():
+        if len(known) == len(parts):
+            held[label] = sum(known)
+    return held
+
+
+# -- the measures to judge by ----------------------------------------------------------------------
+def _main(rows: Iterable[Row]) -> str | None:
+    """The error to judge by: how far the whole matrix is, else the first that has a best value."""
+    known = _judging_errors(rows)
     return next(iter(judging("matrix", known) + known), None)
 
 
-def _direction(rows: list[Row]) -> str | None:
+def _direction(rows: Iterable[Row]) -> str | None:
     """The error of the direction: of the damped steps if it was measured, else of the matrix."""
-    known = judging("direction", [row.error for row in rows if exact_value(row.error) is not None])
+    known = judging("direction", _judging_errors(rows))
     damped = [error for error in known if MEASURES[error].damped]
     return next(iter(damped + known), None)
 
 
-def _middle(rows: list[Row], error: str) -> float | None:
+def _judging_errors(rows: Iterable[Row]) -> list[str]:
+    """The errors that have a best value, in order."""
+    names = dict.fromkeys(row.error for row in rows)
+    return [name for name in names if exact_value(name) is not None]
+
+
+def _middle(rows: Iterable[Row]) -> float | None:
     """The middle one of the dampings measured."""
-    dampings = sorted(
-        {row.damping for row in rows if row.error == error and row.damping is not None}
-    )
-    return dampings[len(dampings) // 2] if dampings else None
+    found = set()
+    for row in rows:
+        if row.damping is not None:
+            found.add(row.damping)
+    if not found:
+        return None
+    dampings = sorted(found)
+    return dampings[len(dampings) // 2]
+
+
+# -- the sentence ----------------------------------------------------------------------------------
+def _sentence(comparison: Comparison, layer: str) -> str:
+    rows = _of_candidates(comparison, layer)
+    main = _main(rows)
+    if main is None:
+        return NOTHING
+    judged = _of_error(rows, main)
+    name = _title(main)
+    if _finite(judged):
+        parts = [f"best by {name}: {_named(judged)}"]
+    else:
+        parts = [f"by {name} none is near: no value is finite"]
+    direction = _direction(rows)
+    if direction is not None and direction != main:
+        parts.append(_by_direction(rows, direction))
+    cheap = _cheapest(comparison, layer, judged)
+    if cheap is not None:
+        parts.append(cheap)
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _of_candidates(comparison: Comparison, layer: str) -> list[Row]:
+    """A layer's rows of the approximations.
+
+    The exact blocks and the gradient may have rows beside them: yardsticks of the whole network's
+    step, which nobody is advised to use.
+    """
+    candidates = comparison.settings.approximations
+    if not isinstance(candidates, list):  # files of before do not tell
+        candidates = comparison.approximations
+    rows = []
+    for row in comparison.rows:
+        if row.layer == layer and row.approximation in candidates:
+            rows.append(row)
+    return rows
+
+
+def _of_error(rows: Iterable[Row], error: str) -> list[Row]:
+    """The rows of one error, those at the middle damping if it is a damped one."""
+    found = [row for row in rows if row.error == error]
+    damping = _middle(found)
+    return [row for row in found if row.damping == damping]
+
+
+def _by_direction(rows: Iterable[Row], error: str) -> str:
+    """The best by an error of the direction."""
+    judged = _of_error(rows, error)
+    name = _title(error)
+    damping = judged[0].damping
+    if damping is not None:
+        name = f"{name} at damping {damping:g}"
+    return f"by {name}: {_named(judged)}"
 
 
 def _title(error: str) -> str:
     """What the error is called in a sentence."""
-    return MEASURES[error].title if error in MEASURES else error
+    measure = MEASURES.get(error)
+    return error if measure is None else measure.title
 
 
-def _named(rows: list[Row]) -> str:
-    labels, value = best(rows)
-    nearest = next(row for row in rows if row.approximation == labels[0])
-    said = "exact" if distance(nearest) == 0 else as_text(value)
-    return f"{' and '.join(labels)} ({said})"
-
-
-def _cheapest(comparison: Comparison, layer: str, rows: list[Row]) -> str | None:
-    """The approximation with fewest bytes among those near the best."""
-    of_one = {(cost.layer, cost.approximation): cost.bytes for cost in comparison.costs}
-    parts = comparison.layers if layer == ALL else [layer]
-    held = {}
-    for row in rows:
-        bytes_of_parts = [of_one.get((part, row.approximation)) for part in parts]
-        if None not in bytes_of_parts:
-            held[row.approximation] = sum(size for size in bytes_of_parts if size is not None)
-    limit = min(map(distance, rows)) * WITHIN
-    near = [
-        row.approximation for row in rows if distance(row) <= limit and row.approximation in held
-    ]
-    if not near:
-        return None
-    label = min(near, key=lambda name: held[name])
-    return f"cheapest within 10 %: {label} ({readable(held[label])})"
+def _named(rows: Sequence[Row]) -> str:
+    """The labels of the best and their value."""
+    nearest = best(rows)
+    if not nearest:
+        return "no value is finite"
+    labels = " and ".join(row.approximation for row in nearest)
+    first = nearest[0]
+    said = as_text(first.value)
+    if distance(first) == 0:
+        said = "exact"
+    return f"{labels} ({said})"

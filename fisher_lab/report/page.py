@@ -159,8 +159,8 @@ def _load(item: Any) -> Comparison:
 
 def _title(comparison: Comparison) -> str:
     settings = comparison.settings
-    problem = settings.get("problem") or {}
-    title = str(problem.get("name") or settings.get("model") or "comparison")
+    problem = settings.problem or {}
+    title = str(settings.problem_name or settings.model or "comparison")
     if "steps" in problem:
         title = f"{title}, step {problem['steps']}"
     return title

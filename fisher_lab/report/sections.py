@@ -18,6 +18,7 @@ FISHERS = {
     "mc": "the Monte-Carlo Fisher (labels sampled from the model)",
     "empirical": "the empirical Fisher (the labels of the data; not the Fisher itself)",
 }
+Column = tuple[str, float | None]  # an error, and the damping if it is a damped one
 CAPTIONS = {
     "errors": "{error} of every approximation, layer by layer.",
     "heatmap": "The same as a table in colours.",
@@ -38,13 +39,14 @@ def section(title: str, comparison: Comparison, identifier: str) -> dict[str, An
         comparison: with at least one row.
         identifier: of its element in the page; those of its figures begin with it.
     """
-    head, body = _table(comparison)
+    columns = _columns(comparison)
     layers = []
     for name in dict.fromkeys(row.layer for row in comparison.rows):
         layers.append({"value": name, "text": _layer(comparison, name)})
     found = []
     for answer in answers(comparison):
-        found.append({"layer": _layer(comparison, answer.layer), "text": answer.sentence})
+        layer = _layer(comparison, answer.layer)
+        found.append({"layer": layer, "text": answer.sentence})
     return {
         "title": title,
         "id": identifier,
@@ -53,8 +55,8 @@ def section(title: str, comparison: Comparison, identifier: str) -> dict[str, An
         "figures": _figures(comparison, identifier),
         "layers": layers,
         "approximations": comparison.approximations,
-        "head": head,
-        "body": body,
+        "head": _head(columns),
+        "body": _body(comparison, columns),
         "settings": _flat(comparison.settings),
     }
 
@@ -64,7 +66,7 @@ def _layer(comparison: Comparison, name: str) -> str:
     if name == ALL:
         return "all layers"
     shown = name or "(model)"
-    shape = comparison.settings.get("layers", {}).get(name, {}).get("shape")
+    shape = comparison.settings.about(name).shape
     if shape:
         shown = f"{shown} ({shape[0]}x{shape[1]})"
     return shown
@@ -80,14 +82,17 @@ def _figures(comparison: Comparison, identifier: str) -> list[dict[str, Any]]:
 
 
 def _place(drawing: Drawing) -> int:
-    """Where among the figures it stands."""
-    return FIRST.index(drawing.name) if drawing.name in FIRST else len(FIRST)
+    """Where among the figures it stands; those that are folded away come last."""
+    if drawing.name in FIRST:
+        return FIRST.index(drawing.name)
+    return len(FIRST)
 
 
 def _figure(drawing: Drawing, identifier: str) -> dict[str, Any]:
     """A figure as the template reads it; its identifier is a number, for its error may be any text."""
     error = drawing.error or ""
-    caption = CAPTIONS[drawing.kind].format(error=error[:1].upper() + error[1:])
+    capitalized = error[:1].upper() + error[1:]
+    caption = CAPTIONS[drawing.kind].format(error=capitalized)
     first = _place(drawing) < len(FIRST)
     return {"id": identifier, "caption": caption, "figure": drawing.figure, "first": first}
 
@@ -104,31 +109,39 @@ def along_training(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
 def _facts(comparison: Comparison) -> list[str]:
     """What was measured, in sentences."""
     settings = comparison.settings
-    model = str(settings.get("model", "model"))
-    if "parameters" in settings:
-        model = f"{model} with {settings['parameters']} parameters"
-    examples = f"{settings.get('N', 'some')} examples"
-    problem = (settings.get("problem") or {}).get("name")
-    if problem:
-        examples = f"{examples} of the problem {problem}"
-    fisher = FISHERS.get(str(settings.get("fisher")), "the Fisher")
-    facts = [
-        f"For every layer of a {model}, the block of {fisher} was computed exactly on {examples} "
-        f"and compared with {len(comparison.approximations)} approximations. The likelihood is "
-        f"{settings.get('likelihood', 'not recorded')}; the bias is the last column of the weight."
-    ]
+    facts = [_measured(comparison)]
     checked = [row.checked for row in comparison.rows if row.checked is not None]
     if checked:
         facts.append(
             "The exact blocks agree with an independent computation by torch.func along one "
             f"random direction per layer to {max(checked):.1e} (relative)."
         )
-    left_out = settings.get("left_out") or {}
+    left_out = settings.left_out or {}
     for name, reason in left_out.items():
         facts.append(f"Left out: {name}: {reason}")
-    if not settings.get("complete", True):
+    # files of before say nothing: they were whole
+    if settings.complete is False:
         facts.append("Not complete: the run was stopped before all layers were measured.")
     return facts
+
+
+def _measured(comparison: Comparison) -> str:
+    """Which model, Fisher, examples and likelihood; a file need not tell any of them."""
+    settings = comparison.settings
+    model = settings.get("model", "model")
+    if "parameters" in settings:
+        model = f"{model} with {settings.parameters} parameters"
+    examples = f"{settings.get('N', 'some')} examples"
+    if settings.problem_name:
+        examples = f"{examples} of the problem {settings.problem_name}"
+    fisher = FISHERS.get(str(settings.fisher), "the Fisher")
+    likelihood = settings.get("likelihood", "not recorded")
+    methods = len(comparison.approximations)
+    return (
+        f"For every layer of a {model}, the block of {fisher} was computed exactly on {examples} "
+        f"and compared with {methods} approximations. The likelihood is {likelihood}; the bias is "
+        "the last column of the weight."
+    )
 
 
 def notes(comparisons: Iterable[Comparison]) -> list[tuple[str, str]]:
@@ -137,42 +150,68 @@ def notes(comparisons: Iterable[Comparison]) -> list[tuple[str, str]]:
     for comparison in comparisons:
         for name in comparison.errors:
             measure = errors.MEASURES.get(name)
-            text = "" if measure is None else measure.describe()
+            if measure is None:
+                continue
+            text = measure.describe()
             if text:
                 found[name] = text
     return list(found.items())
 
 
 # -- tables ----------------------------------------------------------------------------------------
-def _table(comparison: Comparison) -> tuple[list[str], list[dict[str, Any]]]:
-    """Columns, and a line per layer and approximation with the number and text of every cell."""
-    columns = list(dict.fromkeys((row.error, row.damping) for row in comparison.rows))
-    rows = {(row.layer, row.approximation, row.error, row.damping): row for row in comparison.rows}
-    costs = {(cost.layer, cost.approximation): cost for cost in comparison.costs}
-    lines = []
-    for layer, label in dict.fromkeys((row.layer, row.approximation) for row in comparison.rows):
-        cells = [_error_cell(rows.get((layer, label, *column))) for column in columns]
-        cells += _cost_cells(costs.get((layer, label)))
-        shown = _layer(comparison, layer)
-        lines.append({"layer": layer, "shown": shown, "approximation": label, "cells": cells})
+def _columns(comparison: Comparison) -> list[Column]:
+    """The errors, the damped ones at each damping."""
+    columns: dict[Column, None] = {}
+    for row in comparison.rows:
+        columns[row.error, row.damping] = None
+    return list(columns)
+
+
+def _head(columns: list[Column]) -> list[str]:
+    """Titles of the columns."""
     head = []
     for error, damping in columns:
         head.append(error if damping is None else f"{error} {damping:g}")
-    return [*head, "time", "size"], lines
+    return [*head, "time", "size"]
+
+
+def _body(comparison: Comparison, columns: list[Column]) -> list[dict[str, Any]]:
+    """A line per layer and approximation with the number and text of every cell."""
+    found: dict[tuple[str, str], dict[Column, Row]] = {}
+    for row in comparison.rows:
+        line = found.setdefault((row.layer, row.approximation), {})
+        line[row.error, row.damping] = row
+    costs = {(cost.layer, cost.approximation): cost for cost in comparison.costs}
+    body = []
+    for (layer, label), line in found.items():
+        cells = [_error_cell(line.get(column)) for column in columns]
+        cells += _cost_cells(costs.get((layer, label)))
+        body.append(
+            {
+                "layer": layer,
+                "shown": _layer(comparison, layer),
+                "approximation": label,
+                "cells": cells,
+            }
+        )
+    return body
 
 
 def _error_cell(row: Row | None) -> dict[str, str]:
     """What is sorted by, and what is shown."""
     if row is None:
         return {"value": "", "text": as_text(None)}
-    value = "" if math.isnan(row.value) else repr(row.value)
-    return {"value": value, "text": as_text(row.value)}
+    text = as_text(row.value)
+    if math.isnan(row.value):
+        return {"value": "", "text": text}
+    return {"value": repr(row.value), "text": text}
 
 
 def _cost_cells(cost: Cost | None) -> list[dict[str, str]]:
     if cost is None:
         return [{"value": "", "text": "-"}] * 2
-    time = {"value": repr(cost.seconds), "text": f"{cost.seconds * 1e3:.1f} ms"}
+    milliseconds = cost.seconds * 1e3
+    time = {"value": repr(cost.seconds), "text": f"{milliseconds:.1f} ms"}
     size = {"value": str(cost.bytes), "text": readable(cost.bytes)}
     return [time, size]
 
@@ -181,9 +220,11 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
     """The settings as one list: keys of tables in tables are joined."""
     found: list[tuple[str, str]] = []
     for key, value in settings.items():
+        name = f"{prefix}{key or '(model)'}"
         if isinstance(value, Mapping) and value:
             found += _flat(value, f"{prefix}{key} / ")
-            continue
-        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        found.append((f"{prefix}{key or '(model)'}", text))
+        elif isinstance(value, list | tuple):
+            found.append((name, ", ".join(map(str, value))))
+        else:
+            found.append((name, str(value)))
     return found

@@ -77,7 +77,7 @@ def test_bars_have_the_values_of_the_rows_and_say_what_is_exact():
 
 def test_names_are_drawn_as_they_are_written():
     names = ["a$b$", r"\$\frac{", "_mine", "a\tb\nc", "\x1b[31m"]
-    figure = plots.errors(comparison(dict.fromkeys(names, 0.5)))
+    figure = plots.errors(comparison({name: 0.5 + index for index, name in enumerate(names)}))
     assert legend(figure) == [r"a\$b\$", r"\\$\frac{", " _mine", "a b c", "\ufffd[31m"]
     plots.svg(figure)  # nothing of it is a formula, which could not be read
 

@@ -198,7 +198,7 @@ def buckets(
 
 
 def joined(curvatures: Sequence[LayerCurvature], group: Settings) -> list[Bucket]:
-    """The inverses of a group's layers, those of equal structure as one matrix.
+    """The inverses of a group's layers, those of equal structure as one matrix, which they share.
 
     Args:
         curvatures: of the group's layers, in order; those without an inverse are left out.
@@ -217,8 +217,11 @@ def joined(curvatures: Sequence[LayerCurvature], group: Settings) -> list[Bucket
     for alike in buckets(prepared, inverses, settings):
         members = [positions[i] for i in alike]
         own = [inverses[i] for i in alike]
-        bucket = Bucket(members, _stacked(own))
-        found.append(bucket)
+        together = _stacked(own)
+        # the layers look into the joined matrix, so that no inverse is held twice
+        for place, i in enumerate(alike):
+            prepared[i].inverse = together.part(place, len(alike))
+        found.append(Bucket(members, together))
     return found
 
 

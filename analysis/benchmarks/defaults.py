@@ -323,40 +323,44 @@ def cells(rows: dict[str, Any]) -> dict[str, dict[str, Cell]]:
 
 
 def ranks(found: dict[str, dict[str, Cell]]) -> dict[str, float]:
-    """Mean place of every method over the tasks, 1 for the lowest loss."""
-    places: dict[str, list[int]] = {}
+    """Mean place over the tasks, 1 for the lowest loss, of every method that ran on all of them."""
+    everywhere = set.intersection(*(set(of_task) for of_task in found.values()))
+    places: dict[str, list[int]] = {method: [] for method in everywhere}
     for of_task in found.values():
-        order = sorted(of_task, key=lambda method: of_task[method].mean)
+        order = sorted(everywhere, key=lambda method: of_task[method].mean)
         for place, method in enumerate(order, start=1):
-            places.setdefault(method, []).append(place)
+            places[method].append(place)
     return {method: mean(of_method) for method, of_method in places.items()}
 
 
 def page(rows: dict[str, Any]) -> str:
-    """The page as Markdown."""
+    """The page as Markdown; methods that have not run on all tasks yet are left out."""
     found = cells(rows)
-    tasks = list(found)
+    tasks = [name for name in TASKS if name in found]
     place = ranks(found)
     lines = ["| optimizer | " + " | ".join(tasks) + " | mean rank | CPU s |"]
     lines.append("|---" * (len(tasks) + 3) + "|")
     for method in sorted(place, key=lambda name: place[name]):
         row = [method]
+        total = 0.0
         for task in tasks:
-            row.append(str(found[task][method]))
-        seconds = [mean(found[task][method].seconds) for task in tasks]
-        total = sum(s for s in seconds if math.isfinite(s))
+            cell = found[task][method]
+            row.append(str(cell))
+            seconds = mean(cell.seconds)
+            if math.isfinite(seconds):
+                total += seconds
         lines.append("| " + " | ".join(row) + f" | {place[method]:.1f} | {total:.1f} |")
-    seeds = sorted({row["seed"] for row in rows.values()})
+    seeds = {row["seed"] for row in rows.values()}
     about = ABOUT.format(seeds=len(seeds))
-    settings = [f"- {name}: {task.__doc__}" for name, task in TASKS.items()]
+    settings = [f"- {name}: {TASKS[name].__doc__}" for name in tasks]
     return "\n".join(["# Optimizers as they come", "", about, "", *settings, "", *lines, ""])
 
 
-ABOUT = """Training loss after a few hundred steps, mean over {seeds} seeds with the range; a table
-written by `python -m analysis.benchmarks.defaults`. The methods of `fl.optim` have their defaults
-and nothing else, the same on all problems; SGD with momentum, Adam, SOAP and Muon the better of two
-rates on each problem. A dash: diverged, or the method does not treat these layers. Mean rank: place
-among all methods, averaged over the problems. CPU s: processor seconds of all five trainings on one
+ABOUT = """Training loss after a few hundred steps, mean over {seeds} seeds with the range, written by
+`python -m analysis.benchmarks.defaults`. The methods of `fl.optim` have their defaults and nothing
+else, the same on all problems; SGD with momentum, Adam, SOAP and Muon the better of two rates on
+each problem. A dash: diverged, or the method does not treat these layers. Mean rank: place among
+the methods shown, averaged over the problems. CPU s: processor seconds of all five trainings on one
 thread; the networks are so small that overhead is most of it."""
 
 

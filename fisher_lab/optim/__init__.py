@@ -1,6 +1,4 @@
-"""Optimizers: natural gradient with any approximation, and the methods of the papers with their
-defaults.
-"""
+"""Optimizers: natural gradient with any approximation, and the methods of the papers."""
 
 from fisher_lab.optim.base import registry as registry
 from fisher_lab.optim.groups import ByLayer as ByLayer

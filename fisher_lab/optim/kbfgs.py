@@ -240,7 +240,7 @@ class KBFGS(LayerOptimizer):
         self,
         model: nn.Module,
         likelihood: Likelihood | nn.Module | None,  # noqa: ARG002
-        lr: float | Tensor,
+        lr: float | Tensor = 0.3,
         *,
         damping: float = 0.3,
         momentum: float = 0.9,
@@ -250,7 +250,7 @@ class KBFGS(LayerOptimizer):
         dtype: torch.dtype | None = None,
         layers: Sequence[str] | None = None,
         groups: Sequence[dict[str, Any]] | None = None,
-        fallback_lr: float = 1e-3,
+        fallback_lr: float = 1e-2,
     ) -> None:
         if layers is None:
             layers = _trainable_linear(model)

@@ -35,6 +35,7 @@ def test_the_table_names_the_papers_methods():
 def test_the_optimizers_signature_shows_the_approximations_arguments():
     parameters = inspect.signature(optim.KFAC).parameters
     assert list(parameters) == ["model", "likelihood", "lr", "spatial", "options"]
+    assert parameters["lr"].default == 0.01
     assert parameters["spatial"].default == "expand"
     assert parameters["spatial"].kind is inspect.Parameter.KEYWORD_ONLY
     assert list(inspect.signature(optim.Shampoo).parameters) == [
@@ -107,7 +108,19 @@ def test_a_method_of_a_method_keeps_its_defaults(forgets):
 
     opt = CalmTNT(net(), LIKELIHOOD, 0.1)
     assert (opt.param_groups[0]["damping"], opt.decay) == (3.0, 0.9)
-    assert optim.TNT(net(), LIKELIHOOD, 0.1).param_groups[0]["damping"] == 1.0
+    assert optim.TNT(net(), LIKELIHOOD, 0.1).param_groups[0]["damping"] == 0.003
+
+
+def test_a_method_without_settings_has_one_set_of_defaults():
+    for name in PRESETS:
+        opt = getattr(optim, name)(net(), LIKELIHOOD)
+        own = optim.registry()[name].own_defaults
+        assert opt.param_groups[0]["lr"] == own["lr"]
+        assert opt.param_groups[0]["momentum_order"] == "before"
+        assert opt.kl_clip == own["kl_clip"]
+        assert (opt.observe_every, opt.refresh_every) == (2, 20)
+    assert optim.KFAC(net(), LIKELIHOOD, 0.5).param_groups[0]["lr"] == 0.5
+    assert optim.KBFGS(net(), LIKELIHOOD).param_groups[0]["lr"] == 0.3
 
 
 def test_a_name_of_the_librarys_is_taken(forgets):

@@ -122,7 +122,8 @@ def sampled_gradient(model, x, generator):
 @pytest.mark.parametrize("style", ["factored", "exact"])
 def test_tnt_equals_the_dense_formula_of_the_batch_mean_on_the_scale_of_f(style):
     model, (x, y) = net(), batch()
-    opt = optim.TNT(model, LIKELIHOOD, 0.1, damping=LAMBDA, damping_style=style, seed=3)
+    options = {"damping": LAMBDA, "damping_style": style, "seed": 3, "kl_clip": None}
+    opt = optim.TNT(model, LIKELIHOOD, 0.1, **options)
     g, mean = (
         gradients(model, LIKELIHOOD, x, y),
         sampled_gradient(model, x, torch.Generator().manual_seed(3)),
@@ -169,7 +170,8 @@ def test_published_tnt_settings_convert_as_documented():
 @pytest.mark.parametrize("limit", [2**26, 100])
 def test_mbf_uses_row_blocks_where_they_fit_and_the_average_block_otherwise(limit):
     model, (x, y) = net(), batch()
-    opt = optim.MBF(model, LIKELIHOOD, 0.1, damping=LAMBDA, seed=3, max_block_bytes=limit)
+    options = {"damping": LAMBDA, "seed": 3, "kl_clip": None}
+    opt = optim.MBF(model, LIKELIHOOD, 0.1, max_block_bytes=limit, **options)
     assert ("row_avg" in repr(opt)) == (limit == 100)
     g, mean = (
         gradients(model, LIKELIHOOD, x, y),
@@ -187,7 +189,7 @@ def test_mbf_uses_row_blocks_where_they_fit_and_the_average_block_otherwise(limi
 
 def test_shampoo_reads_the_gradient_of_its_own_step():
     model, (x, y) = net(), batch()
-    opt = optim.Shampoo(model, LIKELIHOOD, 0.1, damping=LAMBDA)
+    opt = optim.Shampoo(model, LIKELIHOOD, 0.1, damping=LAMBDA, kl_clip=None)
     g, before, m = gradients(model, LIKELIHOOD, x, y), weights(model), len(x)
     one_step(opt, model, LIKELIHOOD, x, y)
     for layer, W in weights(model).items():
@@ -235,7 +237,7 @@ def test_shampoo_decomposes_every_factor_once_per_refresh_and_applies_one_produc
 @pytest.mark.parametrize("name", ["KFAC", "TKFAC", "TENGraD"])
 def test_per_example_presets_take_one_sampled_label_per_example(name):
     model, (x, y) = net(), batch()
-    opt = preset(name, model, LIKELIHOOD, 0.1, damping=LAMBDA, seed=3)
+    opt = preset(name, model, LIKELIHOOD, 0.1, damping=LAMBDA, seed=3, kl_clip=None)
     g = gradients(model, LIKELIHOOD, x, y)
     labels = LIKELIHOOD.sample(model(x).detach(), torch.Generator().manual_seed(3))
     stats = layer_stats(model, LIKELIHOOD, x, "mc", labels)

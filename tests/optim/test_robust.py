@@ -245,7 +245,7 @@ def test_updates_that_are_skipped_between_refreshes_are_told_too():
     hundred steps.
     """
     model, (x, y) = net(torch.float32), batch(dtype=torch.float32)
-    opt = optim.TENGraD(model, LIKELIHOOD, 1e-3)
+    opt = optim.TENGraD(model, LIKELIHOOD, 1e-3, observe_every=100, refresh_every=100)
     one_step(opt, model, LIKELIHOOD, x, y)
     told = []
     for _ in range(50):

@@ -32,7 +32,7 @@ from fisher_lab.optim.natural_gradient import NaturalGradient
 AnyLikelihood = Likelihood | nn.Module
 
 # One set for all problems, chosen on five small ones (an MLP, a BatchNorm-CNN, a Conv1d network, a
-# regression, a transformer) and other seeds than those of docs/benchmarks/defaults.md. The clip
+# regression, a transformer), other seeds than those of `analysis.benchmarks.defaults`. The clip
 # bounds the steps while F changes quickly; lr / damping bounds them where F has become small, and
 # lr / (1 - momentum) the noise of natural gradients at the end.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
@@ -109,7 +109,7 @@ def _signature(cls: type[Method]) -> inspect.Signature:
         return given.replace(parameters=[*named, rest])
     own_lr = cls.own_defaults["lr"]
     for index, parameter in enumerate(named):
-        if parameter.name == "lr":
+        if parameter.default is ...:
             named[index] = parameter.replace(default=own_lr)
     own = []
     building = inspect.signature(cls.build)

@@ -154,7 +154,7 @@ def test_gradients_are_neither_cleared_nor_changed(name):
 
 def test_nan_does_not_poison_the_parameters():
     model, (x, y) = net(), batch()
-    opt = optim.TNT(model, LIKELIHOOD, 0.01)
+    opt = optim.TNT(model, LIKELIHOOD, 0.01, observe_every=10)
     one_step(opt, model, LIKELIHOOD, x, y)
     before = weights(model)
     one_step(opt, model, LIKELIHOOD, x * float("nan"), y, observe=False)

@@ -117,7 +117,7 @@ def test_a_bad_first_batch_does_not_spoil_the_start(name):
 @pytest.mark.parametrize("first", [False, True])
 def test_a_fallback_that_is_not_fused_skips_too(first):
     model, (x, y) = mixed_net(), batch()
-    opt = optim.KFAC(model, LIKELIHOOD, 0.01)
+    opt = optim.KFAC(model, LIKELIHOOD, 0.01, observe_every=10)
     opt.fallback.param_groups[0]["fused"] = False
     if not first:
         one_step(opt, model, LIKELIHOOD, x, y)

@@ -386,6 +386,7 @@ def _are_inputs(value: Any) -> bool:
 
 def _check(inputs: Inputs, y: Tensor | None, index: int) -> None:
     """Refuse batches that are empty, not finite, or whose labels do not belong to the inputs."""
+    _check_storage(inputs, y, index)
     N = examples_of(inputs)
     if N == 0:
         shape = tuple(leading(inputs).shape)
@@ -409,3 +410,21 @@ def _check(inputs: Inputs, y: Tensor | None, index: int) -> None:
                 f"Batch {index} has NaN or infinite inputs in {bad} examples, expected finite "
                 "ones; clean the data."
             )
+
+
+def _check_storage(inputs: Inputs, y: Tensor | None, index: int) -> None:
+    """Refuse sparse tensors and those without numbers."""
+    tensors = tensors_of(inputs)
+    if y is not None:
+        tensors.append(y)
+    for tensor in tensors:
+        if tensor.is_meta:
+            found = "on the device meta"
+        elif tensor.layout != torch.strided:
+            found = f"of layout {tensor.layout}"
+        else:
+            continue
+        raise ValueError(
+            f"Batch {index} has a tensor {found}, expected dense tensors that hold numbers; load "
+            "it, or call .to_dense()."
+        )

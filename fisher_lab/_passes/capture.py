@@ -41,6 +41,11 @@ from fisher_lab.statistics import LayerStats, contractions
 Factors = Callable[[Tensor], Tensor]  # outputs z [N, *output] -> output factors S [R, N, *output]
 Placements = dict[str, list[Placement]]  # for every layer the placement of each of its uses
 
+REENTRANT = (
+    "The model checkpoints activations with use_reentrant=True, expected a graph that can be "
+    "derived in parts; use checkpoint(..., use_reentrant=False)."
+)
+
 
 @contextmanager
 def recording(
@@ -159,6 +164,7 @@ def find_placements(forward: Forward, layers: dict[str, Layer], batch: Batch) ->
     with torch.enable_grad(), recording(hooked) as uses:
         z = forward(some)
     check_output(z, N)
+    _check_graph(z)
     check_examples_apart(forward, some, z.detach())
     every = list(chain.from_iterable(uses.values()))
     if not every:
@@ -226,6 +232,21 @@ def check_output(z: Tensor, N: int) -> None:
         raise ValueError(NOT_FINITE)
 
 
+def _check_graph(z: Tensor) -> None:
+    """Refuse a graph with reentrant checkpoints, which torch derives only as a whole."""
+    todo = [z.grad_fn]
+    seen = set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(REENTRANT)
+        for before, _ in node.next_functions:
+            todo.append(before)
+
+
 def check_examples_apart(forward: Forward, inputs: Inputs, z: Tensor) -> None:
     """Refuse models in which examples interact or that are random, by the first and the last
     example alone.
@@ -243,7 +264,7 @@ def check_examples_apart(forward: Forward, inputs: Inputs, z: Tensor) -> None:
         some = slice(n, n + 1)
         one = taken(inputs, some)
         with torch.no_grad(), plain_kernels():
-            alone = forward(one)
+            alone = forward(one).detach()  # models may switch gradients on
         difference = (alone - z[some]).norm()
         change = float(difference / size)
         if not change <= most:  # NaN too
@@ -425,6 +446,8 @@ def _gradients(z: Tensor, S: Tensor, uses: list[Use], retain_graph: bool) -> lis
             allow_unused=True,
         )
     except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise ValueError(REENTRANT) from error
         if "second time" not in str(error):
             raise
         raise ValueError(

@@ -41,6 +41,7 @@ def evaluation_copy(
     if not isinstance(model, nn.Module):
         raise TypeError(f"Got a {type(model).__name__} as model, expected a torch.nn.Module.")
     model = getattr(model, "_orig_mod", model)  # a compiled model is measured as what it compiles
+    _check_kind(model)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ValueError(
             f"Got a {type(model).__name__} as model, expected the module inside; pass model.module."
@@ -66,6 +67,7 @@ def evaluation_copy(
             )
     if dtype not in (torch.float64, torch.float32):
         raise ValueError(f"Got dtype={dtype!r}, expected torch.float64 or torch.float32.")
+    _check_copyable(model)
     try:
         twin = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
@@ -83,6 +85,45 @@ def evaluation_copy(
         raise ValueError(
             f"Got device={device!r} ({reason}), expected a device of this machine."
         ) from error
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Refuse compiled programs, which have no modules to hook, and complex parameters."""
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            found = "scripted or traced"
+        elif isinstance(module, torch.fx.GraphModule) and hasattr(module, "_guards_fn"):
+            found = "exported"
+        else:
+            continue
+        raise ValueError(
+            f"Got a model that was {found}, expected the module it was made from, whose layers can "
+            "be hooked; pass that module."
+        )
+    for name, p in model.named_parameters():
+        if p.is_complex():
+            raise ValueError(
+                f"Parameter {name!r} is complex, expected real ones: the Fisher of complex "
+                "parameters is not defined here; keep real and imaginary part as two parameters."
+            )
+
+
+def _check_copyable(model: nn.Module) -> None:
+    """Refuse modules whose parameter was replaced by a tensor computed from others before forward,
+    which torch cannot copy.
+    """
+    for name, module in model.named_modules():
+        for key in ("weight", "bias"):
+            tensor = vars(module).get(key)
+            if not isinstance(tensor, Tensor) or tensor.grad_fn is None:
+                continue
+            cure = "use torch.nn.utils.parametrizations instead of the old spectral or weight norm"
+            if f"{key}_mask" in module._buffers:
+                cure = f"make it permanent with torch.nn.utils.prune.remove(module, {key!r})"
+            raise ValueError(
+                f"Module {name!r} ({type(module).__name__}) computes its {key} from other tensors "
+                f"in a hook, expected a parameter, as the model cannot be copied; {cure}."
+            )
 
 
 def check_mode(model: nn.Module) -> None:
@@ -272,6 +313,12 @@ def probe(forward: Forward, batch: Batch) -> Tensor:
             return forward(one)
     except (RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[0]
+        if "does not require grad" in reason:
+            raise ValueError(
+                "The model derives inside its forward pass (torch.autograd.grad), expected a plain "
+                "function of its inputs: hooks do not see how weights act through derivatives; "
+                "measure the network inside by itself."
+            ) from error
         x = leading(one)
         raise ValueError(
             f"The model failed on one example of shape {tuple(x.shape)} and type {x.dtype} "
@@ -296,7 +343,7 @@ def outputs_of(forward: Forward, batch: Batch, output: tuple[int, ...], chunk: i
             stop = min(start + chunk, some.stop)
             part = batch.part(slice(start, stop))
             with torch.no_grad():
-                z = forward(part.inputs)
+                z = forward(part.inputs).detach()  # models may switch gradients on
             pieces.append(z)
         return torch.cat(pieces)
 

@@ -251,8 +251,8 @@ def _choose(
                 "The model has no trainable parameters, expected at least one; set requires_grad."
             )
         return known
-    names = names_of("layers", names)
     modules = dict(model.named_modules(remove_duplicate=False))
+    names = _with_children(names_of("layers", names), modules, owners, known)
     for name in names:
         if not isinstance(name, str) or name not in modules:
             raise ValueError(f"Got layer {name!r}, expected one of {_listed(known)}.")
@@ -262,6 +262,28 @@ def _choose(
     if not names:
         raise ValueError("Got layers=[], expected at least one name, or None for all layers.")
     return names
+
+
+def _with_children(
+    names: list[str],
+    modules: dict[str, nn.Module],
+    owners: dict[str, nn.Module],
+    known: list[str],
+) -> list[str]:
+    """The names, those of containers without parameters of their own replaced by the blocks inside,
+    of which others may be named, too.
+    """
+    found: list[str] = []
+    for name in names:
+        module = modules.get(name) if isinstance(name, str) else None
+        inside = []
+        if module is not None and module not in owners.values():
+            start = f"{name}." if name else ""
+            inside = [other for other in known if other.startswith(start)]
+        if not inside:
+            found.append(name)
+        found += [other for other in inside if other not in found and other not in names]
+    return found
 
 
 def _check_name(

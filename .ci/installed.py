@@ -1,7 +1,9 @@
 """What the installed wheel does, far from the repository: run by the Python of the environment it
 was installed into.
 
-    python .ci/installed.py SOURCE [EXTRA ...]    # SOURCE is the folder fisher_lab/ that the wheel was built from
+    python .ci/installed.py SOURCE [EXTRA ...]
+
+SOURCE is the folder fisher_lab/ that the wheel was built from.
 
 With the extra `data` everything works; without it, what needs its libraries says so in one
 sentence. With `dev` the types of the package are seen by mypy.
@@ -22,14 +24,16 @@ from torch import nn
 
 def toy():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).eval(), nn.MSELoss(), torch.randn(20, 4)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).eval()
+    return net, nn.MSELoss(), torch.randn(20, 4)
 """
 TO_FRAME = "import fisher_lab as fl; print(len(fl.load_comparison('{}').to_frame()) > 0)"
 EVERY_PROBLEM = """
 from fisher_lab import problems
 for name in problems.describe():
     try:
-        problems.load(name, {"steps": 0, "examples": 20})  # as far as the problem has these settings
+        # as far as the problem has these settings
+        problems.load(name, {"steps": 0, "examples": 20})
     except ValueError as error:
         print(error)
 """

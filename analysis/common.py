@@ -73,12 +73,16 @@ class Study:
             "matplotlib": matplotlib.__version__,
         }
         body = {
-            "study": self.name, "command": f"python -m analysis.{self.name}", "seed": SEED,
+            "study": self.name,
+            "command": f"python -m analysis.{self.name}",
+            "seed": SEED,
             "seconds": round(time.perf_counter() - self.started, 1),
             "date": datetime.now(UTC).isoformat("T", "seconds"),
-            "versions": versions | {"python": platform.python_version()}, "machine": platform.machine(),
-            "settings": self.settings | kept, "numbers": self.numbers,
-        }  # fmt: skip
+            "versions": versions | {"python": platform.python_version()},
+            "machine": platform.machine(),
+            "settings": self.settings | kept,
+            "numbers": self.numbers,
+        }
         head = json.dumps(body, indent=1)[:-2]
         lines = ",\n".join(json.dumps(row) for row in rows)
         write(DOCS / "results" / f"{self.name}.json", f'{head},\n "rows": [\n{lines}\n]\n}}\n')

@@ -35,9 +35,13 @@ def measure(study: Study, name: str, layer: str, steps: int, fisher: str) -> dic
         layer
     ]
     study.compare(
-        f"{name} {fisher}", problem, [fl.MiniBlock(), fl.KFAC(), fl.Diagonal()], errors=["frobenius", "damped_cosine"],
-        dampings=[DAMPING], **options,
-    )  # fmt: skip
+        f"{name} {fisher}",
+        problem,
+        [fl.MiniBlock(), fl.KFAC(), fl.Diagonal()],
+        errors=["frobenius", "damped_cosine"],
+        dampings=[DAMPING],
+        **options,
+    )
     inverse = exact.powered(-1.0, DAMPING * float(exact.trace()) / exact.dim)
     block = exact.shape[1] if name == "martens_grosse" else 9  # a row with its bias; a kernel
     # the mini-blocks of a convolution are its kernels: drop the bias column

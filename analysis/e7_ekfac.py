@@ -1,4 +1,6 @@
-"""E7, George et al. (2018): KFAC and EKFAC in an autoencoder along training, fresh and gone stale."""
+"""E7, George et al. (2018): KFAC and EKFAC in an autoencoder along training, fresh and
+gone stale.
+"""
 
 import fisher_lab as fl
 from analysis.common import Study, along, checkpoint, values

@@ -17,8 +17,16 @@ RATES, DAMPINGS = (0.01, 0.03, 0.1, 0.3), (0.1, 1.0)
 QUALITY = 100  # step of Adam at which the approximations are measured
 DAMPING = 0.1
 METHODS = (
-    fl.KFAC(), fl.EKFAC(), fl.TKFAC(), fl.TEKFAC(), fl.TN(), fl.MiniBlock(), fl.KPSVD(), fl.LNGD(), fl.Diagonal()
-)  # fmt: skip
+    fl.KFAC(),
+    fl.EKFAC(),
+    fl.TKFAC(),
+    fl.TEKFAC(),
+    fl.TN(),
+    fl.MiniBlock(),
+    fl.KPSVD(),
+    fl.LNGD(),
+    fl.Diagonal(),
+)
 
 
 def train(make: Any) -> list[float]:

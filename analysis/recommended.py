@@ -9,9 +9,15 @@ STEPS = (0, 10, 100, 1000, 4000)
 DAMPING = 0.1
 # (smaller, larger): Frobenius errors whose order is a theorem
 ORDERS = [
-    ("EKFAC", "KFAC"), ("TEKFAC", "TKFAC"), ("KPSVD", "KFAC"), ("KPSVD", "TKFAC"), ("KPSVD", "LNGD"),
-    ("KPSVD", "Shampoo"), ("MiniBlock", "LNGD"), ("MiniBlock", "Diagonal"),
-]  # fmt: skip
+    ("EKFAC", "KFAC"),
+    ("TEKFAC", "TKFAC"),
+    ("KPSVD", "KFAC"),
+    ("KPSVD", "TKFAC"),
+    ("KPSVD", "LNGD"),
+    ("KPSVD", "Shampoo"),
+    ("MiniBlock", "LNGD"),
+    ("MiniBlock", "Diagonal"),
+]
 TRACE_KEPT = ("TKFAC", "EKFAC", "TEKFAC", "TN", "MiniBlock", "Shampoo", "Diagonal", "LNGD")
 
 

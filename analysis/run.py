@@ -5,9 +5,18 @@ import sys
 import time
 
 STUDIES = (
-    "e1_kfac", "e2_tnt", "e3_mbf", "e4_tengrad", "e5_kpsvd", "e6_lngd", "e7_ekfac", "e8_tkfac", "recommended",
-    "damping", "faster",
-)  # fmt: skip
+    "e1_kfac",
+    "e2_tnt",
+    "e3_mbf",
+    "e4_tengrad",
+    "e5_kpsvd",
+    "e6_lngd",
+    "e7_ekfac",
+    "e8_tkfac",
+    "recommended",
+    "damping",
+    "faster",
+)
 
 
 def main() -> None:

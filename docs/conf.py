@@ -20,8 +20,13 @@ html_css_files = ["wide.css"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = [
-    "_build", "benchmarks/**", "studies/results/**", "generated/parts/**", "auto_examples/*.md5", "gallery/**",
-]  # fmt: skip
+    "_build",
+    "benchmarks/**",
+    "studies/results/**",
+    "generated/parts/**",
+    "auto_examples/*.md5",
+    "gallery/**",
+]
 # Formulas are plain text (Unicode), so that every page can be read offline and in the terminal.
 sphinx_gallery_conf = {
     "examples_dirs": ["gallery"],

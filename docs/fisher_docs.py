@@ -1,4 +1,6 @@
-"""The mechanical parts of the documentation, from registries and docstrings; the gallery's figures."""
+"""The mechanical parts of the documentation, from registries and docstrings; the gallery's
+figures.
+"""
 
 import inspect
 import re
@@ -265,7 +267,9 @@ def fence(head: str, text: str | None) -> str:
 
 
 def _get_sg_image_scraper():
-    """The gallery asks for this: our figures, which belong to no window, are found by their names."""
+    """The gallery asks for this: our figures, which belong to no window, are found by
+    their names.
+    """
     return scrape
 
 

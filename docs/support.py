@@ -36,7 +36,9 @@ STRUCTURES = {
 
 
 def table() -> str:
-    """A row for every adapter and for what changes its structure, a column for every approximation."""
+    """A row for every adapter and for what changes its structure, a column for every
+    approximation.
+    """
     methods = []
     for method in approximations.default_approximations():
         # a user's, or a test's, have no column

@@ -14,7 +14,9 @@ from tests.helpers import dense_fisher, fisher_of, gradients, outer
 
 
 def groups(stats: LayerStats) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """`(a [N, T, d_in], g [R, N, T, d_out], P [R, N, d_out, d_in])` of one group after the other."""
+    """`(a [N, T, d_in], g [R, N, T, d_out], P [R, N, d_out, d_in])` of one group after
+    the other.
+    """
     P = gradients(stats)
     for q in range(P.shape[2]):
         if stats.a is None:

@@ -176,10 +176,32 @@ def test_a_report_of_saved_runs_leaves_a_stopped_run_alone(capsys, tmp_path, own
 def test_options_reach_compare(capsys, tmp_path, own) -> None:
     path = tmp_path / "own.csv"
     code, _, _ = run(
-        capsys, "compare", "--problem", own, "--output", str(path), "--approximations", "KFAC", "MiniBlock(linear=col)",
-        "--layers", "2", "--errors", "trace", "damped_spectral", "--dampings", "0.5", "--fisher", "mc", "--seed", "4",
-        "--dtype", "float32", "--exact", "func", "--quiet",
-    )  # fmt: skip
+        capsys,
+        "compare",
+        "--problem",
+        own,
+        "--output",
+        str(path),
+        "--approximations",
+        "KFAC",
+        "MiniBlock(linear=col)",
+        "--layers",
+        "2",
+        "--errors",
+        "trace",
+        "damped_spectral",
+        "--dampings",
+        "0.5",
+        "--fisher",
+        "mc",
+        "--seed",
+        "4",
+        "--dtype",
+        "float32",
+        "--exact",
+        "func",
+        "--quiet",
+    )
     assert code == 0
     found = fl.load_comparison(path)
     assert (found.layers, found.approximations) == (["2"], ["KFAC", "MiniBlock(linear=col)"])
@@ -217,8 +239,20 @@ def test_plot_and_report_read_saved_runs(capsys, tmp_path) -> None:
     files = []
     for steps in ("0", "5"):
         files.append(str(tmp_path / f"at{steps}.json"))
-        run(capsys, "compare", "--problem", "iris_regression", "--steps", steps, "--approximations", "KFAC", "TN",
-            "--output", files[-1], "--quiet")  # fmt: skip
+        run(
+            capsys,
+            "compare",
+            "--problem",
+            "iris_regression",
+            "--steps",
+            steps,
+            "--approximations",
+            "KFAC",
+            "TN",
+            "--output",
+            files[-1],
+            "--quiet",
+        )
     code, out, _ = run(
         capsys, "plot", *files, "--output", str(tmp_path / "figures"), "--form", "png"
     )
@@ -360,7 +394,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message) -
 
 
 def heed_interrupts() -> None:
-    """A shell starts what runs in its background with interrupts ignored, and children inherit it."""
+    """A shell starts what runs in its background with interrupts ignored, and children
+    inherit it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -1,4 +1,6 @@
-"""The table layer x approximation x status is written from the registries and covers all of them."""
+"""The table layer x approximation x status is written from the registries and covers all
+of them.
+"""
 
 from __future__ import annotations
 

@@ -39,9 +39,14 @@ def mlp(width: int = 1000, N: int = 1000, C: int = 10) -> Case:
 def conv(channels: int = 128, side: int = 16, N: int = 200) -> Case:
     """A convolution between two of its width; only layer "2" is measured."""
     model = nn.Sequential(
-        nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10),
-    )  # fmt: skip
+        nn.Conv2d(3, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels, 10),
+    )
     return model, nn.CrossEntropyLoss(), _labelled(_inputs(N, 3, side, side), 10)
 
 

@@ -109,7 +109,9 @@ def dense_errors(
 
 
 def nngeometry(case: Any, norm: str = "eigenvalues", **_: Any) -> dict[str, Any]:
-    """Exact blocks, KFAC and EKFAC by nngeometry, the errors of their dense differences by torch."""
+    """Exact blocks, KFAC and EKFAC by nngeometry, the errors of their dense differences
+    by torch.
+    """
     from nngeometry.metrics import FIM
     from nngeometry.object.pspace import PMatBlockDiag, PMatEKFAC, PMatKFAC
     from torch.utils.data import DataLoader, TensorDataset

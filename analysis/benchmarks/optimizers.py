@@ -308,7 +308,9 @@ def tune(name: str, epochs: int, rows: dict[str, Any], path: Path, quick: bool) 
 
 
 def best_of(name: str, epochs: int, rows: dict[str, Any]) -> dict[str, Any]:
-    """The row of an optimizer's grid with the lowest last loss; one that diverged only if all did."""
+    """The row of an optimizer's grid with the lowest last loss; one that diverged only if
+    all did.
+    """
     tuned = []
     for key, row in rows.items():
         if row["name"] == name and not key.endswith(" final"):

@@ -8,8 +8,9 @@ from fisher_lab.plots.style import EXACT, Style, new_figure, styled, styles
 
 HEAD = """# Benchmarks
 
-Every row is a process of its own; time is that of the work, memory the peak of the whole process, the rate that of a
-2000 x 2000 float64 matrix product measured in the same process just after. `make benchmarks` writes this page anew.
+Every row is a process of its own; time is that of the work, memory the peak of the whole process,
+the rate that of a 2000 x 2000 float64 matrix product measured in the same process just after.
+`make benchmarks` writes this page anew.
 """
 
 
@@ -21,7 +22,9 @@ def _row(name: str, found: dict[str, Any], base: dict[str, Any] | None = None) -
         times, memory = found["seconds"] / base["seconds"], found["peak_bytes"] / base["peak_bytes"]
         ratio = f"{times:.1f} x time, {memory:.1f} x memory"
     rate = found["product_rate"] / 1e9
-    return f"| {name} | {found['seconds']:.2f} s | {found['peak_bytes'] / 1e6:.0f} MB | {rate:.0f} Gflop/s | {ratio} |"
+    seconds = f"{found['seconds']:.2f} s"
+    peak = f"{found['peak_bytes'] / 1e6:.0f} MB"
+    return f"| {name} | {seconds} | {peak} | {rate:.0f} Gflop/s | {ratio} |"
 
 
 def _table(rows: list[str]) -> str:

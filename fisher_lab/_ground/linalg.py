@@ -1,4 +1,6 @@
-"""Numerics that know nothing of Fisher matrices: mode products, eigenvectors, powers and inverses."""
+"""Numerics that know nothing of Fisher matrices: mode products, eigenvectors, powers and
+inverses.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +183,8 @@ def shifted_power(values: Tensor, p: float, damping: float | Tensor = 0.0, size:
 def rounded_zero(values: Tensor, size: int) -> Tensor:
     """How large a computed eigenvalue may be whose true value is 0: (n + 16) eps of the largest.
 
-    n eps for the decomposition, 16 for the sums that made the entries, which count where n is small.
+    n eps for the decomposition, 16 for the sums that made the entries, which count where n is
+    small.
 
     It grows with the matrix that was decomposed, not with what that is a factor of.
 

@@ -1,10 +1,10 @@
 """From a model and a batch to {layer: LayerStats}: forward hooks for the inputs, one batched vjp
 for the gradients.
 
-    z = model(inputs)     a of every use of a layer, and the edge at which its output gradient arrives   (recording)
-    S = factors(z)        output factors, see `labels`
-    g = S^T dz/d(output)  one backward pass for all layers and directions                                (pull_back)
-    LayerStats(a, g)      rows in the order of the examples, uses as further positions                   (assembled)
+    recording    z = model(inputs)     a of every use of a layer, and where its output gradient arrives
+                 S = factors(z)        output factors, see `labels`
+    pull_back    g = S^T dz/d(output)  one backward pass for all layers and directions
+    assembled    LayerStats(a, g)      rows in the order of the examples, uses as further positions
 
 Layers in gradient form have no hooks: their per-example gradients come from torch.func. `compare`,
 `estimate`, the gradients of the damped measures and the optimizers' `observing` all go this way.
@@ -430,7 +430,9 @@ def pull_back_shared(
 
 
 def _gradients(z: Tensor, S: Tensor, uses: list[Use], retain_graph: bool) -> list[Tensor | None]:
-    """Gradients `[R, M, *output of the layer]` at every edge, None where an edge does not reach z."""
+    """Gradients `[R, M, *output of the layer]` at every edge, None where an edge does not
+    reach z.
+    """
     edges = [use.edge for use in uses]
     batched = S.shape[0] > 1  # one direction costs less without vmap
     columns = S

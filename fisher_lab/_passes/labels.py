@@ -4,9 +4,9 @@ pulled back.
 The only file that knows the three kinds. With J_n the Jacobian of example n, each of them is the
 mean over the examples of sum_r (J_n^T S_rn)(J_n^T S_rn)^T:
 
-    true        S S^T is the Hessian of the loss in the outputs: the expectation over labels in closed form
+    true        S S^T is the Hessian of the loss in the outputs: the expectation over labels
     mc          one column, the gradient at a label drawn from the model: unbiased
-    empirical   one column, the gradient at the label of the data: not the Fisher, but what many trainers use
+    empirical   one column, the gradient at the label of the data: not the Fisher, but often used
 
 Labels are drawn once for a whole batch, from a seed of its own, before the batch is cut into
 pieces; so neither the memory nor the number of passes nor the way to compute changes them.

@@ -223,7 +223,9 @@ class Source:
         return max(1, int(fitting))
 
     def example_bytes(self, names: Iterable[str]) -> int:
-        """Bytes per example of all outputs, and of unrolled inputs and gradients of these layers."""
+        """Bytes per example of all outputs, and of unrolled inputs and gradients of
+        these layers.
+        """
         inputs = 0
         for name in names:
             inputs += self._input_numbers.get(name, 0)

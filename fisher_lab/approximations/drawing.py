@@ -53,7 +53,9 @@ def draw(weight: Tensor, n: int, u: float) -> tuple[Tensor, Tensor]:
 
 
 def _probabilities(w: Tensor, n: int) -> Tensor:
-    """min(1, c w), which sum to n, for weights in falling order; 1 where fewer than n are positive."""
+    """min(1, c w), which sum to n, for weights in falling order; 1 where fewer than n are
+    positive.
+    """
     rank = torch.arange(len(w), device=w.device)
     of_rest = w.flip(0).cumsum(0).flip(0)  # the weight from here on
     # as long as an example is due a whole place of those that are left, it is sure of one

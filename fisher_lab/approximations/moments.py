@@ -372,7 +372,9 @@ class Columns(Moments):
         own: Iterator[Moments],
         N: int,
     ) -> Tensor | None:
-        """From the derivatives in the weights; None if what is kept are not examples of the batch."""
+        """From the derivatives in the weights; None if what is kept are not examples of
+        the batch.
+        """
         places = self._places(own, N)
         if places is None:
             return None

@@ -135,9 +135,19 @@ def compare(
         path = check_output(resume, (".json",))
         earlier = load_unfinished(path)
     setup = Setup(
-        model, likelihood, data, layers=layers, fisher=fisher, seed=seed, dtype=dtype, device=device,
-        memory=memory, on_unknown=on_unknown, labels=labels, output=output,
-    )  # fmt: skip
+        model,
+        likelihood,
+        data,
+        layers=layers,
+        fisher=fisher,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        memory=memory,
+        on_unknown=on_unknown,
+        labels=labels,
+        output=output,
+    )
     source = Source(setup)
     for candidate in candidates.values():
         candidate.check(source)

@@ -379,9 +379,17 @@ def _record(
             )
         noise = max(noise, floor)
         row = Row(
-            result.layer, label, m.name, value, noise, damping, result.about.checked, asked.source.fisher,
-            stderr.get((label, m.name)), precision_inside(asked.source),
-        )  # fmt: skip
+            result.layer,
+            label,
+            m.name,
+            value,
+            noise,
+            damping,
+            result.about.checked,
+            asked.source.fisher,
+            stderr.get((label, m.name)),
+            precision_inside(asked.source),
+        )
         result.rows.append(row)
     known = pair.asked().known()
     result.quantities.append(

@@ -16,9 +16,18 @@ from fisher_lab.results import Comparison, Settings
 
 # what must be the same for an earlier run to be gone on with
 SAME_RUN = (
-    "fingerprint", "fisher", "likelihood", "seed", "dtype", "candidates", "errors", "dampings", "exact", "versions",
+    "fingerprint",
+    "fisher",
+    "likelihood",
+    "seed",
+    "dtype",
+    "candidates",
+    "errors",
+    "dampings",
+    "exact",
+    "versions",
     "standard_errors",
-)  # fmt: skip
+)
 
 # Beside the numbers of a layer in the file of a run that is not complete: what every example did to
 # them, which the standard errors over all layers need. None where that is not known.

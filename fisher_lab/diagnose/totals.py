@@ -15,7 +15,9 @@ from fisher_lab.results import ALL, Row
 
 
 def over_layers(asked: Asked, results: Sequence[LayerResult]) -> list[Row]:
-    """Rows of the block-diagonal matrix of all layers, without approximations that a layer lacks."""
+    """Rows of the block-diagonal matrix of all layers, without approximations that a
+    layer lacks.
+    """
     rows: list[Row] = []
     streamed = any(result.about.route == STREAMED for result in results)
     dampings: dict[float | None, None] = {}  # in the order of the rows

@@ -1,4 +1,6 @@
-"""What the measures are made of: plain numbers of one layer, which add up to those of all layers."""
+"""What the measures are made of: plain numbers of one layer, which add up to those of
+all layers.
+"""
 
 from __future__ import annotations
 

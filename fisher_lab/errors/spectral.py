@@ -1,4 +1,6 @@
-"""Spectral norms of differences by the Lanczos method, several side by side where that costs less."""
+"""Spectral norms of differences by the Lanczos method, several side by side where that
+costs less.
+"""
 
 from __future__ import annotations
 

@@ -74,9 +74,19 @@ def exact_fisher(
         ValueError, TypeError: what cannot be computed or would not fit, in one sentence.
     """
     setup = Setup(
-        model, likelihood, data, layers=layers, fisher=fisher, seed=seed, dtype=dtype, device=device,
-        memory=memory, on_unknown="flatten", labels=labels, output=output,
-    )  # fmt: skip
+        model,
+        likelihood,
+        data,
+        layers=layers,
+        fisher=fisher,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        memory=memory,
+        on_unknown="flatten",
+        labels=labels,
+        output=output,
+    )
     prepared = setup.prepared()
     return exact_blocks(prepared, prepared.selection.layers)
 

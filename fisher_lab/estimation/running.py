@@ -122,9 +122,19 @@ def estimate(
     """
     check_approximation(approximation)
     setup = Setup(
-        model, likelihood, data, layers=layers, fisher=fisher, seed=seed, dtype=dtype, device=device, memory=memory,
-        on_unknown=on_unknown, labels=labels, output=output,
-    )  # fmt: skip
+        model,
+        likelihood,
+        data,
+        layers=layers,
+        fisher=fisher,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        memory=memory,
+        on_unknown=on_unknown,
+        labels=labels,
+        output=output,
+    )
     source = Source(setup)
     running = {}
     for name in source.layers:

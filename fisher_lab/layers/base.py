@@ -4,12 +4,12 @@ of LayerStats.
 Every layer becomes a weight matrix W `[Q * d_out, d_in]` that is used at T positions. Worked
 examples, for N examples:
 
-    Linear(8, 6) on [N, 8]                       a [N, 1, 1, 9]        g [R, N, 1, 1, 6]        W [6, 9]
-    Linear(8, 6) on [N, 20, 8], 20 tokens        a [N, 20, 1, 9]       g [R, N, 20, 1, 6]       W [6, 9]
-    Conv2d(3, 16, 5) on [N, 3, 12, 12]           a [N, 64, 1, 76]      g [R, N, 64, 1, 16]      W [16, 76]
-    Conv2d(4, 6, 3, groups=2) on [N, 4, 5, 5]    a [N, 9, 2, 19]       g [R, N, 9, 2, 3]        W [6, 19]
-    Embedding(50, 8) on [N, 20] indices          a [N, 20, 1, 50]      g [R, N, 20, 1, 8]       W [8, 50]
-    Linear(8, 6) used twice (a tied weight)      a [N, 2, 1, 9]        g [R, N, 2, 1, 6]        W [6, 9]
+    Linear(8, 6) on [N, 8]                     a [N, 1, 1, 9]    g [R, N, 1, 1, 6]    W [6, 9]
+    Linear(8, 6) on [N, 20, 8], 20 tokens      a [N, 20, 1, 9]   g [R, N, 20, 1, 6]   W [6, 9]
+    Conv2d(3, 16, 5) on [N, 3, 12, 12]         a [N, 64, 1, 76]  g [R, N, 64, 1, 16]  W [16, 76]
+    Conv2d(4, 6, 3, groups=2) on [N, 4, 5, 5]  a [N, 9, 2, 19]   g [R, N, 9, 2, 3]    W [6, 19]
+    Embedding(50, 8) on [N, 20] indices        a [N, 20, 1, 50]  g [R, N, 20, 1, 8]   W [8, 50]
+    Linear(8, 6) used twice (a tied weight)    a [N, 2, 1, 9]    g [R, N, 2, 1, 6]    W [6, 9]
 
 The last entry of d_in is the bias: 9 = 8 + 1, 76 = 3 * 5 * 5 + 1, 19 = 4 / 2 * 3 * 3 + 1.
 """
@@ -111,7 +111,9 @@ class Layer(ABC):
 
     @abstractmethod
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Arrays of the named parameters' shapes `[..., *shape]` as one W `[..., Q * d_out, d_in]`."""
+        """Arrays of the named parameters' shapes `[..., *shape]` as one W `[..., Q *
+        d_out, d_in]`.
+        """
 
     @abstractmethod
     def unpack(self, W: Tensor) -> dict[str, Tensor]:
@@ -179,7 +181,9 @@ def owned_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class WeightBias(Layer):
-    """Layers whose parameters are `weight` `[Q * d_out, *kernel]` and perhaps `bias` `[Q * d_out]`."""
+    """Layers whose parameters are `weight` `[Q * d_out, *kernel]` and perhaps `bias` `[Q *
+    d_out]`.
+    """
 
     @property
     def kernel(self) -> tuple[int, ...]:

@@ -1,4 +1,6 @@
-"""nn.Embedding and nn.EmbeddingBag: Linear layers without bias on one-hot inputs and on their sums."""
+"""nn.Embedding and nn.EmbeddingBag: Linear layers without bias on one-hot inputs and on
+their sums.
+"""
 
 from __future__ import annotations
 

@@ -54,7 +54,9 @@ class Bernoulli(Likelihood):
 
 
 class BernoulliProbability(Bernoulli):
-    """Labels y in [0, 1], one per output, with probability z: the model ends with its own sigmoid."""
+    """Labels y in [0, 1], one per output, with probability z: the model ends with its own
+    sigmoid.
+    """
 
     def factor(self, z: Tensor) -> Tensor:
         """S `[K, N, *output]`, K outputs per example."""

@@ -139,7 +139,9 @@ class Categorical(Likelihood):
 
 
 def _root(p: Tensor) -> Tensor:
-    """Square root `[..., C, C - 1]` of diag(p) - p p^T for p `[..., C]`; see the top of this file."""
+    """Square root `[..., C, C - 1]` of diag(p) - p p^T for p `[..., C]`; see the top of
+    this file.
+    """
     C = p.shape[-1]
     eye = torch.eye(C, dtype=p.dtype, device=p.device)
     others = p @ (1 - eye)  # 1 - p_c, without the cancellation

@@ -56,8 +56,8 @@ class Poisson(Likelihood):
         """Rates are not negative."""
         if not self.log_rate and bool((z < 0).any()):
             raise ValueError(
-                f"{self.name} got rates down to {float(z.detach().min()):g}, expected >= 0; end the model "
-                "with a softplus or exp, or let its output be the logarithm of the rate."
+                f"{self.name} got rates down to {float(z.detach().min()):g}, expected >= 0; end "
+                "the model with a softplus or exp, or let its output be the logarithm of the rate."
             )
 
     def check_labels(self, z: Tensor, y: Tensor) -> None:

@@ -1,7 +1,7 @@
 """How each loss module of torch reads outputs z and labels y, one class per module.
 
-A torch loss is kappa times a negative log-likelihood per example, up to a constant, with L positions
-and C outputs (or classes) each, K = L C:
+A torch loss is kappa times a negative log-likelihood per example, up to a constant, with L
+positions and C outputs (or classes) each, K = L C:
 
     CrossEntropyLoss, NLLLoss                       mean: kappa = 1 / L    sum: 1
     MSELoss                                         mean: kappa = 2 / K    sum: 2
@@ -383,8 +383,8 @@ def check_normalised(kind: str, z: Tensor, dim: int) -> None:
     worst = float(sums.abs().max())
     if not worst <= NORMALISED:
         raise ValueError(
-            f"{kind} got outputs whose exponentials sum to exp(+-{worst:.3g}) over dimension {dim}, "
-            f"expected log-probabilities; end the model with LogSoftmax(dim={dim}), or use "
+            f"{kind} got outputs whose exponentials sum to exp(+-{worst:.3g}) over dimension "
+            f"{dim}, expected log-probabilities; end the model with LogSoftmax(dim={dim}), or use "
             "CrossEntropyLoss."
         )
 
@@ -393,8 +393,8 @@ def refuse_absolute_error(module: nn.Module) -> None:
     """L1 has no GGN."""
     kind = type(module).__name__
     raise ValueError(
-        f"{kind} has no curvature, expected a loss with second derivatives: they are 0 wherever they "
-        f"exist, and so is its GGN; use HuberLoss, {WRITE}, as the Laplace distribution there."
+        f"{kind} has no curvature, expected a loss with second derivatives: they are 0 wherever "
+        f"they exist, and so is its GGN; use HuberLoss, {WRITE}, as the Laplace distribution there."
     )
 
 

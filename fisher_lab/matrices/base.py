@@ -1,4 +1,6 @@
-"""The FisherMatrix noun: a symmetric PSD matrix over one weight W, acting on arrays of W's shape."""
+"""The FisherMatrix noun: a symmetric PSD matrix over one weight W, acting on arrays of
+W's shape.
+"""
 
 from __future__ import annotations
 
@@ -283,7 +285,9 @@ class FisherMatrix(ABC):
         return total
 
     def _inner_by_columns(self, other: FisherMatrix) -> Tensor | None:  # noqa: ARG002
-        """<self, other> from the columns of this matrix; None for one that is not held as columns."""
+        """<self, other> from the columns of this matrix; None for one that is not held as
+        columns.
+        """
         return None
 
     def minus(self, other: FisherMatrix) -> Operator:
@@ -343,7 +347,9 @@ class FisherMatrix(ABC):
         return total
 
     def _square_distance_to(self, stats: LayerStats, most_flops: float) -> float | None:  # noqa: ARG002
-        """|F - self|_Frobenius^2 for the F of `stats` without cancellation, by a route of its own."""
+        """|F - self|_Frobenius^2 for the F of `stats` without cancellation, by a route of
+        its own.
+        """
         return None
 
     def known_square(self, other: FisherMatrix) -> Tensor | None:  # noqa: ARG002
@@ -555,7 +561,8 @@ def checked_scalar(value: Scalar, what: str, matrix: FisherMatrix) -> Scalar:
         raise TypeError(f"Got {what} of {value.dtype}, expected a real number >= 0.")
     if value.device != matrix.device:
         raise TypeError(
-            f"Got {what} on {value.device}, expected {matrix.device}; use .to({str(matrix.device)!r})."
+            f"Got {what} on {value.device}, expected {matrix.device}; use "
+            f".to({str(matrix.device)!r})."
         )
     right = (value >= 0) & (value < math.inf)
     return torch.where(right, value, torch.nan)

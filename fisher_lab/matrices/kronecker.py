@@ -292,7 +292,8 @@ def _power_of_factor(values: Tensor, vectors: Tensor | None, p: float, shift: Sc
 
 
 def _magnified(roots: Tensor, k: int) -> Tensor:
-    """Relative error `[Q]` of U^(1/k) for one of 1 in U, from the eigenvalues r `[Q, n]` of the root.
+    """Relative error `[Q]` of U^(1/k) for one of 1 in U, from the eigenvalues r `[Q, n]` of the
+    root.
 
     To first order |f(U + E) - f(U)| <= max |f'| |E| over the spectrum, and f'(r^k) = r^(1-k) / k
     is largest at the smallest eigenvalue. Zeros stay zeros: they were told from rounding.

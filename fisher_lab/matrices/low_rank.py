@@ -144,7 +144,9 @@ class LowRank(FisherMatrix):
         return squares[:n, :n].mean()
 
     def minus(self, other: FisherMatrix) -> Operator:
-        """From the columns alone, in the other's coordinates, or as two products: what costs least."""
+        """From the columns alone, in the other's coordinates, or as two products: what
+        costs least.
+        """
         check_beside(self, other)
         weight = self.weights_beside(other)
         if weight is not None:

@@ -448,7 +448,9 @@ def _layers_of(groups: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def registry() -> dict[str, type[LayerOptimizer]]:
-    """Every optimizer by name, in order of definition, built as `cls(model, likelihood, lr, ...)`."""
+    """Every optimizer by name, in order of definition, built as `cls(model, likelihood,
+    lr, ...)`.
+    """
     return dict(LayerOptimizer._registry)
 
 

@@ -121,7 +121,9 @@ def _torch_group(layers: dict[str, Layer], names: list[str], settings: Settings)
 
 
 class ByLayer(ABC):
-    """A rule that chooses the approximation of each layer, in place of one approximation for all."""
+    """A rule that chooses the approximation of each layer, in place of one approximation
+    for all.
+    """
 
     @abstractmethod
     def choose(self, layer: Layer, dtype: torch.dtype) -> Approximation:

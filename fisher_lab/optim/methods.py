@@ -2,10 +2,11 @@
 
 Each takes NaturalGradient's arguments. Marks: [paper], [official code] read there; [ours] chosen
 here. The published settings stand in the docstrings; the defaults are ours, one set for all
-problems, see `DEFAULTS`. Damping is always lambda on the scale of F. Published values for statistics of the batch-mean
-gradient, whose outer product estimates F/m for a batch of m examples, convert by TN(F/m, eps) =
-TN(F, eps m^(1/k)) / m: lambda = m eps^k and lr = m lr_published. Labels are sampled from the model
-by default ("mc"); where a paper uses the data's labels, `observing(y)` gives those.
+problems, see `DEFAULTS`. Damping is always lambda on the scale of F. Published values for
+statistics of the batch-mean gradient, whose outer product estimates F/m for a batch of m examples,
+convert by TN(F/m, eps) = TN(F, eps m^(1/k)) / m: lambda = m eps^k and lr = m lr_published. Labels
+are sampled from the model by default ("mc"); where a paper uses the data's labels, `observing(y)`
+gives those.
 
 A new optimizer is one class here, or in a file of a user's: a docstring, its defaults and `build`.
 `registry()`, the command line, `training.make_optimizer` and the tests then know it.
@@ -196,7 +197,8 @@ class TEKFAC(Method, damping=0.01):
 
 
 class MBF(Method, damping=0.01, statistics="mean", decay=0.9):
-    """Mini-block Fisher, Bahamou, Goldfarb & Ren (2022): small dense blocks applied to the momentum.
+    """Mini-block Fisher, Bahamou, Goldfarb & Ren (2022): small dense blocks applied to the
+    momentum.
 
     Statistics of the batch mean, decay 0.9, momentum 0.9 before preconditioning, coupled weight
     decay, periods 10/100 for convolutional nets and 2/25 for autoencoders [official code]; its

@@ -21,7 +21,9 @@ from fisher_lab.statistics import LayerStats, Sums
 
 
 def encode(value: Any) -> Any:
-    """Tensors, numbers, tuples, statistics, moments and matrices as dictionaries of plain things."""
+    """Tensors, numbers, tuples, statistics, moments and matrices as dictionaries of
+    plain things.
+    """
     if isinstance(value, FisherMatrix):
         return {"matrix": type(value).__name__, "fields": _encoded_fields(value)}
     if isinstance(value, Moments):

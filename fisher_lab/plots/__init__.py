@@ -1,4 +1,6 @@
-"""Figures of results: every function takes results, returns a matplotlib Figure, measures nothing."""
+"""Figures of results: every function takes results, returns a matplotlib Figure, measures
+nothing.
+"""
 
 from fisher_lab.plots.bars import errors as errors
 from fisher_lab.plots.cost import cost as cost

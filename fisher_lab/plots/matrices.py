@@ -68,7 +68,9 @@ def blocks(
 
 
 def _labelled(exact: FisherMatrix, approximations: Mapping[str, FisherMatrix]) -> Labelled:
-    """The exact block first, then the others under their labels, one of which may be "exact" too."""
+    """The exact block first, then the others under their labels, one of which may be
+    "exact" too.
+    """
     if not isinstance(approximations, Mapping):
         raise TypeError(
             f"Got approximations of type {type(approximations).__name__}, expected "

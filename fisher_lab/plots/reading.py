@@ -18,7 +18,9 @@ LONGEST = 40  # characters of a name; wider ones leave no room for the axes
 
 # -- texts -----------------------------------------------------------------------------------------
 def plain(text: str) -> str:
-    """A text of the results as it is to be drawn: one line, in which dollar signs are no formulas."""
+    """A text of the results as it is to be drawn: one line, in which dollar signs are no
+    formulas.
+    """
     line = re.sub(r"[\t\n]", " ", printable(text))
     # matplotlib leaves labels that begin with an underscore out of its legends
     if line.startswith("_"):

@@ -1,4 +1,6 @@
-"""The scale on which the values of one error are drawn: linear or logarithmic, with what is exact."""
+"""The scale on which the values of one error are drawn: linear or logarithmic, with what
+is exact.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ DASHES = (0, (5, 3))
 
 
 def drawable(value: float) -> bool:
-    """Whether the value has a place on an axis; what is larger than LARGEST is as good as infinite."""
+    """Whether the value has a place on an axis; what is larger than LARGEST is as good as
+    infinite.
+    """
     return abs(value) <= LARGEST
 
 

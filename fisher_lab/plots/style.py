@@ -211,6 +211,8 @@ def draw_legend(figure: Figure, axes: Axes | None = None) -> None:
 
 
 def room_for(names: Iterable[str], free: int) -> float:
-    """Inches that the longest name takes beyond the room that a figure has for `free` characters."""
+    """Inches that the longest name takes beyond the room that a figure has for `free`
+    characters.
+    """
     longest = max(map(len, names), default=0)
     return CHARACTER * max(0, longest - free)

@@ -177,7 +177,9 @@ def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _split(x: Tensor, labels: Tensor, test: int, sha256: str) -> Dataset:
-    """Shuffle `x` `[N, *input]` and `labels` `[N]` by class and cut the last `test` examples off."""
+    """Shuffle `x` `[N, *input]` and `labels` `[N]` by class and cut the last `test`
+    examples off.
+    """
     order = stratified_order(labels, local_generator(SPLIT_SEED))
     x = x[order]
     y = labels[order]
@@ -205,7 +207,9 @@ def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
 
 
 def cache_directory() -> Path | None:
-    """`fisher_lab` in `$XDG_CACHE_HOME`, or else in `~/.cache`; None if there is no home directory."""
+    """`fisher_lab` in `$XDG_CACHE_HOME`, or else in `~/.cache`; None if there is no home
+    directory.
+    """
     given = os.environ.get("XDG_CACHE_HOME", "")
     if given and os.path.isabs(given):  # a relative one is to be ignored, says the standard
         return Path(given) / "fisher_lab"

@@ -84,7 +84,9 @@ def network(channels: tuple[int, ...]) -> nn.Sequential:
 
 @standard_torch()
 def signals() -> Dataset:
-    """Training and test signals, x `[N, 1, 40]` with mean 0 and variance 1 each, y `[N]` classes."""
+    """Training and test signals, x `[N, 1, 40]` with mean 0 and variance 1 each, y `[N]`
+    classes.
+    """
     generator = local_generator(SPLIT_SEED)
     curves = class_curves(generator)
     N = TRAIN + TEST

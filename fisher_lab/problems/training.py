@@ -155,7 +155,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute in one thread: sums over several depend, in their last bits, on how many there are."""
+    """Compute in one thread: sums over several depend, in their last bits, on how many
+    there are.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,6 @@
-"""The answer in a sentence per layer: which approximation is best, by which measure, at what price."""
+"""The answer in a sentence per layer: which approximation is best, by which measure, at
+what price.
+"""
 
 from __future__ import annotations
 

@@ -89,7 +89,9 @@ def _place(drawing: Drawing) -> int:
 
 
 def _figure(drawing: Drawing, identifier: str) -> dict[str, Any]:
-    """A figure as the template reads it; its identifier is a number, for its error may be any text."""
+    """A figure as the template reads it; its identifier is a number, for its error may be
+    any text.
+    """
     error = drawing.error or ""
     capitalized = error[:1].upper() + error[1:]
     caption = CAPTIONS[drawing.kind].format(error=capitalized)

@@ -52,7 +52,9 @@ class StepBudget:
 
     @property
     def largest_loss(self) -> Stage:
-        """The stage that loses the largest share of what was there before it: what to mend first."""
+        """The stage that loses the largest share of what was there before it: what to
+        mend first.
+        """
         stage, _ = max(self.losses(), key=lambda pair: pair[1])
         return stage
 

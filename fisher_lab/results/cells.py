@@ -31,7 +31,9 @@ def unescaped(cell: str) -> str:
 
 
 def unseparated(json: str) -> str:
-    r"""JSON in which no string can be cut into cells: separators in it are written as \u002c, ..."""
+    r"""JSON in which no string can be cut into cells: separators in it are written as
+    \u002c, ...
+    """
     return JSON_STRING.sub(_coded, json)
 
 

@@ -1,4 +1,6 @@
-"""Checkpoints of a training: written whole, with a digest, and checked before anything is loaded."""
+"""Checkpoints of a training: written whole, with a digest, and checked before anything
+is loaded.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,21 @@ State = dict[str, Any]
 
 # of every checkpoint, also those that were written before there was a digest
 KEYS = frozenset(
-    ("model", "optimizer", "schedule", "random", "records", "seed", "epoch", "step", "position",
-     "seconds", "sums", "diverged")
-)  # fmt: skip
+    (
+        "model",
+        "optimizer",
+        "schedule",
+        "random",
+        "records",
+        "seed",
+        "epoch",
+        "step",
+        "position",
+        "seconds",
+        "sums",
+        "diverged",
+    )
+)
 DIGEST = "digest"
 
 

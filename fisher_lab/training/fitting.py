@@ -414,8 +414,8 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{self.checkpoint} is of another optimizer ({error}), expected the one it was made "
-                "with; choose another file."
+                f"{self.checkpoint} is of another optimizer ({error}), expected the one it was "
+                "made with; choose another file."
             ) from error
         self.model.load_state_dict(state["model"])
         if self.schedule is not None:

@@ -62,9 +62,19 @@ def network(
         compare with errors="network_efficiency", which judges approximations by it.
     """
     setup = Setup(
-        model, likelihood, data, layers=layers, fisher=fisher, seed=seed, dtype=dtype, device=device,
-        memory=memory, on_unknown=on_unknown, labels=labels, output=output,
-    )  # fmt: skip
+        model,
+        likelihood,
+        data,
+        layers=layers,
+        fisher=fisher,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        memory=memory,
+        on_unknown=on_unknown,
+        labels=labels,
+        output=output,
+    )
     with untouched_randomness():
         return network_of(Source(setup))
 

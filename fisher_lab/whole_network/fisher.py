@@ -116,7 +116,8 @@ class NetworkFisher(Products):
         for name in self.shapes:
             if name not in matrices:
                 raise ValueError(
-                    f"Got no matrix for layer {name!r}, expected one for every layer of the network."
+                    f"Got no matrix for layer {name!r}, expected one for every layer of the "
+                    "network."
                 )
             matrix = matrices[name]
             style: DampingStyle = "factored" if factored and matrix.has_factors else "exact"

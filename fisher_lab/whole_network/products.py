@@ -71,7 +71,8 @@ class Products:
         self.kept = kept
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self.shapes)} layers, d={self.dim}, N={self.N}, R={self.R})"
+        name = type(self).__name__
+        return f"{name}({len(self.shapes)} layers, d={self.dim}, N={self.N}, R={self.R})"
 
     # -- sizes -------------------------------------------------------------------------------------
     @property
@@ -315,6 +316,8 @@ class Products:
 
 
 def _rows(stats: LayerStats) -> Tensor:
-    """The columns of some examples as rows `[n R, d]`, each an example's gradient in a direction."""
+    """The columns of some examples as rows `[n R, d]`, each an example's gradient in a
+    direction.
+    """
     P = stats.gradients()
     return P.flatten(2).flatten(0, 1)

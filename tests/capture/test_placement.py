@@ -97,7 +97,9 @@ class Learned(nn.Module):
 
 
 class Relative(nn.Module):
-    """A table over pairs of positions, which all examples read: no row of its own for any of them."""
+    """A table over pairs of positions, which all examples read: no row of its own for any
+    of them.
+    """
 
     def __init__(self, pairs: int = L) -> None:
         super().__init__()

@@ -13,7 +13,9 @@ N, L, D, C = 5, 4, 3, 3
 
 
 class Positions(nn.Module):
-    """Scores `[N, C]` of inputs `[N, L, D]` with learned positions, looked up in one of three ways."""
+    """Scores `[N, C]` of inputs `[N, L, D]` with learned positions, looked up in one of
+    three ways.
+    """
 
     def __init__(self, how, length=L):
         super().__init__()

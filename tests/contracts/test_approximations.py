@@ -195,7 +195,9 @@ def test_what_nothing_asks_for_any_more_is_refused_with_the_cure(name) -> None:
 
 
 def test_a_class_of_earlier_versions_sees_the_matrix() -> None:
-    """`moments(stats, matrix=None)` and `assemble(moments, matrix=None)` are called as they were."""
+    """`moments(stats, matrix=None)` and `assemble(moments, matrix=None)` are called as
+    they were.
+    """
     seen = []
 
     class Earlier(Approximation, register=False):

@@ -240,7 +240,9 @@ def test_single_precision(pair) -> None:
 
 
 def test_the_users_likelihood_in_compare(registered) -> None:
-    """A likelihood written here works in compare, estimate and exact_fisher without another edit."""
+    """A likelihood written here works in compare, estimate and exact_fisher without
+    another edit.
+    """
     model, x = randomised(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), normal(5, 3)
     assert "Counts" in registry()
     for kind in ("true", "mc"):

@@ -70,7 +70,9 @@ def test_eigh_of_entries_whose_squares_overflow(dtype: torch.dtype, size: float)
 
 
 def test_roots_of_a_matrix_with_zeros_have_the_right_derivative() -> None:
-    """Eigenvectors whose entries are 0 turn all the same; what is null has derivative 0, not NaN."""
+    """Eigenvectors whose entries are 0 turn all the same; what is null has derivative 0,
+    not NaN.
+    """
     M = torch.diag(torch.tensor([1.0, 4.0, 0.0], dtype=torch.float64))
     E = torch.zeros_like(M)
     E[0, 1] = E[1, 0] = 1.0

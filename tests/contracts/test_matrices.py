@@ -98,7 +98,9 @@ def test_shape_and_dense(matrix) -> None:
 
 @pytest.mark.parametrize("batch", [(), (1,), (5,), (2, 3), (0,)])
 def test_matmul_with_batch_dimensions(matrix, batch: tuple[int, ...]) -> None:
-    """`@` acts on the last two dimensions, whatever stands in front, without changing its argument."""
+    """`@` acts on the last two dimensions, whatever stands in front, without changing its
+    argument.
+    """
     X = normal(*batch, *matrix.shape)
     before = X.clone()
     got = matrix @ X
@@ -221,7 +223,9 @@ def test_a_damped_power_of_equal_columns_needs_no_threshold(p: float, damping: f
 
 @pytest.mark.parametrize("kind", ["diagonal", "blocks", "Kronecker", "columns"])
 def test_a_pseudo_inverse_in_float32_keeps_what_is_not_rounding(kind: str) -> None:
-    """The threshold grows with the matrix that was decomposed, not with the number of parameters."""
+    """The threshold grows with the matrix that was decomposed, not with the number of
+    parameters.
+    """
     n = 512
     spectrum = torch.logspace(0, -2, n, dtype=torch.float64)
     if kind == "diagonal":
@@ -249,7 +253,9 @@ def balanced(factors: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("name", FACTORED)
 @pytest.mark.parametrize("p", POWERS)
 def test_factored_damping(name: str, p: float) -> None:
-    """Factored damping: equal mean eigenvalues, plus damping^(1/k) on each factor, group by group."""
+    """Factored damping: equal mean eigenvalues, plus damping^(1/k) on each factor, group
+    by group.
+    """
     matrix, damping = MATRICES[name](), 0.2
     groups = []
     for q in range(matrix.factors[0].shape[0]):
@@ -349,7 +355,9 @@ def groups_of(matrix: FisherMatrix) -> int:
 
 
 def beside(matrix: FisherMatrix) -> dict[str, FisherMatrix]:
-    """Exact blocks over the same W, in the forms that compare holds them in, and the matrix itself."""
+    """Exact blocks over the same W, in the forms that compare holds them in, and the
+    matrix itself.
+    """
     d_out, d_in = matrix.shape
     Q = groups_of(matrix)
     columns = random_stats(1, N=6, R=2, Q=Q, d_out=d_out // Q, d_in=d_in)
@@ -393,7 +401,9 @@ def test_beside_an_exact_block(matrix, form: str) -> None:
 
 
 def test_of_a_sub_sample_of_the_columns_the_norm_is_known() -> None:
-    """TENGraD's block is made of the first columns of F: nothing has to be computed for it again."""
+    """TENGraD's block is made of the first columns of F: nothing has to be computed for
+    it again.
+    """
     stats = random_stats(0, N=6, R=2, d_out=3, d_in=4)
     part, copied = (
         LowRank(stats.examples(slice(0, 2))),

@@ -1,4 +1,6 @@
-"""What a FisherMatrix refuses: each time one sentence with the value, what is expected and the cure."""
+"""What a FisherMatrix refuses: each time one sentence with the value, what is expected and the
+cure.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def test_a_refusal_is_a_sentence(matrix: FisherMatrix) -> None:
 def test_a_scalar_in_a_tensor_is_never_looked_at_and_gives_nan(
     matrix: FisherMatrix, value: float
 ) -> None:
-    """A trainer's damping stays on its device: what is not >= 0 and finite makes all numbers NaN."""
+    """A trainer's damping stays on its device: what is not >= 0 and finite makes all
+    numbers NaN.
+    """
     X = normal(*matrix.shape)
     assert bool(matrix.solve(X, scalar(value)).isnan().all())
     if not isinstance(matrix, Own):

@@ -291,8 +291,14 @@ def test_a_candidate_may_be_called_anything() -> None:
 def test_all_errors_have_the_standard_errors_that_exist() -> None:
     """The spectrum has no value over all layers and no influence; everything else is there."""
     found = fl.compare(
-        net(), fl.Categorical(), batch(), [fl.KFAC(), fl.Diagonal()], errors="all", standard_errors=True, dampings=[0.1]
-    )  # fmt: skip
+        net(),
+        fl.Categorical(),
+        batch(),
+        [fl.KFAC(), fl.Diagonal()],
+        errors="all",
+        standard_errors=True,
+        dampings=[0.1],
+    )
     known = {row.error for row in found.rows if row.stderr is not None}
     assert {"trace", "frobenius", "cosine", "spectral"} <= known
     assert "spectrum" not in known

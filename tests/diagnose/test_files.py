@@ -133,15 +133,37 @@ def deeply(depth: int) -> str:
 
 
 WRONG = {
-    "rows": ["x", {}, [1], [{"layer": ["0"]}], [{"layer": {}}], [{"value": 10**400}], [{"value": "x"}], [{"error": 1}]],
-    "costs": [[1], [{"layer": 1}], [{"bytes": float("inf")}], [{"seconds": "x"}], [{"approximation": None}]],
+    "rows": [
+        "x",
+        {},
+        [1],
+        [{"layer": ["0"]}],
+        [{"layer": {}}],
+        [{"value": 10**400}],
+        [{"value": "x"}],
+        [{"error": 1}],
+    ],
+    "costs": [
+        [1],
+        [{"layer": 1}],
+        [{"bytes": float("inf")}],
+        [{"seconds": "x"}],
+        [{"approximation": None}],
+    ],
     "settings": [
-        [], {"problem": "x"}, {"problem": [1]}, {"layers": []}, {"layers": {"0": 1}}, {"left_out": [1]},
-        {"layers": {"0": {"shape": "ab"}}}, {"layers": {"0": {"shape": [1]}}}, {"layers": {"0": {"shape": ["<b>", 1]}}},
+        [],
+        {"problem": "x"},
+        {"problem": [1]},
+        {"layers": []},
+        {"layers": {"0": 1}},
+        {"left_out": [1]},
+        {"layers": {"0": {"shape": "ab"}}},
+        {"layers": {"0": {"shape": [1]}}},
+        {"layers": {"0": {"shape": ["<b>", 1]}}},
     ],
     "quantities": [[1], [{"layer": 1}], [{"trace_exact": "x"}], [{"trace_approx": [1]}], {"a": 1}],
     "covariances": [[1], 3],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

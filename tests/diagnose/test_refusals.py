@@ -1,4 +1,6 @@
-"""Bad input, models whose examples interact and wrong matrices: found, and refused in one sentence."""
+"""Bad input, models whose examples interact and wrong matrices: found, and refused in one
+sentence.
+"""
 
 import math
 

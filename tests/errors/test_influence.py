@@ -431,9 +431,13 @@ def test_standard_errors_reach_files_and_all_layers_and_are_refused_for_pieces(t
     total = [row for row in comparison.rows if row.layer == "(all)" and row.error == "frobenius"]
     assert all(row.stderr is not None and 0 < row.stderr < row.value for row in total)
     summed = fl.compare(
-        model, nn.CrossEntropyLoss(reduction="sum"), (x, y), [fl.KFAC(), fl.TN()], errors=["frobenius"],
+        model,
+        nn.CrossEntropyLoss(reduction="sum"),
+        (x, y),
+        [fl.KFAC(), fl.TN()],
+        errors=["frobenius"],
         standard_errors=True,
-    )  # fmt: skip
+    )
     one = {(r.layer, r.approximation): r.stderr for r in comparison.rows if r.error == "frobenius"}
     for row in summed.rows:
         assert math.isclose(row.stderr, one[row.layer, row.approximation], rel_tol=1e-6)

@@ -1,4 +1,6 @@
-"""One small model for every layer type and option: what is measured, and how its parameters form W."""
+"""One small model for every layer type and option: what is measured, and how its
+parameters form W.
+"""
 
 from __future__ import annotations
 
@@ -176,15 +178,18 @@ GRADIENT_FORM: dict[str, Callable[[], Case]] = {
     "GroupNorm": simple(lambda: nn.GroupNorm(2, 4), 4, 4, 3, 2),
     "InstanceNorm1d": simple(lambda: nn.InstanceNorm1d(4, affine=True), 4, 4, 5),
     "InstanceNorm2d": simple(lambda: nn.InstanceNorm2d(4, affine=True), 4, 4, 3, 3),
-    "InstanceNorm2d "
-    "running": simple(lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True), 4, 4, 3, 3),
+    "InstanceNorm2d running": simple(
+        lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True), 4, 4, 3, 3
+    ),
     "InstanceNorm3d": simple(lambda: nn.InstanceNorm3d(2, affine=True), 2, 2, 2, 3, 2),
     "BatchNorm1d": simple(lambda: nn.BatchNorm1d(4), 4, 4),
     "BatchNorm2d": simple(lambda: nn.BatchNorm2d(4), 4, 4, 3, 3),
     "BatchNorm3d": simple(lambda: nn.BatchNorm3d(2), 2, 2, 2, 3, 2),
     "Bilinear": simple(lambda: nn.Bilinear(3, 3, 2), 2, 3, call="xy", channels=-1),
     "ConvTranspose1d": simple(lambda: nn.ConvTranspose1d(2, 4, 3, stride=2, groups=2), 4, 2, 5),
-    "ConvTranspose2d": simple(lambda: nn.ConvTranspose2d(2, 3, (2, 3), padding=1, output_padding=0), 3, 2, 4, 4),
+    "ConvTranspose2d": simple(
+        lambda: nn.ConvTranspose2d(2, 3, (2, 3), padding=1, output_padding=0), 3, 2, 4, 4
+    ),
     "ConvTranspose3d": simple(lambda: nn.ConvTranspose3d(2, 2, 2, bias=False), 2, 2, 2, 3, 2),
     "PReLU": simple(lambda: nn.PReLU(4), 4, 4, 3),
     "RNN": simple(lambda: nn.RNN(3, 2, batch_first=True), 2, 4, 3, channels=-1),
@@ -194,19 +199,24 @@ GRADIENT_FORM: dict[str, Callable[[], Case]] = {
     "LSTMCell": simple(lambda: nn.LSTMCell(3, 2), 2, 3),
     "GRUCell": simple(lambda: nn.GRUCell(3, 2, bias=False), 2, 3),
     "weight norm": simple(lambda: parametrizations.weight_norm(nn.Linear(3, 4)), 4, 3),
-    "weight norm of a "
-    "convolution": simple(lambda: parametrizations.weight_norm(nn.Conv1d(2, 3, 2)), 3, 2, 4),
+    "weight norm of a convolution": simple(
+        lambda: parametrizations.weight_norm(nn.Conv1d(2, 3, 2)), 3, 2, 4
+    ),
     "spectral norm": simple(lambda: parametrizations.spectral_norm(nn.Linear(3, 4)), 4, 3),
     "MultiheadAttention in": attention(),
     "MultiheadAttention with a bias of keys": attention(add_bias_kv=True),
     "MultiheadAttention of other widths": attention(kdim=4, vdim=4, bias=False),
     "MultiheadAttention out": lambda: Case(
         randomised(Head(nn.MultiheadAttention(4, 2, batch_first=True), 4, call="xxx", channels=-1)),
-        normal(N, 3, 4), "layer.out_proj", flattened,
+        normal(N, 3, 4),
+        "layer.out_proj",
+        flattened,
     ),
-    "bare parameters": lambda: Case(randomised(nn.Sequential(Bare(), nn.Tanh())), normal(N, 3), "0", flattened),
+    "bare parameters": lambda: Case(
+        randomised(nn.Sequential(Bare(), nn.Tanh())), normal(N, 3), "0", flattened
+    ),
     "bare parameters of the root": lambda: Case(randomised(Bare()), normal(N, 3), "", flattened),
-}  # fmt: skip
+}
 
 FACTOR_FORM: dict[str, Callable[[], Case]] = {
     "Linear": lambda: Case(randomised(nn.Sequential(nn.Linear(3, 3))), normal(N, 3)),

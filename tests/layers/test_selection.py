@@ -1,4 +1,6 @@
-"""Which modules are layers: names, unknown classes, subclasses, frozen, shared and lazy parameters."""
+"""Which modules are layers: names, unknown classes, subclasses, frozen, shared and lazy
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +129,9 @@ def test_skip_leaves_out_and_says_so() -> None:
 
 
 def test_a_layer_type_of_ones_own_in_one_line() -> None:
-    """The cure that the error names works: a subclass of GradientForm with the type, nothing else."""
+    """The cure that the error names works: a subclass of GradientForm with the type,
+    nothing else.
+    """
     from fisher_lab.layers.base import Layer
 
     try:
@@ -159,7 +163,9 @@ def test_exact_fisher_takes_any_module() -> None:
 
 @pytest.mark.parametrize("lazy", [nn.LazyLinear(3), nn.LazyConv2d(3, 2), nn.LazyBatchNorm1d()])
 def test_lazy_modules_are_recognised(lazy: nn.Module) -> None:
-    """Uninitialised parameters are refused with the cure, whatever on_unknown is for other reasons."""
+    """Uninitialised parameters are refused with the cure, whatever on_unknown is for other
+    reasons.
+    """
     with pytest.raises(ValueError, match=r"uninitialised parameters.*run one batch"):
         select(nn.Sequential(lazy))
     with pytest.raises(ValueError, match="uninitialised"):

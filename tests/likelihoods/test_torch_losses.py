@@ -1,4 +1,5 @@
-"""Every loss module of torch: its Gauss-Newton matrix against torch's own Hessian of the whole batch.
+"""Every loss module of torch: its Gauss-Newton matrix against torch's own Hessian of the whole
+batch.
 
 The oracle knows nothing of likelihoods: J of all outputs of a batch by autograd, H the Hessian of
 torch's loss of that batch by torch.func, and J^T H J. Where H depends on the labels, it is averaged
@@ -93,7 +94,8 @@ class Case:
     """A loss, how its model ends, its labels, and the labels that its Hessian is averaged over.
 
     Attributes:
-        inside: whether the tail is part of the loss to the oracle: the loss is linear in its output.
+        inside: whether the tail is part of the loss to the oracle: the loss is linear in its
+            output.
         labels_of: sets of labels whose mean Hessian is the expectation; None: those of the data.
     """
 
@@ -233,7 +235,9 @@ def test_the_gauss_newton_matrix_is_torchs(name: str, reduction: str) -> None:
 
 @pytest.mark.parametrize(("name", "reduction"), EACH)
 def test_the_empirical_fisher_is_of_the_losses_own_gradients(name: str, reduction: str) -> None:
-    """The gradient of each example in the loss of the whole batch, smoothing and weights included."""
+    """The gradient of each example in the loss of the whole batch, smoothing and weights
+    included.
+    """
     case, body, model, x, loss = parts(name, reduction)
     found = fl.estimate(fl.Exact(), model, loss, (x, case.y), fisher="empirical")["0.last"]
     rows = []

@@ -85,10 +85,15 @@ def test_a_pair_without_positive_curvature_is_left_out():
         torch.tensor([1e38, 1.0]),
     )
     left_out = [
-        (first, -first, True, 0.0), (torch.zeros(2), torch.zeros(2), True, 0.0), (first, 0.1 * first, True, 0.5),
-        (first, first, torch.tensor(False), 0.0), (nan, first, True, 0.0), (first, nan, True, 0.0),
-        (huge, first, True, 0.0), (first, huge, True, 0.0),
-    ]  # fmt: skip
+        (first, -first, True, 0.0),
+        (torch.zeros(2), torch.zeros(2), True, 0.0),
+        (first, 0.1 * first, True, 0.5),
+        (first, first, torch.tensor(False), 0.0),
+        (nan, first, True, 0.0),
+        (first, nan, True, 0.0),
+        (huge, first, True, 0.0),
+        (first, huge, True, 0.0),
+    ]
     for s, y, ok, guard in left_out:
         assert torch.equal(bfgs_(H, s, y, ok, guard), torch.eye(2))
 

@@ -23,8 +23,18 @@ def inverses(opt):
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_momentum_before_and_after_preconditioning(order):
     model, (x, y) = net(), batch()
-    opt = fl.NaturalGradient(model, LIKELIHOOD, fl.KFAC(), 0.1, momentum=0.8, momentum_order=order, observe_every=1,
-                             refresh_every=1, decay=0.0, **FIXED)  # fmt: skip
+    opt = fl.NaturalGradient(
+        model,
+        LIKELIHOOD,
+        fl.KFAC(),
+        0.1,
+        momentum=0.8,
+        momentum_order=order,
+        observe_every=1,
+        refresh_every=1,
+        decay=0.0,
+        **FIXED,
+    )
     m = dict.fromkeys(weights(model), 0.0)
     for _ in range(3):
         W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
@@ -190,10 +200,21 @@ def test_kl_clip_bounds_the_step_of_an_inverse_root_in_its_own_matrix(order, con
 def test_groups_have_their_own_settings_and_approximation():
     model, (x, y) = net(), batch()
     opt = fl.NaturalGradient(
-        model, LIKELIHOOD, fl.KFAC(), 0.1,
-        groups=[{"layers": ["2"], "lr": 0.02, "damping": 1.0, "approximation": fl.Diagonal(), "weight_decay": 0.5}],
+        model,
+        LIKELIHOOD,
+        fl.KFAC(),
+        0.1,
+        groups=[
+            {
+                "layers": ["2"],
+                "lr": 0.02,
+                "damping": 1.0,
+                "approximation": fl.Diagonal(),
+                "weight_decay": 0.5,
+            }
+        ],
         **FIXED,
-    )  # fmt: skip
+    )
     W, g = weights(model), gradients(model, LIKELIHOOD, x, y)
     F = fl.estimate(fl.KFAC(), model, LIKELIHOOD, (x, None)) | {
         "2": fl.estimate(fl.Diagonal(), model, LIKELIHOOD, (x, None))["2"]
@@ -518,7 +539,9 @@ def test_tengrad_keeps_the_same_examples_in_every_layer_also_after_a_checkpoint(
 
 @pytest.mark.parametrize("statistics", ["per_example", "mean"])
 def test_a_sub_sample_of_a_batch_is_told_once(statistics):
-    """Outside the span of its columns only the damping bounds a step, which kl_clip does not see."""
+    """Outside the span of its columns only the damping bounds a step, which kl_clip does
+    not see.
+    """
     model, (x, y) = net(), batch(12)
     opt = fl.NaturalGradient(
         model, LIKELIHOOD, fl.TENGraD(8), 0.0, observe_every=1, statistics=statistics

@@ -42,7 +42,9 @@ def test_no_accumulation_of_non_leaf_gradients():
 
 
 def test_the_eigenbasis_is_applied_the_right_way_round():
-    """Q_G^T g Q_A, not Q_G g Q_A^T: with non-symmetric eigenvectors only one of them diagonalises."""
+    """Q_G^T g Q_A, not Q_G g Q_A^T: with non-symmetric eigenvectors only one of them
+    diagonalises.
+    """
     model, (x, y) = net(), batch()
     opt = fl.NaturalGradient(
         model, LIKELIHOOD, fl.EKFAC(), 0.1, fisher="true", damping=0.1, momentum=0.0
@@ -67,7 +69,9 @@ def test_default_arguments_work(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_no_layer_is_silently_left_without_preconditioning(name):
-    """A small layer is preconditioned like any other: its step is not a multiple of its gradient."""
+    """A small layer is preconditioned like any other: its step is not a multiple of its
+    gradient.
+    """
     model, (x, y) = net(), batch()
     opt = preset(name, model, LIKELIHOOD, 0.01)
     W, g = weights(model), gradients(model, LIKELIHOOD, x, y)

@@ -12,8 +12,18 @@ from fisher_lab import optim
 from tests.optim.support import PRESETS, batch, net, one_step, preset
 
 LIKELIHOOD = fl.Categorical()
-APPROXIMATIONS = [fl.KFAC(), fl.EKFAC(), fl.TEKFAC(), fl.TN(), fl.MiniBlock(), fl.TENGraD(4), fl.KPSVD(), fl.Exact(),
-                  fl.Diagonal(), fl.LNGD()]  # fmt: skip
+APPROXIMATIONS = [
+    fl.KFAC(),
+    fl.EKFAC(),
+    fl.TEKFAC(),
+    fl.TN(),
+    fl.MiniBlock(),
+    fl.TENGraD(4),
+    fl.KPSVD(),
+    fl.Exact(),
+    fl.Diagonal(),
+    fl.LNGD(),
+]
 
 
 def through_a_file(state):
@@ -73,7 +83,9 @@ def test_resuming_is_exact_for_every_approximation(approximation):
 
 
 def finish(opt, model, x, y):
-    """The rest of a step whose forward pass was observed and whose loss was not yet differentiated."""
+    """The rest of a step whose forward pass was observed and whose loss was not yet
+    differentiated.
+    """
     opt.zero_grad()
     LIKELIHOOD.loss(model(x), y).backward()
     opt.step()

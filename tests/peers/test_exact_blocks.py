@@ -1,4 +1,6 @@
-"""Exact blocks, KFAC and EKFAC agree with curvlinops (type-2) and nngeometry to 1e-10 in float64."""
+"""Exact blocks, KFAC and EKFAC agree with curvlinops (type-2) and nngeometry to 1e-10 in
+float64.
+"""
 
 from types import SimpleNamespace
 

@@ -78,9 +78,15 @@ def test_curvlinops_kfac_of_convolutions(peers: SimpleNamespace, kind: str, spat
     for name, layer in select(model).layers.items():
         params = list(layer.parameters.values())
         operator = getattr(peers.curvlinops, f"{kind}LinearOperator")(
-            model, nn.CrossEntropyLoss(), params, [(x, y)], check_deterministic=False, fisher_type=FisherType.TYPE2,
-            separate_weight_and_bias=False, kfac_approx=spatial,
-        )  # fmt: skip
+            model,
+            nn.CrossEntropyLoss(),
+            params,
+            [(x, y)],
+            check_deterministic=False,
+            fisher_type=FisherType.TYPE2,
+            separate_weight_and_bias=False,
+            kfac_approx=spatial,
+        )
         theirs = (
             operator @ torch.eye(sum(p.numel() for p in params), dtype=torch.float64)
         ).detach()

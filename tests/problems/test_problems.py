@@ -1,4 +1,6 @@
-"""The problems that ship with the library: what they hold, that they are seeded, what they refuse."""
+"""The problems that ship with the library: what they hold, that they are seeded, what
+they refuse.
+"""
 
 import copy
 import json

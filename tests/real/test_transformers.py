@@ -70,9 +70,17 @@ def randomised(model: nn.Module) -> nn.Module:
 
 def gpt2(transformers: Any, **options: Any) -> Case:
     config = transformers.GPT2Config(
-        n_layer=1, n_embd=4, n_head=2, vocab_size=VOCABULARY, n_positions=L, bos_token_id=1, eos_token_id=2,
-        tie_word_embeddings=False, attn_implementation="eager", **options,
-    )  # fmt: skip
+        n_layer=1,
+        n_embd=4,
+        n_head=2,
+        vocab_size=VOCABULARY,
+        n_positions=L,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+        **options,
+    )
     return Case(
         randomised(transformers.GPT2LMHeadModel(config)), {"input_ids": tokens(0)}, tokens(1)
     )
@@ -80,9 +88,16 @@ def gpt2(transformers: Any, **options: Any) -> Case:
 
 def llama(transformers: Any) -> Case:
     config = transformers.LlamaConfig(
-        hidden_size=4, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCABULARY,
-        tie_word_embeddings=False, attn_implementation="eager", bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        hidden_size=4,
+        intermediate_size=6,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     return Case(
         randomised(transformers.LlamaForCausalLM(config)), {"input_ids": tokens(0)}, tokens(1)
     )
@@ -90,9 +105,15 @@ def llama(transformers: Any) -> Case:
 
 def bert(transformers: Any) -> Case:
     config = transformers.BertConfig(
-        hidden_size=4, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCABULARY,
-        max_position_embeddings=L, num_labels=3, attn_implementation="eager",
-    )  # fmt: skip
+        hidden_size=4,
+        intermediate_size=6,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=L,
+        num_labels=3,
+        attn_implementation="eager",
+    )
     mask = torch.ones(N, L, dtype=torch.long)
     mask[1, 3:] = 0
     mask[2, 2:] = 0
@@ -103,9 +124,16 @@ def bert(transformers: Any) -> Case:
 
 def vit(transformers: Any) -> Case:
     config = transformers.ViTConfig(
-        hidden_size=4, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2, image_size=4, patch_size=2,
-        num_channels=1, num_labels=3, attn_implementation="eager",
-    )  # fmt: skip
+        hidden_size=4,
+        intermediate_size=6,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=4,
+        patch_size=2,
+        num_channels=1,
+        num_labels=3,
+        attn_implementation="eager",
+    )
     images = torch.randn(
         N, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
@@ -256,8 +284,13 @@ def test_other_kinds_of_fisher(transformers: Any, fisher: Any) -> None:
     case = bert(transformers)
     data = {**case.inputs, "labels": case.y}
     comparison = fl.compare(
-        case.model, nn.CrossEntropyLoss(), data, [fl.KFAC(), fl.TN()], fisher=fisher, errors=["frobenius", "off_block"]
-    )  # fmt: skip
+        case.model,
+        nn.CrossEntropyLoss(),
+        data,
+        [fl.KFAC(), fl.TN()],
+        fisher=fisher,
+        errors=["frobenius", "off_block"],
+    )
     assert max(row.checked for row in comparison.rows) < 1e-9
     blocks = fl.exact_fisher(case.model, nn.CrossEntropyLoss(), data, fisher=fisher)
     found = fl.estimate(fl.Exact(), case.model, nn.CrossEntropyLoss(), data, fisher=fisher)

@@ -16,9 +16,15 @@ from tests.report.support import HIT, HOSTILE, hostile_file
 
 pytestmark = pytest.mark.browser
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--window-size=1200,900",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1200,900",
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,9 @@ def page(comparison, tmp_path_factory):
 
 
 def requested(page):
-    """Addresses that the page asked for, but for those of the browser's own new tab, open before."""
+    """Addresses that the page asked for, but for those of the browser's own new tab,
+    open before.
+    """
     messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     urls = [
         m["params"]["request"]["url"]

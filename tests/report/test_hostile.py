@@ -17,11 +17,57 @@ from fisher_lab.report import write_report
 from tests.report.support import HOSTILE, Page, hostile_file
 
 OWN_TAGS = {
-    "html", "head", "meta", "link", "title", "style", "body", "main", "h1", "h2", "h3", "nav", "a", "section", "p",
-    "dl", "dt", "dd", "figure", "figcaption", "div", "details", "summary", "form", "label", "select", "option",
-    "input", "output", "table", "thead", "tbody", "tr", "th", "td", "button", "code", "script",
-    "svg", "defs", "clippath", "pattern", "g", "path", "use", "image", "rect", "metadata", "rdf:rdf", "cc:work",
-}  # fmt: skip
+    "html",
+    "head",
+    "meta",
+    "link",
+    "title",
+    "style",
+    "body",
+    "main",
+    "h1",
+    "h2",
+    "h3",
+    "nav",
+    "a",
+    "section",
+    "p",
+    "dl",
+    "dt",
+    "dd",
+    "figure",
+    "figcaption",
+    "div",
+    "details",
+    "summary",
+    "form",
+    "label",
+    "select",
+    "option",
+    "input",
+    "output",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "button",
+    "code",
+    "script",
+    "svg",
+    "defs",
+    "clippath",
+    "pattern",
+    "g",
+    "path",
+    "use",
+    "image",
+    "rect",
+    "metadata",
+    "rdf:rdf",
+    "cc:work",
+}
 every_text = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Glyph .* missing from font"),
@@ -57,7 +103,9 @@ def test_nor_where_several_files_are_one_training(tmp_path):
 
 
 def check(path):
-    """The page, whose elements, attributes and identifiers are the template's and matplotlib's own."""
+    """The page, whose elements, attributes and identifiers are the template's and
+    matplotlib's own.
+    """
     page = Page(path)
     assert {tag for tag, _ in page.tags} <= OWN_TAGS
     assert len(page.scripts) == sum(tag == "script" for tag, _ in page.tags) == 1

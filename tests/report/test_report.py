@@ -67,8 +67,14 @@ def test_the_page_holds_every_number_the_settings_and_the_meaning_of_the_measure
         attributes for tag, attributes in page.tags if tag == "tr" and "data-layer" in attributes
     ]
     assert [(r["data-layer"], r["data-approximation"]) for r in rows] == [
-        ("0", "KFAC"), ("0", "TKFAC"), ("0", "TN"), ("0", "EKFAC"), ("2", "KFAC"), ("2", "TKFAC"), (ALL, "TKFAC"),
-    ]  # fmt: skip
+        ("0", "KFAC"),
+        ("0", "TKFAC"),
+        ("0", "TN"),
+        ("0", "EKFAC"),
+        ("2", "KFAC"),
+        ("2", "TKFAC"),
+        (ALL, "TKFAC"),
+    ]
     values = [attributes.get("data-value") for tag, attributes in page.tags if tag == "td"]
     assert {"0.5", "0.215", "0.6", "4000"} <= set(values)
     for text in (

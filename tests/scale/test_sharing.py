@@ -131,7 +131,9 @@ def test_pieces_of_gram_matrices_are_small(held: bool, monkeypatch) -> None:
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("fisher", ["true", "mc"])
 def test_damped_errors_do_not_depend_on_the_memory(labelled: bool, fisher: str) -> None:
-    """Labels are drawn for a whole batch before it is cut into pieces, also those of the gradient."""
+    """Labels are drawn for a whole batch before it is cut into pieces, also those of the
+    gradient.
+    """
     draw = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).eval()
     x = torch.randn(40, 5, generator=draw)
@@ -139,8 +141,15 @@ def test_damped_errors_do_not_depend_on_the_memory(labelled: bool, fisher: str) 
     values = []
     for memory in (None, 1e-4, 5e-5, 3e-5):
         comparison = fl.compare(
-            model, fl.Categorical(), data, [fl.KFAC()], fisher=fisher, errors=["damped_cosine"], dampings=[1e-2],
-            layers=["0"], memory=memory,
-        )  # fmt: skip
+            model,
+            fl.Categorical(),
+            data,
+            [fl.KFAC()],
+            fisher=fisher,
+            errors=["damped_cosine"],
+            dampings=[1e-2],
+            layers=["0"],
+            memory=memory,
+        )
         values.append(comparison.value("0", "KFAC", "damped_cosine", 1e-2))
     assert values == pytest.approx([values[0]] * len(values), rel=1e-9)

@@ -54,9 +54,14 @@ def test_errors_are_those_of_columns_in_memory(loss: nn.Module, cuts: list[int])
 
 def test_what_is_left_out_is_said_and_in_no_total(tmp_path: Path) -> None:
     small = fl.compare(
-        network(), nn.CrossEntropyLoss(), batch(), [fl.KFAC(), fl.KPSVD(), fl.TENGraD(), Corrected(fl.KPSVD())],
-        errors=["frobenius", "damped_cosine"], dampings=[0.1], memory=SMALL,
-    )  # fmt: skip
+        network(),
+        nn.CrossEntropyLoss(),
+        batch(),
+        [fl.KFAC(), fl.KPSVD(), fl.TENGraD(), Corrected(fl.KPSVD())],
+        errors=["frobenius", "damped_cosine"],
+        dampings=[0.1],
+        memory=SMALL,
+    )
     assert "Left out: KPSVD of layer '2': needs more columns than fit" in str(small)
     assert {"TENGraD of layer '2'", "Corrected(base=KPSVD()) of layer '2'"} < set(
         small.settings["left_out"]

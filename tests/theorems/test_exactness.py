@@ -36,7 +36,9 @@ KRONECKER_EXACT = ["KFAC", "EKFAC", "TKFAC", "TEKFAC", "TN", "KPSVD"]
 
 
 def network(*layers: nn.Module, seed: int = 0) -> nn.Sequential:
-    """A float64 network with random weights drawn from `seed`, the global random state untouched."""
+    """A float64 network with random weights drawn from `seed`, the global random state
+    untouched.
+    """
     model = nn.Sequential(*layers).double()
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():

@@ -249,7 +249,9 @@ def test_p15_error_of_tkfac(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_p15_error_of_row_blocks(seed: int) -> None:
-    """P15: |F - row blocks|^2 = sum_{r,s} (x_r.x_s)^2 [(d_r.d_s)^2 - sum_i d_ri^2 d_si^2] (T = 1)."""
+    """P15: |F - row blocks|^2 = sum_{r,s} (x_r.x_s)^2 [(d_r.d_s)^2 - sum_i d_ri^2 d_si^2]
+    (T = 1).
+    """
     stats = random_case(seed)
     X, D = columns(stats)
     closed = ((X @ X.T) ** 2 * ((D @ D.T) ** 2 - D.square() @ D.square().T)).sum()

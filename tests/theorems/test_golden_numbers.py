@@ -76,7 +76,9 @@ def stats():
 
 
 def test_b1_the_block(stats) -> None:
-    """B.1: F, its factors, trace, norm, largest eigenvalue, singular values of its rearrangement."""
+    """B.1: F, its factors, trace, norm, largest eigenvalue, singular values of its
+    rearrangement.
+    """
     four_f = matrix((5, -2, 9, -4), (-2, 5, -4, -2), (9, -4, 21, -4), (-4, -2, -4, 12))
     for F in (dense_fisher(stats), contractions.dense(stats), dense("Exact", stats)):
         assert_same(4 * F, four_f)

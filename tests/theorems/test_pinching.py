@@ -136,7 +136,9 @@ def test_p8_largest_eigenvalue_of_tkfac(T: int, seed: int) -> None:
 
 
 def test_p8_kfac_has_no_such_bound() -> None:
-    """P8: lambda_max(KFAC) can exceed tr F by any factor, when large inputs meet small gradients."""
+    """P8: lambda_max(KFAC) can exceed tr F by any factor, when large inputs meet small
+    gradients.
+    """
     stats = linear_stats([[10.0, 0.0], [0.1, 0.0]], [[0.1, 0.0], [10.0, 0.0]])
     F = dense_fisher(stats)
     assert float(torch.trace(F)) == pytest.approx(1.0)

@@ -78,7 +78,9 @@ def test_p1_tkfac_expand_keeps_the_trace_at_one_position(seed: int) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("name", "options"), CONVOLUTION)
 def test_p1_trace_is_kept_on_convolutions(name: str, options: dict, bias: bool, seed: int) -> None:
-    """P1: tr F^ = tr F for TN with three modes and for blocks of kernels and filters, two groups."""
+    """P1: tr F^ = tr F for TN with three modes and for blocks of kernels and filters,
+    two groups.
+    """
     stats = random_stats(seed, T=3, Q=2, d_out=2, kernel=(2, 1, 2), bias=bias)
     assert trace(dense(name, stats, **options)) == pytest.approx(
         trace(dense_fisher(stats)), rel=REL
@@ -132,7 +134,9 @@ def test_p4_raw_shampoo_overestimates_the_trace(T: int, seed: int) -> None:
 
 
 def test_p4_equality_for_rank_one_factors() -> None:
-    """P4: equality if and only if all factors have rank one, which one gradient of rank one gives."""
+    """P4: equality if and only if all factors have rank one, which one gradient of rank
+    one gives.
+    """
     stats = linear_stats([[1.0, 2.0, -1.0]], [[0.5, -2.0]])
     F = dense_fisher(stats)
     assert trace(dense("Shampoo", stats, match_trace=False)) == pytest.approx(trace(F), rel=1e-6)

@@ -1,4 +1,6 @@
-"""Going on with a training: nothing mixed, nothing lost, every refusal a sentence before any work."""
+"""Going on with a training: nothing mixed, nothing lost, every refusal a sentence before
+any work.
+"""
 
 from __future__ import annotations
 

@@ -59,7 +59,9 @@ def test_02_positions_of_the_output_not_of_the_layer(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SCALES)
 def test_03_and_04_sampled_fisher_has_the_scale_of_the_true_one(kind: str) -> None:
-    """For mean losses with positions too, the mean over sampled labels comes near the closed form."""
+    """For mean losses with positions too, the mean over sampled labels comes near the
+    closed form.
+    """
     model = randomised(nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Conv1d(3, 3, 1)))
     loss, x = SCALES[kind](), normal(60, 2, 4)
     y = labels_for(loss, 60, 3, 3)

@@ -89,6 +89,18 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
     return (values - shift).clamp(min=0), without_noise(vectors)
 
 
+def eigenvalues(M: Tensor) -> Tensor:
+    """Eigenvalues of a symmetric matrix `[n, n]`, ascending.
+
+    The single-precision routine can give NaN for finite numbers, for instance for a difference that
+    is rounding alone: then in float64.
+    """
+    values = torch.linalg.eigvalsh(M)
+    if M.dtype == torch.float64 or not bool(values.isnan().any()):
+        return values
+    return torch.linalg.eigvalsh(M.double()).to(M.dtype)
+
+
 def _rounding_shift(M: Tensor) -> Tensor:
     """A shift `[..., 1]` at the size of the rounding error of M; 0 where it overflows.
 

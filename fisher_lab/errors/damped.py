@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.arguments import number
+from fisher_lab._ground.linalg import eigenvalues
 from fisher_lab.errors.pair import DENSE_DIM
 from fisher_lab.errors.quantities import Asked, DampedQuantities, Measured, quantity
 from fisher_lab.errors.spectral import extremes
@@ -126,7 +127,7 @@ class DampedPair(Asked):
         """lambda |(F + lambda I)^-1 - (F^ + lambda I)^-1|_2, between 0 and 1."""
         if self.exact.dim <= DENSE_DIM:
             difference = self.inverse.dense() - self.approx_inverse.dense()
-            top = torch.linalg.eigvalsh(difference).abs().max()
+            top = eigenvalues(difference).abs().max()
             return Measured(self.shift * float(top), self.rounding)
         found = extremes(self.inverse.minus(self.approx_inverse), self.exact)
         unfinished = self.shift * found.residual  # of the Lanczos method

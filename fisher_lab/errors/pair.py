@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from fisher_lab._ground.linalg import Extremes
+from fisher_lab._ground.linalg import Extremes, eigenvalues
 from fisher_lab.errors.quantities import Asked, Measured, Quantities, quantity
 from fisher_lab.errors.spectral import advance_together, extremes
 from fisher_lab.matrices import FisherMatrix
@@ -114,7 +113,7 @@ class Pair(Asked):
         scale = max(self.top_exact, mean_square**0.5)
         rounding = 16 * self.eps * scale
         if self.small:
-            values = torch.linalg.eigvalsh(self._difference)
+            values = eigenvalues(self._difference)
             return Measured(float(values.abs().max()), rounding)
         found = self.extremes
         if found is None:

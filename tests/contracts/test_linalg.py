@@ -95,3 +95,16 @@ def test_a_power_of_nan_is_nan(p: float) -> None:
     values = torch.tensor([torch.nan, 1.0])
     for damping in (0.0, 0.1, torch.tensor(0.1)):
         assert bool(linalg.shifted_power(values, p, damping)[0].isnan())
+
+
+def test_eigenvalues_that_single_precision_cannot_find_are_found_in_double(monkeypatch) -> None:
+    """LAPACK's routine gave NaN for a difference of the size of rounding, with finite entries."""
+    routine = torch.linalg.eigvalsh
+
+    def fails_in_single(M: torch.Tensor) -> torch.Tensor:
+        return routine(M) if M.dtype == torch.float64 else torch.full_like(M[0], torch.nan)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fails_in_single)
+    found = linalg.eigenvalues(torch.diag(torch.tensor([3.0, 1.0, 2.0])))
+    assert found.dtype == torch.float32
+    assert found.tolist() == [1.0, 2.0, 3.0]

@@ -1,7 +1,7 @@
 """From a model and a batch to {layer: LayerStats}: forward hooks for the inputs, one batched vjp
 for the gradients.
 
-    recording    z = model(inputs)     a of every use of a layer, and where its output gradient arrives
+    recording    z = model(inputs)     a of every use of a layer, and where its gradient arrives
                  S = factors(z)        output factors, see `labels`
     pull_back    g = S^T dz/d(output)  one backward pass for all layers and directions
     assembled    LayerStats(a, g)      rows in the order of the examples, uses as further positions

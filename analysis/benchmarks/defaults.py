@@ -356,12 +356,12 @@ def page(rows: dict[str, Any]) -> str:
     return "\n".join(["# Optimizers as they come", "", about, "", *settings, "", *lines, ""])
 
 
-ABOUT = """Training loss after a few hundred steps, mean over {seeds} seeds with the range, written
-by `python -m analysis.benchmarks.defaults`. The methods of `fl.optim` have their defaults
-and nothing else, the same on all problems; SGD with momentum, Adam, SOAP and Muon the better of two rates on
-each problem. A dash: diverged, or the method does not treat these layers. Mean rank: place among
-the methods shown, averaged over the problems. CPU s: processor seconds of all five trainings on one
-thread; the networks are so small that overhead is most of it."""
+ABOUT = """Training loss after a few hundred steps, mean over {seeds} seeds with the range,
+written by `python -m analysis.benchmarks.defaults`. The methods of `fl.optim` have their defaults
+and nothing else, the same on all problems; SGD with momentum, Adam, SOAP and Muon the better of
+two rates on each problem. A dash: diverged, or the method does not treat these layers. Mean rank:
+place among the methods shown, averaged over the problems. CPU s: processor seconds of all five
+trainings on one thread; the networks are so small that overhead is most of it."""
 
 
 def main() -> None:

@@ -209,7 +209,7 @@ def test_schedulers_and_counters_come_back():
     one_step(opt, model, LIKELIHOOD, x, y)
     other = make("KFAC", net_with_fallback(torch.float64))
     other.load_state_dict(through_a_file(opt.state_dict()))
-    assert [g["lr"] for g in other.param_groups] == [0.005, 0.0005]
+    assert [g["lr"] for g in other.param_groups] == [0.005, 0.005]
     assert other.troubles() == opt.troubles()
     assert other.steps == 2
 

@@ -460,3 +460,20 @@ def test_the_result_is_saved_though_nobody_listens(own: str, tmp_path: Path) -> 
     with open("/dev/full", "w", encoding="utf-8") as full:
         subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL, check=False)
     assert fl.load_comparison(path).rows
+
+
+@pytest.mark.parametrize("command", ["--version", "problems"])
+def test_a_reader_that_leaves_early_sees_no_traceback(command: str) -> None:
+    """As in `fisher-lab problems | head -1`."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(fl.__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fisher_lab", command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) in (1, 141)  # 1 where rich was the one who wrote
+    assert said == b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -50,20 +51,35 @@ def main(arguments: list[str] | None = None) -> None:
     given = arguments
     if given is None:
         given = sys.argv[1:]
-    if given == ["--version"]:
-        print(f"fisher-lab {__version__}")
-        return
-    about = f"{__doc__}\n\n`fisher-lab --version` prints the version."
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="fisher-lab",
-            description=about,
-            args=given,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        _run(given)
+        sys.stdout.flush()  # what is still to be written fails here, not after the last handler
+    except BrokenPipeError:
+        _write_nowhere()
+        raise SystemExit(141) from None  # as a shell's own programs end
     except (ValueError, TypeError) as error:
         print(f"fisher-lab: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _run(arguments: list[str]) -> None:
+    """One command."""
+    if arguments == ["--version"]:
+        print(f"fisher-lab {__version__}")
+        return
+    about = f"{__doc__}\n\n`fisher-lab --version` prints the version."
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="fisher-lab",
+        description=about,
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _write_nowhere() -> None:
+    """Whoever read the output has left, as `| head` does: the last write is not to fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())

@@ -34,6 +34,8 @@ KEYS = frozenset(
     )
 )
 DIGEST = "digest"
+# of every checkpoint that has a digest: beside this one, the digest can only have been lost
+ASKED = "asked"
 
 
 def write(path: Path, state: State) -> None:
@@ -75,7 +77,8 @@ def read(path: Path) -> State:
     if not isinstance(state, dict) or not state.keys() >= KEYS:
         raise ValueError(f"{path} is foreign, {cure}.")
     written = state.pop(DIGEST, None)
-    if written is not None and written != digest(state):
+    lost = written is None and ASKED in state
+    if lost or (written is not None and written != digest(state)):
         raise ValueError(f"{path} is damaged: its contents differ from its digest, {cure}.")
     return state
 

@@ -382,7 +382,7 @@ class _Run:
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "random": torch.get_rng_state(),
             "records": json.dumps(self.records),
-            "asked": self.asked,
+            checkpoints.ASKED: self.asked,
             "seed": self.batches.seed,
             "epoch": self.epoch,
             "step": self.step,

@@ -221,10 +221,9 @@ def test_if_nothing_helps_the_last_good_inverse_stays(monkeypatch):
     opt = optim.KFAC(model, LIKELIHOOD, 0.01, observe_every=1, refresh_every=1)
     one_step(opt, model, LIKELIHOOD, x, y)
     before = {n: c.inverse.dense() for n, c in opt.curvature.items()}
-    monkeypatch.setattr(refresh, "prepare", lambda a, matrix, s, j: matrix.scaled(float("nan")))
-    monkeypatch.setattr(
-        Kronecker, "rescued", lambda matrix, p, damping: matrix.scaled(float("nan"))
-    )
+    nan = torch.tensor(float("nan"), dtype=torch.float64)
+    monkeypatch.setattr(refresh, "prepare", lambda a, matrix, s, j: matrix.scaled(nan))
+    monkeypatch.setattr(Kronecker, "rescued", lambda matrix, p, damping: matrix.scaled(nan))
     with pytest.warns(RuntimeWarning, match="the last good inverse stays"):
         one_step(opt, model, LIKELIHOOD, x, y)
     for n, c in opt.curvature.items():

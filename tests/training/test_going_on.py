@@ -123,6 +123,16 @@ def test_half_a_checkpoint_is_refused(tmp_path):
         trained(tmp_path, epochs=2, resume=True)
 
 
+def test_a_flipped_bit_in_the_name_of_the_digest_is_seen(tmp_path):
+    trained(tmp_path)
+    path = tmp_path / "c.pt"
+    whole = path.read_bytes()
+    assert whole.count(b"digest") == 1
+    path.write_bytes(whole.replace(b"digest", b"diwest"))
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoints.read(path)
+
+
 def test_no_flipped_bit_loads_as_something_else(tmp_path):
     trained(tmp_path)
     path = tmp_path / "c.pt"

@@ -40,7 +40,7 @@ from fisher_lab.diagnose.network import of_network
 from fisher_lab.diagnose.plan import plan
 from fisher_lab.diagnose.resuming import check_same_run, finished, with_influences
 from fisher_lab.diagnose.standard_errors import StandardErrors
-from fisher_lab.diagnose.steps import NetworkSteps, is_of_steps
+from fisher_lab.diagnose.steps import NetworkSteps, check_names, is_of_steps
 from fisher_lab.diagnose.totals import over_layers, worst_check
 from fisher_lab.errors import DAMPINGS, Measure
 from fisher_lab.likelihoods import Likelihood
@@ -126,6 +126,7 @@ def compare(
     # 1. what is asked, refused before anything is computed
     candidates = named(approximations)
     wanted, of_all, of_steps = _by_what_they_read(measures.chosen(errors))
+    check_names(candidates, [*of_all, *of_steps])
     dampings = check_dampings(dampings)
     if exact not in ("captured", "func"):
         raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')

@@ -9,6 +9,7 @@ from typing import Any
 from fisher_lab._ground.memory import readable
 from fisher_lab._passes.source import Source
 from fisher_lab.diagnose.layer import Asked, floor_inside, precision_inside
+from fisher_lab.diagnose.steps import EXACT
 from fisher_lab.errors import Measure, Network
 from fisher_lab.matrices import Streamed
 from fisher_lab.results import ALL, Row
@@ -39,7 +40,7 @@ def of_network(asked: Asked, measures: Sequence[Measure]) -> list[Row]:
         noise = max(noise, floor)
         row = Row(
             layer=ALL,
-            approximation="Exact",
+            approximation=EXACT,
             error=m.name,
             value=value,
             noise=noise,

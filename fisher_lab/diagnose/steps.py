@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fisher_lab._ground.memory import readable
 from fisher_lab._passes.source import Source
+from fisher_lab.approximations import Exact
+from fisher_lab.diagnose.candidates import Candidate
 from fisher_lab.errors import Measure
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.results import ALL, Row
@@ -30,6 +32,34 @@ class Step(NamedTuple):
 
     label: str
     damping: float
+    yardstick: bool  # the gradient or the exact blocks, whatever the candidates are called
+
+
+def check_names(candidates: Mapping[str, Candidate], measures: Sequence[Measure]) -> None:
+    """Refuse candidates that could not be told from a yardstick in the rows.
+
+    Args:
+        candidates: by label.
+        measures: that are asked for.
+
+    Raises:
+        ValueError: for a candidate that has the name of another row of the whole network.
+    """
+    taken = {}
+    for m in measures:
+        if m.network:
+            taken[EXACT] = m.name
+        if is_of_steps(m):
+            taken[GRADIENT] = m.name
+    for label, candidate in candidates.items():
+        if label not in taken:
+            continue
+        if label == EXACT and type(candidate.approximation) is Exact:
+            continue  # the exact blocks under their own name
+        raise ValueError(
+            f"Got an approximation named {label!r}, which is what {taken[label]} calls a row of "
+            "its own, expected another name; rename the approximation."
+        )
 
 
 class Sums:
@@ -101,11 +131,12 @@ class NetworkSteps:
         g = self.fisher.gradient[name]
         steps: dict[Step, Tensor] = {}
         for damping, shift in self.shifts.items():
-            steps[Step(GRADIENT, damping)] = g
+            steps[Step(GRADIENT, damping, yardstick=True)] = g
             if not apart:
-                steps[Step(EXACT, damping)] = exact.power(g, -1.0, shift)
+                of_exact = Step(EXACT, damping, yardstick=True)
+                steps[of_exact] = exact.power(g, -1.0, shift)
             for label, matrix in matrices.items():
-                steps[Step(label, damping)] = matrix.power(g, -1.0, shift)
+                steps[Step(label, damping, yardstick=False)] = matrix.power(g, -1.0, shift)
         Y = torch.stack(list(steps.values()))
         for step, y in steps.items():
             found = self.sums.setdefault(step, Sums())
@@ -121,6 +152,11 @@ class NetworkSteps:
                 else:
                     known[index] += own
 
+    def _is_candidate(self, yardstick: Step) -> bool:
+        """Whether a candidate of a yardstick's name has its step on every layer."""
+        own = self.sums.get(yardstick._replace(yardstick=False))
+        return own is not None and own.layers == len(self.source.layers)
+
     def rows(self, checked: float | None) -> list[Row]:
         """One row of layer "(all)" for every measure and step.
 
@@ -135,6 +171,8 @@ class NetworkSteps:
         for step, sums in self.sums.items():
             if sums.layers < len(self.source.layers):
                 continue  # a layer that had no matrix of this kind
+            if step.yardstick and self._is_candidate(step):
+                continue  # fl.Exact(), whose rows are the same numbers
             square = sums.square() / self.source.N
             quantities = self.fisher.quantities_of(sums.yg, sums.yy, square, step.damping)
             for m in self.measures:

@@ -1,5 +1,6 @@
 """The Fisher of the whole network against one dense matrix, by autograd alone."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -242,6 +243,22 @@ def test_beside_other_errors_and_from_a_file(case, tmp_path) -> None:
     assert "Exact" not in sentence  # a yardstick, no advice
 
 
+@pytest.mark.parametrize("given", [[fl.Exact(), fl.KFAC()], {"Exact": fl.Exact()}])
+def test_the_exact_blocks_as_a_candidate_are_one_row_with_their_yardstick(given) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 5), torch.randint(3, (20,))
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    asked = {"errors": ["network_efficiency", "off_block"], "dampings": [0.1]}
+    found = fl.compare(model, nn.CrossEntropyLoss(), (x, y), given, **asked)
+    plain = fl.compare(model, nn.CrossEntropyLoss(), (x, y), [fl.KFAC()], **asked)
+    measured = [(row.approximation, row.error) for row in found.rows]
+    assert len(set(measured)) == len(measured)
+    for label in ("Exact", "(gradient)"):
+        expected = plain.value("(all)", label, "network_efficiency", 0.1)
+        value = found.value("(all)", label, "network_efficiency", 0.1)
+        assert value == pytest.approx(expected, rel=1e-9)
+
+
 # -- refusals --------------------------------------------------------------------------------------
 def test_what_cannot_be_asked() -> None:
     torch.manual_seed(0)
@@ -276,3 +293,21 @@ def test_a_step_of_zeros_reaches_nothing() -> None:
     x, y = torch.randn(20, 5), torch.randint(3, (20,))
     F = fl.network(nn.Linear(5, 3), nn.CrossEntropyLoss(), (x, y))
     assert F.efficiency({"": torch.zeros(3, 6)}, 0.1) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("label", "error"),
+    [
+        ("Exact", "network_efficiency"),
+        ("(gradient)", "network_efficiency"),
+        ("Exact", "off_block"),
+    ],
+)
+def test_a_candidate_under_the_name_of_a_yardstick_is_refused(label: str, error: str) -> None:
+    x, y = torch.randn(20, 5), torch.randint(3, (20,))
+    model = nn.Linear(5, 3)
+    given = {label: fl.Diagonal()}
+    with pytest.raises(ValueError, match=f"^Got an approximation named '{re.escape(label)}'"):
+        fl.compare(model, nn.CrossEntropyLoss(), (x, y), given, errors=error)
+    # no yardstick stands beside the others
+    fl.compare(model, nn.CrossEntropyLoss(), (x, y), given, errors="trace")

@@ -150,6 +150,7 @@ def compare(
         output=output,
     )
     source = Source(setup)
+    _check_layer_names(source)
     for candidate in candidates.values():
         candidate.check(source)
     if standard_errors:
@@ -214,6 +215,15 @@ def check_dampings(dampings: Any) -> tuple[float, ...]:
             f"Got dampings={dampings!r}, expected positive finite numbers relative to tr F / d."
         )
     return tuple(dict.fromkeys(float(damping) for damping in values))
+
+
+def _check_layer_names(source: Source) -> None:
+    """The rows over all layers are told by their name alone."""
+    if ALL in source.layers:
+        raise ValueError(
+            f"Got a layer named {ALL!r}, which is what the rows over all layers are called, "
+            "expected another name; rename the module, or leave it out with layers=[...]."
+        )
 
 
 def _check_standard_errors(source: Source, exact: str) -> None:

@@ -128,6 +128,23 @@ def test_bad_arguments_get_one_clear_sentence(case: str) -> None:
         fl.compare(net(), CE(), (X, Y), **arguments)
 
 
+def test_a_layer_named_as_the_totals_is_refused_unless_left_out() -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("(all)", nn.Linear(5, 4))
+            self.out = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.get_submodule("(all)")(x)
+            return self.out(torch.tanh(hidden))
+
+    with pytest.raises(ValueError, match=r"^Got a layer named '\(all\)'"):
+        fl.compare(Called(), CE(), (X, Y), [fl.KFAC()])
+    found = fl.compare(Called(), CE(), (X, Y), [fl.KFAC()], layers=["out"])
+    assert found.layers == ["out"]
+
+
 def test_examples_that_interact_are_found_by_the_check() -> None:
     class Centred(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

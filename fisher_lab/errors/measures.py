@@ -100,6 +100,7 @@ class _Watched:
 
 
 MEASURES: dict[str, Measure] = {}
+SEVERAL = ("default", "all")  # words that stand for several measures
 
 
 def exact_value(name: str) -> float | None:
@@ -156,10 +157,14 @@ def measure(
 
     Returns:
         The decorator.
+
+    Raises:
+        ValueError: for a function whose name is "default", "all" or that of another measure.
     """
 
     def decorate(formula: Formula) -> Callable[..., float]:
         name = formula.__name__
+        _check_name(name, formula)
         names = None if needs is None else tuple(needs)
         MEASURES[name] = Measure(
             name=name,
@@ -190,6 +195,29 @@ def measure(
         return public
 
     return decorate
+
+
+def _check_name(name: str, formula: Formula) -> None:
+    """Refuse a name that stands for something else already.
+
+    Raises:
+        ValueError: for a word of `chosen`, or the name of another formula.
+    """
+    if name in SEVERAL:
+        raise ValueError(
+            f"Got an error measure named {name!r}, which stands for several measures, expected "
+            "another name; rename the function."
+        )
+    known = MEASURES.get(name)
+    if known is None:
+        return
+    earlier = (known.formula.__module__, known.formula.__qualname__)
+    if earlier == (formula.__module__, formula.__qualname__):
+        return  # its module was loaded anew
+    raise ValueError(
+        f"Got a second error measure named {name!r} beside {'.'.join(earlier)}, expected a new "
+        "name; rename the function."
+    )
 
 
 def _plain_function(formula: Formula) -> Callable[..., float]:
@@ -473,7 +501,7 @@ def chosen(names: str | Sequence[str]) -> list[Measure]:
     Raises:
         ValueError: for unknown names.
     """
-    known: dict[str, list[Measure]] = {"default": [], "all": []}
+    known: dict[str, list[Measure]] = {word: [] for word in SEVERAL}
     for name, row in MEASURES.items():
         known[name] = [row]
         if row.default:

@@ -25,9 +25,9 @@ def encode(value: Any) -> Any:
     plain things.
     """
     if isinstance(value, FisherMatrix):
-        return {"matrix": type(value).__name__, "fields": _encoded_fields(value)}
+        return {"matrix": _name(type(value)), "fields": _encoded_fields(value)}
     if isinstance(value, Moments):
-        return {"moments": type(value).__name__, "fields": _encoded_fields(value)}
+        return {"moments": _name(type(value)), "fields": _encoded_fields(value)}
     if isinstance(value, Sums):
         return encode(value.stats)
     if isinstance(value, LayerStats):
@@ -108,17 +108,52 @@ def _built(family: type, name: str, fields: dict[str, Any], inner: Callable[[Any
         fields: encoded.
         inner: what decodes them.
     """
+    cls = _class(family, name)
+    decoded = _each(fields, inner)
+    return cls(**decoded)
+
+
+def _name(cls: type) -> str:
+    """What a class is stored under: ours by its name alone, others with their module."""
+    if cls.__module__.startswith("fisher_lab."):
+        return cls.__name__
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _class(family: type, name: str) -> type:
+    """The class that is stored under a name.
+
+    Args:
+        family: which it belongs to.
+        name: as of `_name`, or a class's own alone, as in older checkpoints.
+
+    Raises:
+        ValueError: where there is none, or one cannot be told from another.
+    """
     known = {}
     for cls in _subclasses(family):
-        known[cls.__name__] = cls
-    if name not in known:
-        names = ", ".join(sorted(known))
+        known[_name(cls)] = cls  # the last where a notebook's cell has run twice
+    if name in known:
+        return known[name]
+    # a script's class is in __main__ today and in a module tomorrow: its own name is tried, too
+    own = _own_name(name)
+    alike = [full for full in sorted(known) if ":" in full and _own_name(full) == own]
+    if len(alike) == 1:
+        return known[alike[0]]
+    if alike:
         raise ValueError(
-            f"The checkpoint holds a {name}, expected one of {names}; import the module that "
-            "defines it first."
+            f"The checkpoint holds a {name}, which {' and '.join(alike)} are called, expected one; "
+            "import only the module of the class that was saved."
         )
-    decoded = _each(fields, inner)
-    return known[name](**decoded)
+    raise ValueError(
+        f"The checkpoint holds a {name}, expected one of {', '.join(sorted(known))}; import the "
+        "module that defines it first."
+    )
+
+
+def _own_name(name: str) -> str:
+    """The last part of a name: that of the class alone."""
+    return name.rpartition(":")[2].rpartition(".")[2]
 
 
 def _present_fields(value: dict[str, Any]) -> dict[str, Any]:

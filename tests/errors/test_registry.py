@@ -222,3 +222,38 @@ def test_a_measure_that_does_not_say_what_it_reads_has_standard_errors_too(name:
         assert rows[layer, "mine"].value == rows[layer, name].value
         assert rows[layer, "mine"].stderr == rows[layer, name].stderr
         assert rows[layer, "mine"].stderr is not None
+
+
+def formula_named(name: str, qualname: str):
+    """A formula under a name of its own, as a definition would give it."""
+
+    def formula(q):
+        return Measured(q.trace_exact, 0.0)
+
+    formula.__name__ = name
+    formula.__qualname__ = qualname
+    return formula
+
+
+@pytest.mark.parametrize("name", ["default", "all"])
+def test_the_words_that_stand_for_several_measures_are_no_names(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^Got an error measure named '{name}'"):
+        measure()(formula_named(name, name))
+    assert name not in MEASURES
+
+
+@pytest.mark.parametrize("name", ["cosine", "mine"])
+def test_a_measure_does_not_take_the_name_of_another(name: str) -> None:
+    if name == "mine":
+        measure()(formula_named(name, "first.<locals>.mine"))
+    before = MEASURES[name]
+    with pytest.raises(ValueError, match=f"^Got a second error measure named '{name}'"):
+        measure()(formula_named(name, "second.<locals>.mine"))
+    assert MEASURES[name] is before
+
+
+def test_a_measure_that_is_defined_anew_takes_its_own_place() -> None:
+    measure()(formula_named("mine", "mine"))
+    again = formula_named("mine", "mine")
+    measure(exact=1.0)(again)
+    assert MEASURES["mine"].formula is again

@@ -1,6 +1,8 @@
 """Resuming from a state is exact bit by bit, at any point, and loads with weights_only=True."""
 
 import copy
+import dataclasses
+import gc
 import io
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 
 import fisher_lab as fl
 from fisher_lab import optim
+from fisher_lab.optim import saving
 from tests.optim.support import PRESETS, batch, net, one_step, preset
 
 LIKELIHOOD = fl.Categorical()
@@ -299,3 +302,55 @@ def test_moments_of_any_name_load(approximation):
         torch.equal(a, b)
         for a, b in zip(go_on(opt, model, x, y, 5), go_on(other, twin, x, y, 5), strict=True)
     )
+
+
+# -- classes of one's own --------------------------------------------------------------------------
+def own_means(name: str, module: str = __name__) -> type[fl.approximations.Means]:
+    """A class of moments under any name."""
+    found = type(name, (fl.approximations.Means,), {"__module__": module, "__qualname__": name})
+    return dataclasses.dataclass(frozen=True, eq=False)(found)
+
+
+def restored(encoded: object) -> object:
+    return saving.decode(encoded, torch.device("cpu"), torch.float64)
+
+
+@pytest.fixture
+def forgotten():
+    """Classes that a test defines are gone after it."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_class_of_ones_own_does_not_take_the_place_of_ours() -> None:
+    ours = fl.approximations.Means({"A": torch.ones(2)}, (1, 2))
+    encoded = saving.encode(ours)
+    assert encoded["moments"] == "Means"  # as in older checkpoints
+    Means = own_means("Means")
+    assert type(restored(encoded)) is fl.approximations.Means
+    mine = Means({"A": torch.ones(2)}, (1, 2))
+    assert type(restored(saving.encode(mine))) is Means
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_classes_of_one_name_in_two_modules_are_told_apart() -> None:
+    first = own_means("Twice", "one")
+    second = own_means("Twice", "two")
+    for cls in (first, second):
+        value = cls({"A": torch.ones(2)}, (1, 2))
+        assert type(restored(saving.encode(value))) is cls
+    # as older checkpoints name them
+    encoded = dict(saving.encode(first({"A": torch.ones(2)}, (1, 2))), moments="Twice")
+    with pytest.raises(ValueError, match="holds a Twice, which one:Twice and two:Twice"):
+        restored(encoded)
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_class_that_moved_or_was_saved_by_its_bare_name_is_found() -> None:
+    Moved = own_means("Moved", "package.module")
+    encoded = saving.encode(Moved({"A": torch.ones(2)}, (1, 2)))
+    for name in ("Moved", "__main__:Moved"):
+        assert type(restored(dict(encoded, moments=name))) is Moved
+    with pytest.raises(ValueError, match="holds a Unknown, expected one of"):
+        restored(dict(encoded, moments="Unknown"))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fisher_lab.approximations.moments import Moments, as_moments
+from fisher_lab.approximations.moments import Means, Moments, as_moments
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.statistics import LayerStats, Sums
 
@@ -133,15 +133,58 @@ def observed(approximation: Approximation, sums: Sums, matrix: FisherMatrix | No
         sums: the batch.
         matrix: assembled last; None before the first.
     """
-    found: Moments | Mapping[str, Tensor]
-    cls = type(approximation)
-    if isinstance(approximation, Iterated) and matrix is not None:
-        found = approximation.moments_at(sums, matrix)
-    elif _takes_matrix(cls.moments):  # a class of one's own, written for an earlier version
-        found = approximation.moments(sums, matrix)  # type: ignore[call-arg]
-    else:
-        found = approximation.moments(sums)
+    with sums.unchanged(approximation.label):
+        found = _found(approximation, sums, matrix)
+    if isinstance(found, Mapping) and not isinstance(found, Moments):
+        # `assemble` may work on its moments in place
+        found = {name: sums.apart(x) for name, x in found.items()}
     return as_moments(found, sums.shape, approximation.label)
+
+
+def _found(
+    approximation: Approximation,
+    sums: Sums,
+    matrix: FisherMatrix | None,
+) -> Moments | Mapping[str, Tensor]:
+    """What the approximation itself returns."""
+    if isinstance(approximation, Iterated) and matrix is not None:
+        return approximation.moments_at(sums, matrix)
+    if _takes_matrix(type(approximation).moments):
+        # a class of one's own, written for an earlier version
+        return approximation.moments(sums, matrix)  # type: ignore[call-arg]
+    return approximation.moments(sums)
+
+
+def check_names(
+    approximation: Approximation,
+    older: Moments | None,
+    newer: Moments | None,
+    matrix: FisherMatrix | None,
+) -> None:
+    """Refuse to mix means of different names: what one side lacks would be lost, or weigh all.
+
+    What goes on from a matrix may hold other means than before the first one.
+
+    Args:
+        approximation: whose moments they are.
+        older: seen so far; None before the first.
+        newer: of the latest examples.
+        matrix: assembled last; None before the first.
+
+    Raises:
+        ValueError: where the names differ.
+    """
+    if not isinstance(older, Means) or not isinstance(newer, Means):
+        return
+    if older.named.keys() == newer.named.keys():
+        return
+    if isinstance(approximation, Iterated) and matrix is not None:
+        return
+    raise ValueError(
+        f"{approximation.label}.moments returned {sorted(newer.named)} after "
+        f"{sorted(older.named)}, expected the same names for every batch; return zeros for what a "
+        "batch lacks."
+    )
 
 
 def assembled(
@@ -181,7 +224,8 @@ def build(approximation: Approximation, stats: LayerStats | Sums) -> FisherMatri
     for sweep in range(approximation.sweeps):
         moments = observed(approximation, sums, matrix)
         again = sweep > 0
-        matrix = assembled(approximation, moments, matrix, again)
+        with sums.unchanged(approximation.label):
+            matrix = assembled(approximation, moments, matrix, again)
     assert matrix is not None
     return matrix
 

@@ -207,14 +207,28 @@ class Means(Moments):
             columns.append(directions @ entries)
             step = entries - mean
             mean += step / (n + 1)
-        here = self._entries_of(self).detach()
-        deviation = torch.linalg.norm(mean - here)
-        size = torch.linalg.norm(here)
-        allowed = agreement(here.dtype) * size
-        if float(deviation) > float(allowed):
+        if not self._is_mean(mean):
             return None  # whatever these are, they are no means of what the examples have
         influence = torch.stack(columns, 1)
         return influence - influence.mean(1, keepdim=True)
+
+    def _is_mean(self, mean: Tensor) -> bool:
+        """Whether the examples' mean is these moments, tensor by tensor: one norm over all of them
+        would hide a small one behind a large one.
+
+        Args:
+            mean: of the examples' entries, flat as from `_entries_of`.
+        """
+        sizes = [x.numel() for x in self.named.values()]
+        parts = mean.split(sizes)
+        for x, part in zip(self.named.values(), parts, strict=True):
+            here = x.detach().flatten().to(mean.dtype)
+            deviation = torch.linalg.norm(part - here)
+            size = torch.linalg.norm(here)
+            allowed = agreement(mean.dtype) * size
+            if float(deviation) > float(allowed):
+                return False
+        return True
 
     def _entries_of(self, other: Means) -> Tensor:
         """The entries of other moments, flat, in the order and in the shapes of these."""

@@ -48,7 +48,7 @@ SEPARATION = 2.0  # standard errors by which the largest eigenvalue must be ahea
 def of_exact(sums: Sums, exact: FisherMatrix) -> Influences:
     """Influences of tr F, |F|_F^2 and |F|_2."""
     traces = []
-    for P in sums.per_example():  # [R, n, Q, d_out, d_in]
+    for P in sums.stats.per_example():  # [R, n, Q, d_out, d_in]
         squares = P.square()
         trace = squares.sum((0, 2, 3, 4))
         traces.append(trace)

@@ -18,7 +18,7 @@ from fisher_lab._passes.model import Output, untouched_randomness
 from fisher_lab._passes.setup import OnUnknown, Setup
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, check_approximation
-from fisher_lab.approximations.base import assembled, carried, observed
+from fisher_lab.approximations.base import assembled, carried, check_names, observed
 from fisher_lab.estimation.average import Mean
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import FisherMatrix
@@ -45,6 +45,7 @@ class Running:
         """Add the examples of a batch."""
         with sums.billed(self) as bill:
             new = observed(self.approximation, sums, self.matrix)
+            check_names(self.approximation, self.mean.moments, new, self.matrix)
             self.mean.add(new, sums.N)
         self.seconds += bill.seconds
 

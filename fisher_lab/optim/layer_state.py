@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab.approximations import Approximation, Moments
-from fisher_lab.approximations.base import assembled, carried
+from fisher_lab.approximations.base import assembled, carried, check_names
 from fisher_lab.approximations.base import observed as moments_of
 from fisher_lab.approximations.earlier import moments_of_any_version
 from fisher_lab.estimation.average import Average, Mean
@@ -161,6 +161,8 @@ class LayerCurvature(LayerState):
 
     def absorb(self, new: Contribution, decay: float) -> None:
         """Let a window join the present observation."""
+        for older in (self.past.moments, self.present.moments):
+            check_names(self.approximation, older, new.moments, self.matrix)
         self.present.add(new.moments, new.examples)
         self.now = self.past.followed_by(self.present, decay)
 

@@ -228,6 +228,11 @@ class LayerStats:
         """Whether P is at hand without a product: given, or formed by `with_gradients`."""
         return self.a is None or self._formed is not None
 
+    @property
+    def held(self) -> Tensor | None:
+        """P as it is held `[N, R, Q, d_out, d_in]`; None where it is not formed."""
+        return self._formed
+
     def with_gradients(self) -> LayerStats:
         """The same statistics with P formed once, for sums that would form it again and again."""
         if self.formed:

@@ -1,9 +1,13 @@
 """Sums: the statistics of one layer together with the sums over them that several readers share.
 
 TKFAC, TN and LNGD all read `right()`; the exact block and every comparison with it read
-`squared_gram()`. A sum is computed for the first of them and kept. What is handed out is the
-reader's own, to be worked on in place as well, and what it cost stands on the bill of everybody who
-read it, so that the seconds of a method do not depend on who else was asked, or in which order.
+`squared_gram()`. A sum is computed for the first of them and kept. What is handed out, sums and
+per-example gradients, is the reader's own, to be worked on in place as well, and what it cost
+stands on the bill of everybody who read it, so that the seconds of a method do not depend on who
+else was asked, or in which order.
+
+The statistics themselves, `a` and `g`, are too large to be copied for everybody. They are read
+only: a method that changes them in place is refused by name (`unchanged`).
 """
 
 from __future__ import annotations
@@ -113,6 +117,47 @@ class Sums:
     def __reduce__(self) -> Any:
         """Copies and pickles hold the statistics alone."""
         return Sums, (self._given, self.shared)
+
+    @contextmanager
+    def unchanged(self, reader: str) -> Iterator[None]:
+        """Refuse that what happens inside changes the statistics in place.
+
+        Only torch's own count of changes is read, no number: nothing waits for the device.
+
+        Args:
+            reader: whose work it is, for the message.
+
+        Raises:
+            ValueError: where it does; all that is read later would be of other data.
+        """
+        tensors = self._statistics()
+        before = [_changes(x) for x in tensors]
+        yield
+        after = [_changes(x) for x in tensors]
+        if after != before:
+            raise ValueError(
+                f"{reader} changed the layer's inputs or output gradients in place, expected them "
+                "as they were, because others read them too; work on a copy (`sums.g.clone()`)."
+            )
+
+    def apart(self, x: Any) -> Any:
+        """A copy of what is one of the statistics, or a view of one; all else as it is."""
+        if not isinstance(x, Tensor):
+            return x
+        storage = x.untyped_storage().data_ptr()
+        for shared in self._statistics():
+            if shared.untyped_storage().data_ptr() == storage:
+                return x.clone()
+        return x
+
+    def _statistics(self) -> list[Tensor]:
+        """The tensors that all readers share."""
+        found = [self.stats.g]
+        if self.stats.a is not None:
+            found.append(self.stats.a)
+        if self.stats.held is not None:
+            found.append(self.stats.held)
+        return found
 
     # -- costs -------------------------------------------------------------------------------------
     @contextmanager
@@ -314,12 +359,12 @@ class Sums:
     # -- the statistics themselves -----------------------------------------------------------------
     @property
     def a(self) -> Tensor | None:
-        """Layer inputs `[N, T, Q, d_in]`."""
+        """Layer inputs `[N, T, Q, d_in]`, read only."""
         return self.stats.a
 
     @property
     def g(self) -> Tensor:
-        """Output gradients `[R, N, T, Q, d_out]`."""
+        """Output gradients `[R, N, T, Q, d_out]`, read only."""
         return self.stats.g
 
     @property
@@ -379,11 +424,19 @@ class Sums:
 
     def gradients(self) -> Tensor:
         """All per-example gradients P `[R, N, Q, d_out, d_in]` at once."""
-        return self.stats.gradients()
+        P = self.stats.gradients()
+        return self._own(P)
 
     def per_example(self, chunk_bytes: float | None = None) -> Iterator[Tensor]:
         """Per-example gradients in chunks of examples: P `[R, n, Q, d_out, d_in]`."""
-        return self.stats.per_example(chunk_bytes)
+        for P in self.stats.per_example(chunk_bytes):
+            yield self._own(P)
+
+    def _own(self, P: Tensor) -> Tensor:
+        """Per-example gradients for one reader alone, who may work on them in place."""
+        if self.stats.formed:  # a view of what everybody reads
+            return P.clone()
+        return P
 
     def examples(self, part: slice) -> Sums:
         """Some of the examples, with sums of their own."""
@@ -407,6 +460,13 @@ def _bias_block(stats: LayerStats) -> Tensor:
     """The exact block of the last column of W."""
     bias = stats.inputs(slice(-1, None))
     return contractions.dense(bias)
+
+
+def _changes(x: Tensor) -> int:
+    """How often a tensor, or a view of it, was changed in place; 0 where torch does not count."""
+    if x.is_inference():
+        return 0
+    return x._version
 
 
 def _same(x: Tensor | None, y: Tensor | None) -> bool:

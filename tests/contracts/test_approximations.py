@@ -509,3 +509,54 @@ def test_moments_of_any_type_are_averaged() -> None:
     assert torch.equal(mixed["x"], torch.full((3,), 0.75))
     weight = torch.tensor(0.25, dtype=torch.float64)
     assert torch.equal(older.mix(newer, weight)["x"], mixed["x"])
+
+
+class Named(Approximation, register=False):
+    """KFAC, with one more tensor in batches of some sizes."""
+
+    def __init__(self, more):
+        self.more = more
+
+    @property
+    def label(self):
+        return "Named"
+
+    def moments(self, sums):
+        A, G = sums.factors()
+        found = {"A": A, "G": G}
+        if self.more == sums.N:
+            found["extra"] = A
+        return found
+
+    def assemble(self, moments):
+        return fl.matrices.Kronecker((moments["G"], moments["A"]))
+
+
+@pytest.mark.parametrize("more", [4, 5])
+def test_moments_of_other_names_in_another_batch_are_refused(more: int) -> None:
+    """What the last batch lacked was dropped, what it added weighed all."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    x = torch.randn(9, 3)
+    with pytest.raises(ValueError, match=r"^Named\.moments returned .* the same names"):
+        fl.estimate(Named(more), model, fl.Categorical(), [(x[:4],), (x[4:],)])
+
+
+@pytest.mark.parametrize("more", [4, 5])
+def test_moments_of_other_names_in_another_observation_are_refused(more: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    opt = fl.NaturalGradient(
+        model, fl.Categorical(), Named(more), lr=0.1, observe_every=1, refresh_every=1
+    )
+
+    def step(n: int) -> None:
+        opt.zero_grad()
+        with opt.observing():
+            z = model(torch.randn(n, 3))
+        nn.functional.cross_entropy(z, torch.zeros(n, dtype=torch.long)).backward()
+        opt.step()
+
+    step(4)
+    with pytest.raises(ValueError, match=r"^Named\.moments returned .* the same names"):
+        step(5)

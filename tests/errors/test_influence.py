@@ -340,6 +340,28 @@ def test_moments_that_are_no_means_have_no_standard_error(kind) -> None:
     assert influence.of_pair(sums, pair, candidate, influence.of_exact(sums, exact), True) is None
 
 
+class HalfMean(fl.Approximation, register=False):
+    """One of its moments is no mean over the examples."""
+
+    def moments(self, sums):
+        P = sums.gradients().square().sum(0).flatten(1, 2)  # [N, rows, d_in]
+        return {"x": P.mean(0), "y": P.mean(0).sqrt()}
+
+    def assemble(self, moments):
+        return DiagonalMatrix(moments["x"] + moments["y"])
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-4, 1, 1e4, 1e9])
+def test_a_small_moment_that_is_no_mean_does_not_hide_behind_a_large_one(scale: float) -> None:
+    stats = random_stats(5, N=6, R=2, d_out=2, d_in=3)
+    stats = stats.like(stats.a, stats.g * scale)
+    sums = Sums(stats)
+    exact = LowRank(sums)
+    candidate = HalfMean()
+    pair = errors.Pair(exact, build(candidate, stats))
+    assert influence.of_pair(sums, pair, candidate, influence.of_exact(sums, exact), True) is None
+
+
 def test_standard_errors_do_not_depend_on_the_names_of_moments() -> None:
     model, data = digits(60)
     found = {}

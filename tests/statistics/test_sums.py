@@ -68,6 +68,83 @@ def test_a_method_that_works_in_place_harms_no_other() -> None:
     assert torch.equal(before.dense(), build(fl.TN(), stats).dense())
 
 
+PER_EXAMPLE = {
+    "gradients": lambda sums: sums.gradients(),
+    "per example": lambda sums: next(sums.per_example()),
+    "examples": lambda sums: sums.examples(slice(0, 3)).gradients(),
+    "inputs": lambda sums: sums.inputs(slice(0, 2)).gradients(),
+}
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("of", PER_EXAMPLE)
+def test_gradients_may_be_worked_on_in_place(stats: LayerStats, of: str, explicit: bool) -> None:
+    """Where they were formed once for all, everybody got the same tensor."""
+    expected = contractions.squares(stats, (None, None))
+    if explicit:
+        stats = LayerStats.of_gradients(stats.gradients())
+    sums = Sums(stats)
+    sums.form_gradients(1e9)
+    assert sums.stats.formed
+    PER_EXAMPLE[of](sums).mul_(3)
+    assert torch.allclose(sums.squares(), expected, rtol=1e-12)
+
+
+class Changes(fl.Approximation, register=False):
+    """KFAC, after something was done to the sums, or to the moments."""
+
+    def __init__(self, change, late=False):
+        self.change = change
+        self.late = late
+
+    def moments(self, sums):
+        A, G = sums.factors()
+        if self.late:
+            return {"A": A, "G": G, "given": self.change(sums)}
+        self.change(sums)
+        return {"A": A, "G": G}
+
+    def assemble(self, moments):
+        if self.late:
+            moments["given"].mul_(3)
+        return fl.matrices.Kronecker((moments["G"], moments["A"]))
+
+    @property
+    def label(self):
+        return "Changes"
+
+
+IN_PLACE = {
+    "a": lambda sums: sums.a.mul_(3),
+    "g": lambda sums: sums.g.mul_(3),
+    "view of g": lambda sums: sums.g[0].zero_(),
+    "some examples": lambda sums: sums.examples(slice(0, 3)).g.mul_(3),
+    "formed": lambda sums: sums.stats.gradients().mul_(3),
+}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("of", IN_PLACE)
+def test_a_method_that_changes_the_statistics_is_refused(stats, of: str, shared: bool) -> None:
+    sums = Sums(stats, shared)
+    sums.form_gradients(1e9)
+    with pytest.raises(ValueError, match=r"^Changes changed the layer's .*work on a copy"):
+        build(Changes(IN_PLACE[of]), sums)
+
+
+def test_moments_may_be_worked_on_in_place_even_where_they_are_the_statistics(stats) -> None:
+    sums = Sums(stats)
+    expected = stats.g.clone()
+    build(Changes(lambda sums: sums.g[:, :2], late=True), sums)
+    assert torch.equal(sums.g, expected)
+
+
+def test_statistics_made_in_inference_mode_are_read_as_any() -> None:
+    with torch.inference_mode():
+        stats = random_stats(3, N=6, d_out=3, d_in=4)
+    build(fl.KFAC(), stats)
+
+
 def test_a_sum_is_computed_once_and_after_freeing_again(stats: LayerStats, monkeypatch) -> None:
     calls = []
     right = contractions.right

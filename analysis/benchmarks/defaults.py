@@ -32,7 +32,7 @@ from fisher_lab.training import train_step
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks" / "defaults.md"
 RESULTS = PAGE.parent / "results" / "defaults.json"
-SEEDS = (11, 12, 13)  # other ones than those on which the defaults were chosen
+SEEDS = (21, 22, 23)  # other ones than those on which the defaults were chosen
 MEASURED = 2000  # most training examples of which the final loss is the mean
 
 

@@ -147,3 +147,11 @@ def test_no_page_includes_a_part_twice():
     for page in WRITTEN:
         parts = re.findall(r"\{include\} (\S+)", page.read_text(encoding="utf-8"))
         assert len(parts) == len(set(parts)), page.name
+
+
+def test_every_section_of_the_api_stands_in_the_table_of_contents(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    docs = importlib.import_module("fisher_docs")
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    for title in docs.API:
+        assert f"\ngenerated/api-{docs.slug(title)}\n" in text

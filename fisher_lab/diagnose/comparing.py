@@ -38,7 +38,7 @@ from fisher_lab.diagnose.layer import (
 )
 from fisher_lab.diagnose.network import of_network
 from fisher_lab.diagnose.plan import plan
-from fisher_lab.diagnose.resuming import check_same_run, finished, with_influences
+from fisher_lab.diagnose.resuming import check_same_run, finished, is_whole, with_influences
 from fisher_lab.diagnose.standard_errors import StandardErrors
 from fisher_lab.diagnose.steps import NetworkSteps, check_names, is_of_steps
 from fisher_lab.diagnose.totals import over_layers, worst_check
@@ -170,7 +170,7 @@ def compare(
         results: dict[str, LayerResult] = {}
         if path is not None and earlier is not None:
             check_same_run(earlier, settings, path)
-            if earlier.settings.complete:
+            if is_whole(earlier, asked):
                 return replace(earlier, settings=Settings(earlier.settings, problem=problem))
             results = finished(asked, earlier)
         for _ in _measure_layers(asked, results, bar):

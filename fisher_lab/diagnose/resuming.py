@@ -57,6 +57,21 @@ def check_same_run(earlier: Comparison, settings: Settings, path: Path) -> None:
         )
 
 
+def is_whole(earlier: Comparison, asked: Asked) -> bool:
+    """Whether a file says that it is complete, and holds rows of every layer.
+
+    Args:
+        earlier: what the file holds.
+        asked: the question.
+    """
+    if not earlier.settings.complete:
+        return False
+    if not asked.wanted:
+        return True  # measures of the whole network have no rows of layers
+    # one that was cut by hand says still that it is complete
+    return set(asked.source.layers) <= set(earlier.layers)
+
+
 def finished(asked: Asked, earlier: Comparison) -> dict[str, LayerResult]:
     """The layers that an interrupted run of the same comparison finished.
 

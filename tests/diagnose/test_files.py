@@ -513,3 +513,13 @@ def test_every_row_tells_the_precision_inside(tmp_path) -> None:
     assert {row.precision for row in plain.rows} == {"float64"}
     assert "inside the model" not in plain.table()
     assert set(mixed.to_frame()["precision"]) == {"float32"}
+
+
+def test_a_complete_file_that_lacks_a_layer_is_gone_on_with(tmp_path) -> None:
+    """Somebody took rows out and left the word that all are there."""
+    path = tmp_path / "run.json"
+    whole = fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), resume=path)
+    first = [row for row in whole.rows if row.layer == "0"]
+    Comparison(tuple(first), whole.costs, whole.settings, whole.quantities).save(path)
+    again = fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), resume=path)
+    assert again.rows == whole.rows

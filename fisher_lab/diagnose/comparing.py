@@ -28,13 +28,13 @@ from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation
 from fisher_lab.diagnose.candidates import Matrices, named
 from fisher_lab.diagnose.check import Check
+from fisher_lab.diagnose.inside import precision_inside
 from fisher_lab.diagnose.layer import (
     Asked,
     Blocks,
     LayerResult,
     layer_about,
     measure_group,
-    precision_inside,
 )
 from fisher_lab.diagnose.network import of_network
 from fisher_lab.diagnose.plan import plan

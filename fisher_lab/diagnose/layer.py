@@ -20,6 +20,7 @@ from fisher_lab.approximations import Exact
 from fisher_lab.approximations.exact import is_dense
 from fisher_lab.diagnose.candidates import Candidate
 from fisher_lab.diagnose.check import Check
+from fisher_lab.diagnose.inside import floor_inside, precision_inside
 from fisher_lab.diagnose.plan import STREAMED, Group, LayerPlan
 from fisher_lab.diagnose.standard_errors import Found, StandardErrors
 from fisher_lab.diagnose.steps import NetworkSteps
@@ -395,30 +396,3 @@ def _record(
     result.quantities.append(
         {"layer": result.layer, "approximation": label, "damping": damping, **known}
     )
-
-
-def precision_inside(source: Source) -> str:
-    """The lowest precision of the forward pass, as rows tell it."""
-    return str(source.precision).removeprefix("torch.")
-
-
-def floor_inside(source: Source, numbers: Any, damped: bool) -> float:
-    """The noise that lower precision inside the model leaves in the columns, and so in every error;
-    0 without.
-
-    A relative rounding error of the columns moves relative errors by about as much, damped ones by
-    the condition number of the damped block times as much.
-
-    Args:
-        source: model and data.
-        numbers: what the errors are made of.
-        damped: whether these are damped errors.
-    """
-    if source.precision == source.dtype:
-        return 0.0
-    inside = 16 * torch.finfo(source.precision).eps
-    if not damped:
-        return inside
-    own = 16 * torch.finfo(source.dtype).eps
-    condition = numbers.rounding / own
-    return inside * condition

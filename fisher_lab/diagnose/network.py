@@ -8,7 +8,8 @@ from typing import Any
 
 from fisher_lab._ground.memory import readable
 from fisher_lab._passes.source import Source
-from fisher_lab.diagnose.layer import Asked, floor_inside, precision_inside
+from fisher_lab.diagnose.inside import floor_inside, precision_inside
+from fisher_lab.diagnose.layer import Asked
 from fisher_lab.diagnose.steps import EXACT
 from fisher_lab.errors import Measure, Network
 from fisher_lab.matrices import Streamed

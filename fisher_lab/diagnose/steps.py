@@ -12,6 +12,7 @@ from fisher_lab._ground.memory import readable
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Exact
 from fisher_lab.diagnose.candidates import Candidate
+from fisher_lab.diagnose.inside import precision_inside
 from fisher_lab.errors import Measure
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.results import ALL, Row
@@ -62,7 +63,7 @@ def check_names(candidates: Mapping[str, Candidate], measures: Sequence[Measure]
         )
 
 
-class Sums:
+class StepSums:
     """What is kept of a step y: numbers that add up over layers.
 
     Attributes:
@@ -102,7 +103,7 @@ class NetworkSteps:
     ) -> None:
         self.source = source
         self.measures = measures
-        self.sums: dict[Step, Sums] = {}
+        self.sums: dict[Step, StepSums] = {}
         if not measures:
             return
         self.fisher = network_of(source)
@@ -139,7 +140,7 @@ class NetworkSteps:
                 steps[Step(label, damping, yardstick=False)] = matrix.power(g, -1.0, shift)
         Y = torch.stack(list(steps.values()))
         for step, y in steps.items():
-            found = self.sums.setdefault(step, Sums())
+            found = self.sums.setdefault(step, StepSums())
             found.layers += 1
             found.yg += float((y * g).sum())
             found.yy += float(y.square().sum())
@@ -166,7 +167,7 @@ class NetworkSteps:
         if not self.measures:
             return []
         self.fisher.best_decreases(list(self.shifts))  # of all dampings at once
-        precision = str(self.source.precision).removeprefix("torch.")
+        precision = precision_inside(self.source)
         rows = []
         for step, sums in self.sums.items():
             if sums.layers < len(self.source.layers):

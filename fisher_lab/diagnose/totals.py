@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fisher_lab.diagnose.layer import Asked, LayerResult, floor_inside, precision_inside
+from fisher_lab.diagnose.inside import floor_inside, precision_inside
+from fisher_lab.diagnose.layer import Asked, LayerResult
 from fisher_lab.diagnose.plan import STREAMED
 from fisher_lab.diagnose.standard_errors import Found
 from fisher_lab.errors import DampedQuantities, Quantities, total

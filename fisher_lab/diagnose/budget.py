@@ -8,6 +8,7 @@ made one after the other, each on top of those before.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from fisher_lab._passes.setup import OnUnknown, Setup
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, Exact, check_approximation
 from fisher_lab.errors import MEASURES
-from fisher_lab.estimation import estimate
+from fisher_lab.estimation import estimated
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.results.budget import Stage, StepBudget
@@ -86,42 +87,47 @@ def budget(
         network, compare with errors="network_efficiency".
     """
     check_approximation(approximation)
-    options: dict[str, Any] = {
-        "layers": layers,
-        "dtype": dtype,
-        "device": device,
-        "memory": memory,
-        "on_unknown": on_unknown,
-        "labels": labels,
-        "output": output,
-    }
-    setup = Setup(model, likelihood, data, fisher=fisher, seed=seed, **options)
+    setup = Setup(
+        model,
+        likelihood,
+        data,
+        layers=layers,
+        fisher=fisher,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        memory=memory,
+        on_unknown=on_unknown,
+        labels=labels,
+        output=output,
+    )
     source = Source(setup)
     few = None if batch is None else _few_examples(source, batch)
     with untouched_randomness():
         F = network_of(source)
-
-    def estimated(what: Approximation, data: Any, kind: FisherKind) -> Matrices:
-        return estimate(what, model, likelihood, data, fisher=kind, seed=seed, **options)
-
     judge = _Judge(F, damping)
     stages = [Stage("whole Fisher", 1.0, 0.0, "the best step: what couples layers is there")]
-    blocks = estimated(Exact(), data, fisher)
+    blocks = estimated(Exact(), source)
     stages.append(judge.stage("exact blocks", blocks, "every layer by itself"))
     label = approximation.label
-    matrices = estimated(approximation, data, fisher)
+    matrices = estimated(approximation, source)
     stages.append(judge.stage("approximation", matrices, f"{label} of the same data"))
     factored = any(matrix.has_factors for matrix in matrices.values())
     if factored:
         judge.factored = True
         stages.append(judge.stage("factored damping", matrices, "of the factors, not the product"))
     if fisher == "true":
-        matrices = estimated(approximation, data, "mc")
+        setup = replace(setup, fisher="mc")
+        matrices = estimated(approximation, Source(setup))
         about = "one drawn from the model for each example"
         stages.append(judge.stage("sampled labels", matrices, about))
     if few is not None:
-        kind: FisherKind = "mc" if fisher == "true" else fisher
-        matrices = estimated(approximation, few, kind)
+        of_few = Source(replace(setup, data=few))
+        matrices = estimated(approximation, of_few)
+        if source.likelihood.summed:
+            # of the same size as F: a sum over as many examples
+            more = F.N / of_few.N
+            matrices = {name: matrix.scaled(more) for name, matrix in matrices.items()}
         stages.append(judge.stage("batch", matrices, f"statistics of {batch} examples"))
     return StepBudget(
         approximation=label,

@@ -136,7 +136,16 @@ def estimate(
         labels=labels,
         output=output,
     )
-    source = Source(setup)
+    return estimated(approximation, Source(setup))
+
+
+def estimated(approximation: Approximation, source: Source) -> dict[str, FisherMatrix]:
+    """An approximation of every layer of a question that is ready to be captured.
+
+    Args:
+        approximation: what to build.
+        source: the question.
+    """
     running = {}
     for name in source.layers:
         running[Key(name)] = Running(approximation)

@@ -61,6 +61,15 @@ def test_every_stage(model, data) -> None:
     assert found.gradient.efficiency == pytest.approx(efficiency(model, data, F.gradient))
 
 
+def test_a_loss_that_is_a_sum_has_the_same_budget(model, data) -> None:
+    """F and everything that approximates it are N times as large."""
+    mean = fl.budget(model, LOSS, data, fl.KFAC(), damping=DAMPING, batch=20)
+    summed = nn.CrossEntropyLoss(reduction="sum")
+    found = fl.budget(model, summed, data, fl.KFAC(), damping=DAMPING, batch=20)
+    for one, other in zip(mean.stages, found.stages, strict=True):
+        assert other.efficiency == pytest.approx(one.efficiency, rel=1e-9)
+
+
 def test_what_has_no_stage_is_left_out(model, data) -> None:
     found = fl.budget(model, LOSS, data, fl.EKFAC(), fisher="empirical")
     assert [s.name for s in found.stages] == ["whole Fisher", "exact blocks", "approximation"]

@@ -11,19 +11,15 @@ import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+# Read once, when numpy and torch are loaded, and by the processes that tests start: more threads
+# only wait for each other over tensors this small, beside other workers (pytest -n) above all.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn, never shown
+
 import hypothesis
 import numpy
 import pytest
 import torch
-
-os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn, never shown
-if "OMP_NUM_THREADS" not in os.environ:
-    # more threads do not help tensors this small, and two is what the timings were made with;
-    # beside other workers (pytest -n) one is faster by far
-    workers = "PYTEST_XDIST_WORKER" in os.environ
-    threads = 1 if workers else 2
-    torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that tests start
 
 hypothesis.settings.register_profile("fisher_lab", derandomize=True, max_examples=20, deadline=None)
 hypothesis.settings.load_profile("fisher_lab")

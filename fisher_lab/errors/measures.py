@@ -18,10 +18,11 @@ from torch import Tensor
 from fisher_lab._ground.arguments import names_of
 from fisher_lab._ground.text import first_paragraph
 from fisher_lab.errors.damped import DampedPair
-from fisher_lab.errors.network import Columns, Network
+from fisher_lab.errors.network import Network
 from fisher_lab.errors.pair import Pair
 from fisher_lab.errors.quantities import DampedQuantities, Measured, NetworkQuantities, Quantities
 from fisher_lab.matrices import FisherMatrix
+from fisher_lab.statistics.contractions import Columns
 
 Formula = Callable[[Any], Measured]
 Judges = Literal["size", "matrix", "direction"]

@@ -14,8 +14,8 @@ from fisher_lab._passes.model import Output, untouched_randomness
 from fisher_lab._passes.setup import OnUnknown, Setup
 from fisher_lab._passes.source import Source
 from fisher_lab.likelihoods import Likelihood
+from fisher_lab.statistics.contractions import Columns
 from fisher_lab.whole_network.fisher import NetworkFisher
-from fisher_lab.whole_network.products import Columns
 
 
 def network(

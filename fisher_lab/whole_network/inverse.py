@@ -114,7 +114,7 @@ class Gram(Inverse):
             end = start + fisher.R * n
             back += fisher.combine(columns, x[start:end].view(fisher.R, n))
             start = end
-        return (g - back * (1.0 / fisher.N)) / shift
+        return (g - back / fisher.N) / shift
 
     def form(self, g: Tensor, shifts: Sequence[float]) -> list[Form]:
         """(g^T g - b^T (K + shift I)^-1 b) / shift with b = U^T g / sqrt(N)."""
@@ -124,7 +124,7 @@ class Gram(Inverse):
         found = []
         for shift in shifts:
             x = self._reduced(b, shift)
-            inside = float(b @ x) * (1.0 / fisher.N)
+            inside = float(b @ x) / fisher.N
             value = (square - inside) / shift
             # the difference of two numbers of the size of g^T g, divided by shift
             lost = 16 * torch.finfo(fisher.dtype).eps * square / shift
@@ -197,7 +197,7 @@ def gram(fisher: Products) -> Tensor:
             row.append(total)
         rows.append(torch.cat(row, 1) if len(row) > 1 else row[0])
     K = torch.cat(rows) if len(rows) > 1 else rows[0]
-    return K.mul_(1.0 / fisher.N)
+    return K.div_(fisher.N)
 
 
 def projections(fisher: Products, v: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from torch import Tensor
 from fisher_lab._ground.lanczos import lanczos, start_vector
 from fisher_lab._ground.memory import Budget, readable
 from fisher_lab.statistics import LayerStats, contractions
+from fisher_lab.statistics.contractions import Columns
 
-Columns = Mapping[str, LayerStats]  # of some examples, by layer
 Arrays = dict[str, Tensor]  # one array of the shape of W for every layer
 
 
@@ -138,7 +138,7 @@ class Products:
         for columns in self.pieces():
             s = self.project(columns, V)
             total += self.combine(columns, s)
-        return total * (1.0 / self.N)
+        return total / self.N
 
     def project(self, columns: Columns, V: Mapping[str, Tensor]) -> Tensor:
         """s_rn = sum_l <P^l_rn, V_l> `[..., R, n]` of some examples."""
@@ -161,7 +161,7 @@ class Products:
         for columns in self.pieces():
             s = self.project(columns, arrays)
             total = total + s.square().sum((-2, -1))
-        return total * (1.0 / self.N)
+        return total / self.N
 
     # -- norms -------------------------------------------------------------------------------------
     def trace(self) -> Tensor:
@@ -180,37 +180,16 @@ class Products:
     def block_norms(self) -> Tensor:
         """Frobenius norms of the blocks between layers `[L, L]`, in the order of `shapes`.
 
-        |F_lm|_F^2 = 1/N^2 <K_l, K_m> with the layers' Gram matrices K, some rows at a time.
+        |F_lm|_F^2 = 1/N^2 <K_l, K_m> with the layers' Gram matrices K.
         """
         return self._block_norms
 
     @cached_property
     def _block_norms(self) -> Tensor:
         pieces = self._all_pieces("The norms of blocks between layers need")
-        count = len(self.shapes)
-        squares = self._like.new_zeros(count, count)
-        for mine in pieces:
-            for theirs in pieces:
-                squares += self._gram_products(mine, theirs)
+        squares = contractions.gram_products(pieces)
         # products of PSD matrices are not negative, but rounding may say so
-        return squares.clamp(min=0).sqrt() * (1.0 / self.N)
-
-    def _gram_products(self, mine: Columns, theirs: Columns) -> Tensor:
-        """<K_l, K_m> `[L, L]` over the columns of two pieces."""
-        names = list(self.shapes)
-        n = mine[names[0]].N
-        numbers = len(names) * self.R * self.R * theirs[names[0]].N  # of one example, all layers
-        step = max(1, int(self.budget.for_group // (numbers * self._like.element_size())))
-        total = self._like.new_zeros(len(names), len(names))
-        for start in range(0, n, step):
-            some = slice(start, min(n, start + step))
-            grams = []
-            for name in names:
-                K = contractions.gram(mine[name].examples(some), theirs[name])
-                grams.append(K.flatten())
-            stacked = torch.stack(grams)
-            total += stacked @ stacked.T
-        return total
+        return squares.clamp(min=0).sqrt() / self.N
 
     def frobenius_norm(self) -> Tensor:
         """|F|_F, a scalar."""
@@ -264,7 +243,7 @@ class Products:
                 U = [_rows(columns[name].examples(some)) for name in self.shapes]
                 every = torch.cat(U, 1)  # [n R, d]
                 total.addmm_(every.T, every)
-        return total * (1.0 / self.N)
+        return total / self.N
 
     def block(self, a: str, b: str) -> Tensor:
         """The block of F between two layers `[d_a, d_b]`.
@@ -287,7 +266,7 @@ class Products:
                 if b != a:
                     V = _rows(columns[b].examples(some))
                 total.addmm_(U.T, V)
-        return total * (1.0 / self.N)
+        return total / self.N
 
     def _examples(self, columns: Columns) -> Iterator[slice]:
         """Examples of a piece whose gradients, of all parameters, fit their share."""

@@ -6,6 +6,8 @@ Symbols as in `layer_stats`: a `[N, T, Q, d_in]`, g `[R, N, T, Q, d_out]`, P = s
 holds both together.
 """
 
+from fisher_lab.statistics.contractions.between_layers import Columns as Columns
+from fisher_lab.statistics.contractions.between_layers import gram_products as gram_products
 from fisher_lab.statistics.contractions.blocks import Basis as Basis
 from fisher_lab.statistics.contractions.blocks import column_blocks as column_blocks
 from fisher_lab.statistics.contractions.blocks import dense as dense

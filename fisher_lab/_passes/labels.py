@@ -298,5 +298,6 @@ def _check_weights_known(likelihood: Likelihood, kind: str, y: Tensor | None) ->
     if likelihood.weighted and y is None:
         raise ValueError(
             f"{likelihood.name} has weights and got fisher={kind!r} without labels, expected them "
-            "known: the data's labels tell the weight of an example; pass (x, y)."
+            "known: the data's labels tell the weight of an example; pass (x, y), or give an "
+            'optimizer fisher="empirical".'
         )

@@ -125,6 +125,8 @@ def _measured(
         "seed": options.seed,
         "progress": False if quiet else None,
         "problem": problem.settings,
+        "labels": problem.labels,
+        "output": problem.output,
     }
 
     def run() -> Comparison:

@@ -84,6 +84,10 @@ class Likelihood(ABC):
         """
         return self
 
+    def kept(self, y: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Which labels the loss keeps, as a mask of their shape; None where it keeps all."""
+        return None
+
     def labels_kept(self, kept: Tensor) -> Tensor:  # noqa: ARG002
         """Labels that say nothing but which of them the loss keeps, of a mask of their shape."""
         raise ValueError(
@@ -107,7 +111,8 @@ class Likelihood(ABC):
         if not isinstance(z, Tensor):
             raise TypeError(
                 f"The model returned {type(z).__name__}, expected one tensor [N, *output]; "
-                "wrap the model in a module that returns its output tensor."
+                "say which part of its output is meant with output= (a name, an index or a "
+                "function)."
             )
         if not z.is_floating_point() or z.ndim < 2:
             raise ValueError(

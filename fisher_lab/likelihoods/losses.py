@@ -89,6 +89,15 @@ class TorchLoss(Likelihood):
             (gradient,) = torch.autograd.grad(total, leaf)
         return -gradient.unsqueeze(0)
 
+    def kept(self, y: Tensor) -> Tensor | None:
+        """Labels that are not `ignore_index`; None for losses without one, for class probabilities,
+        and for class weights, of which a mask says nothing.
+        """
+        ignored = getattr(self.reading, "ignored", None)
+        if ignored is None or self.weighted or y.is_floating_point():
+            return None
+        return y.ne(ignored)
+
     def labels_kept(self, kept: Tensor) -> Tensor:
         """Any class where a label is kept, `ignore_index` elsewhere."""
         ignored = getattr(self.reading, "ignored", None)

@@ -52,7 +52,9 @@ class Attachment:
             return
         if not optimizer.is_due():
             return
-        self._forwards = self._stack.enter_context(watching(model, optimizer.watched_layers()))
+        self._forwards = self._stack.enter_context(
+            watching(optimizer.forward, optimizer.watched_layers())
+        )
         # registered behind the hook of `watching`, so that it runs after it; always, so that a
         # pass that raises leaves no hooks of layers behind
         leave = _Hook(self._leave)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fisher_lab._ground.linalg import kept
 from fisher_lab._ground.memory import budget_bytes
 from fisher_lab._passes.batches import Batch, Batches
+from fisher_lab._passes.model import Forward, Output
 from fisher_lab.layers import Layer
 from fisher_lab.optim.describing import (
     describe_fallback,
@@ -50,6 +51,10 @@ class LayerOptimizer(torch.optim.Optimizer):
         layers: names of layers to treat, None for all.
         groups: `[{"layers": names, setting: value, ...}]`; all other layers are one group with the
             defaults.
+        output: what of the model's output is z; see `Forward`.
+
+    Attributes:
+        forward: the model, and what of its output is z.
     """
 
     # GradScaler hands over its scale and its found_inf instead of reading it
@@ -81,6 +86,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         settings: Settings,
         layers: Sequence[str] | None,
         groups: Sequence[dict[str, Any]] | None,
+        output: Output | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             found = type(model).__name__
@@ -89,6 +95,7 @@ class LayerOptimizer(torch.optim.Optimizer):
             )
         _check_one_process()
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model's original
+        self.forward = Forward(self.model, output)
         self.options = options
         self.layers = choose_layers(self.model, layers)
         self.steps = 0

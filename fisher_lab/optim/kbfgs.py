@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fisher_lab._ground.arguments import number
 from fisher_lab._ground.linalg import kept, spd_inverse, symmetrize
 from fisher_lab._passes.capture import hooked
-from fisher_lab._passes.model import Forward
+from fisher_lab._passes.model import Output
 from fisher_lab._passes.placement import Use
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
@@ -232,6 +232,7 @@ class KBFGS(LayerOptimizer):
         layers: names of layers; None for all that are nn.Linear.
         groups: settings of some layers, as NaturalGradient's.
         fallback_lr: learning rate of AdamW for all other parameters.
+        output: what of the model's output is z, as NaturalGradient's.
     """
 
     needs_closure = True
@@ -251,6 +252,7 @@ class KBFGS(LayerOptimizer):
         layers: Sequence[str] | None = None,
         groups: Sequence[dict[str, Any]] | None = None,
         fallback_lr: float = 1e-2,
+        output: Output | None = None,
     ) -> None:
         if layers is None:
             layers = _trainable_linear(model)
@@ -262,7 +264,7 @@ class KBFGS(LayerOptimizer):
             weight_decay=weight_decay,
             decoupled=decoupled,
         )
-        super().__init__(model, options, settings, layers, groups)
+        super().__init__(model, options, settings, layers, groups, output)
         self.factors: dict[str, Factors] = {}
 
     def observing(
@@ -292,10 +294,9 @@ class KBFGS(LayerOptimizer):
         """The mean of A over the data, and H_a as its damped inverse."""
         totals: dict[str, Tensor] = {}
         examples = dict.fromkeys(self.layers, 0)
-        forward = Forward(self.model)
         for batch in self.batches(data):
             with self._watching() as passes:
-                forward(batch.inputs)
+                self.forward(batch.inputs)
             for name, seen in passes.items():
                 if not seen.a:
                     continue

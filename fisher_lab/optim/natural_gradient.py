@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fisher_lab._ground.linalg import kept
 from fisher_lab._passes.capture import Placements
 from fisher_lab._passes.labels import FisherKind
-from fisher_lab._passes.model import Forward
+from fisher_lab._passes.model import Output
 from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood, as_likelihood
@@ -98,6 +98,8 @@ class NaturalGradient(LayerOptimizer, register=False):
             `[{"layers": [...], "lr": ..., "damping": ..., "approximation": ...}]`.
         fallback_lr: learning rate of AdamW for all other parameters.
         seed: of sampled labels.
+        output: what of the model's output is z: a name, an index or a function; None for a tensor,
+            or `logits`.
 
     Raises:
         ValueError, TypeError: settings out of range, unknown layers, statistics that the
@@ -140,6 +142,7 @@ class NaturalGradient(LayerOptimizer, register=False):
         groups: Sequence[dict[str, Any]] | None = None,
         fallback_lr: float = 1e-3,
         seed: int = 0,
+        output: Output | None = None,
     ) -> None:
         options = NaturalOptions(
             decay=decay,
@@ -161,7 +164,7 @@ class NaturalGradient(LayerOptimizer, register=False):
             weight_decay=weight_decay,
             decoupled=decoupled,
         )
-        super().__init__(model, options, settings, layers, groups)
+        super().__init__(model, options, settings, layers, groups, output)
         self.approximation = approximation
         self.likelihood = as_likelihood(likelihood)
         self.curvature = self._new_curvature(groups or ())
@@ -273,7 +276,7 @@ class NaturalGradient(LayerOptimizer, register=False):
     @contextmanager
     def _watched(self, y: Tensor | None, kept: Tensor | None) -> Iterator[None]:
         layers = self.watched_layers()
-        with self.window.inside(), watching(self.model, layers) as forwards:
+        with self.window.inside(), watching(self.forward, layers) as forwards:
             yield
         self.conclude(forwards, y, kept)
 
@@ -396,10 +399,9 @@ class NaturalGradient(LayerOptimizer, register=False):
     def _sweep(self, data: Any) -> None:
         """One pass over the data, which replaces the moments."""
         self.window.close()
-        forward = Forward(self.model)
         for batch in self.batches(data):
-            with watching(self.model, self.layers) as forwards:
-                forward(batch.inputs)
+            with watching(self.forward, self.layers) as forwards:
+                self.forward(batch.inputs)
             check_forwards(forwards, self.likelihood)
             if not self.window.is_open:
                 # only now: data that cannot be used must not cost what was learnt before
@@ -645,6 +647,7 @@ class NaturalGradient(LayerOptimizer, register=False):
             "labels": self.options.fisher,
         }
         matrices = self.matrices()
+        options = {"output": self.forward.output, **options}
         return compare_in_use(self.model, self.likelihood, data, label, matrices, about, options)
 
 

@@ -28,7 +28,7 @@ from fisher_lab._passes.capture import (
     recording,
 )
 from fisher_lab._passes.labels import FisherKind, output_factors
-from fisher_lab._passes.model import default_output
+from fisher_lab._passes.model import Forward
 from fisher_lab._passes.placement import Use
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
@@ -58,8 +58,13 @@ class Observed(NamedTuple):
 
 
 @contextmanager
-def watching(model: nn.Module, layers: dict[str, Layer]) -> Iterator[list[Watched]]:
-    """Record every forward pass of the model while the `with` lasts."""
+def watching(forward: Forward, layers: dict[str, Layer]) -> Iterator[list[Watched]]:
+    """Record every forward pass of the model while the `with` lasts.
+
+    Args:
+        forward: the model, and what of its output is z.
+        layers: adapters by name.
+    """
     forwards: list[Watched] = []
     with _uncompiled(), recording(layers) as uses:
 
@@ -69,10 +74,10 @@ def watching(model: nn.Module, layers: dict[str, Layer]) -> Iterator[list[Watche
                 own[name] = list(found)
                 # the next pass begins anew
                 found.clear()
-            output = default_output(z)
+            output = forward.picked(z)
             forwards.append(Watched(output, own))
 
-        handle = model.register_forward_hook(finished)
+        handle = forward.module.register_forward_hook(finished)
         try:
             yield forwards
         finally:

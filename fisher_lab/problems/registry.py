@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, get_args
 from torch import Tensor, nn
 
 from fisher_lab._ground.text import first_paragraph
+from fisher_lab._passes.batches import LABELS
 from fisher_lab._passes.labels import FisherKind
+from fisher_lab._passes.model import Output
 
 FISHERS = get_args(FisherKind)
 
@@ -34,6 +36,9 @@ class Problem:
             problem.
         train_data: all training examples, x and y, or None.
         test_data: examples that were not trained on, x and y, or None.
+        labels: the key of y where batches are mappings.
+        output: what of the model's output is z: a name, an index or a function; None for a tensor,
+            or `logits`.
 
     Raises:
         TypeError: if `model` is no module, or a class was given as the likelihood instead of an
@@ -52,6 +57,8 @@ class Problem:
     fisher: FisherKind = "true"
     train_data: tuple[Tensor, Tensor] | None = None
     test_data: tuple[Tensor, Tensor] | None = None
+    labels: str = LABELS
+    output: Output | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):

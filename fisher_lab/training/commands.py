@@ -152,12 +152,12 @@ def train_command(
         checkpoints.existing(checkpoint, resume)
     loaded = start(problem, **(settings or {}))
     data = loaded.data if loaded.train_data is None else loaded.train_data
-    opt = make_optimizer(
-        optimizer, loaded.model, loaded.likelihood, lr, damping, seed, **(options or {})
-    )
+    given = _with_output(optimizer, loaded, options)
+    opt = make_optimizer(optimizer, loaded.model, loaded.likelihood, lr, damping, seed, **given)
     callbacks = []
     if measure_every:
-        callbacks.append(record_errors(loaded.data, measure_every, fisher=loaded.fisher))
+        measured = {"fisher": loaded.fisher, "labels": loaded.labels}
+        callbacks.append(record_errors(loaded.data, measure_every, **measured))
     return fit(
         loaded.model,
         opt,
@@ -172,7 +172,19 @@ def train_command(
         resume=resume,
         callbacks=callbacks,
         progress=progress,
+        labels=loaded.labels,
+        output=loaded.output,
     )
+
+
+def _with_output(
+    optimizer: str, problem: problems.Problem, options: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The optimizer's further arguments, what of the model's output is z among them."""
+    given = dict(options or {})
+    if problem.output is not None and optimizer not in BASELINES:
+        given.setdefault("output", problem.output)
+    return given
 
 
 def _check_counts(**counts: int) -> None:
@@ -236,9 +248,8 @@ def tune_command(
             if any(key.items() <= trial.items() for trial in trials):
                 continue
             model = copy.deepcopy(loaded.model)
-            opt = make_optimizer(
-                optimizer, model, loaded.likelihood, lr, damping, seed, **(options or {})
-            )
+            given = _with_output(optimizer, loaded, options)
+            opt = make_optimizer(optimizer, model, loaded.likelihood, lr, damping, seed, **given)
             data = loaded.data if loaded.train_data is None else loaded.train_data
             records = fit(
                 model,
@@ -249,6 +260,8 @@ def tune_command(
                 batch=at_most(batch, data),
                 seed=seed,
                 progress=progress,
+                labels=loaded.labels,
+                output=loaded.output,
             )
             last = records[-1]
             spent = {"seconds": last["seconds"], "epochs": last["epoch"]}

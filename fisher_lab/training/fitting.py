@@ -87,7 +87,7 @@ def fit(
         progress: show a bar with loss, speed and time left; None: when stderr is a terminal.
         labels: the key of y where batches are mappings.
         output: what of the model's output is z: a name, an index or a function; None for a tensor,
-            or `logits`. Optimizers that observe see a tensor or `logits`.
+            or `logits`. Optimizers that observe have an `output=` of their own.
 
     Returns:
         One record per epoch: `epoch, step, loss` (mean over the epoch's steps)`, seconds` (of steps
@@ -461,7 +461,8 @@ def train_step(
 ) -> Tensor:
     """One step of any optimizer; returns the loss, detached and not read.
 
-    An optimizer with `fisher="empirical"` gets the labels for its statistics.
+    An optimizer with `fisher="empirical"` gets the labels for its statistics; one that samples
+    them, which labels the loss keeps.
 
     Args:
         model: the model.
@@ -472,11 +473,10 @@ def train_step(
         output: what of the model's output is z; see `fit`.
     """
     observing: Callable[..., Any] = getattr(optimizer, "observing", nullcontext)
-    empirical = getattr(optimizer, "fisher", None) == "empirical"
-    labels = (y,) if empirical else ()
+    labels = _told(optimizer, likelihood, y)
 
     def closure() -> Tensor:
-        with observing(*labels):
+        with observing(**labels):
             z = outputs(model, x, output)
         loss = likelihood.loss(z, y)
         optimizer.zero_grad()
@@ -490,6 +490,20 @@ def train_step(
         loss = closure()
     optimizer.step()
     return loss.detach()
+
+
+def _told(optimizer: torch.optim.Optimizer, likelihood: Likelihood, y: Tensor) -> dict[str, Tensor]:
+    """What an optimizer's `observing` is told of the labels: all of them for empirical statistics,
+    and where the loss ignores some, which it keeps.
+    """
+    fisher = getattr(optimizer, "fisher", None)
+    if fisher == "empirical":
+        return {"y": y}
+    # one that does not observe has no kind of Fisher
+    kept = None if fisher is None else likelihood.kept(y)
+    if kept is None:
+        return {}
+    return {"kept": kept}
 
 
 def record_errors(data: Any, every: int = 1, **options: Any) -> Callback:

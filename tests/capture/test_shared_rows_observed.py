@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import fisher_lab as fl
+from fisher_lab._passes.model import Forward
 from fisher_lab.layers import select
 from fisher_lab.likelihoods import as_likelihood
 from fisher_lab.optim.observation import statistics, watching
@@ -53,7 +54,7 @@ def test_second_moment_of_shared_rows_is_that_of_the_examples(how, length, fishe
     likelihood = as_likelihood(loss)
     draws = 1500
     mean = torch.zeros_like(truth)
-    with watching(model, layers) as forwards:
+    with watching(Forward(model), layers) as forwards:
         model(x)
     placements = {}
     for _ in range(draws):

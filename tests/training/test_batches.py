@@ -131,3 +131,117 @@ def test_the_command_takes_a_problem_of_mappings(tmp_path):
         assert len(records) == 2
         trials = training.tune_command(problem, "KFAC", lrs=(0.1,), dampings=(1.0,), epochs=1)
         assert trials[0]["loss"] > 0
+
+
+class Scores(nn.Module):
+    """A model that returns two things, of which the second is z."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 5)
+        self.second = nn.Linear(5, 3)
+
+    def forward(self, x):
+        hidden = self.first(x).tanh()
+        return Two(hidden, self.second(hidden))
+
+
+@pytest.mark.parametrize("name", [*fl.optim.registry()])
+@pytest.mark.parametrize("output", ["scores", 1, lambda two: two.scores])
+def test_every_optimizer_reads_the_output_that_is_named(name, output):
+    """And trains as one of the same model that returns z alone."""
+    x, y = torch.randn(16, 4), torch.randint(0, 3, (16,))
+    loss = nn.CrossEntropyLoss()
+    found = []
+    for wrapped in (False, True):
+        torch.manual_seed(2)
+        model = Scores()
+        whole = model if not wrapped else Second(model)
+        chosen = None if wrapped else output
+        opt = training.make_optimizer(name, whole, loss, 0.05, output=chosen)
+        training.fit(whole, opt, loss, (x, y), 2, batch=8, output=chosen)
+        found.append(model)
+    assert same(*found)
+
+
+class Second(nn.Module):
+    """z alone."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x).scores
+
+
+def test_what_an_optimizer_uses_is_measured_at_its_own_output():
+    x, y = torch.randn(16, 4), torch.randint(0, 3, (16,))
+    model = Scores()
+    opt = fl.optim.KFAC(model, nn.CrossEntropyLoss(), output="scores")
+    opt.warm_start((x, y))
+    assert opt.compare((x, y), errors=["trace"]).rows
+    attached = opt.attach()
+    model(x)
+    attached.remove()
+    assert opt.observed_at == 0
+
+
+def test_an_output_that_is_no_tensor_says_how_to_name_one():
+    model = Scores()
+    opt = fl.optim.KFAC(model, nn.CrossEntropyLoss())
+    with pytest.raises(TypeError, match="output="), opt.observing():
+        model(torch.randn(4, 4))
+
+
+@pytest.mark.parametrize("name", ["KFAC", "SGD"])
+def test_the_commands_read_the_output_and_the_labels_that_a_problem_names(tmp_path, name):
+    data = {"x": torch.randn(16, 4), "target": torch.randint(0, 3, (16,))}
+    problem = fl.problems.Problem(
+        "mine", Scores(), nn.CrossEntropyLoss(), data, labels="target", output="scores"
+    )
+    path = tmp_path / "run.jsonl"
+    records = training.train_command(problem, name, lr=0.05, epochs=1, output=path, measure_every=1)
+    assert records[0]["loss"] > 0
+    trials = training.tune_command(problem, name, lrs=(0.1,), dampings=(1.0,), epochs=1)
+    assert trials[0]["loss"] > 0
+
+
+def test_only_labels_that_the_loss_keeps_are_sampled():
+    """The statistics of a batch with ignored labels are those of observing(kept=...)."""
+    x = torch.randn(12, 4)
+    y = torch.randint(0, 3, (12,))
+    y[::3] = -100
+    loss = nn.CrossEntropyLoss()
+    found = []
+    for given in (True, False):
+        torch.manual_seed(3)
+        model = nn.Linear(4, 3)
+        opt = fl.NaturalGradient(model, loss, fl.KFAC(), 0.1, fisher="true")
+        if given:
+            training.fit(model, opt, loss, [(x, y)], 1)
+        else:
+            with opt.observing(kept=y != -100):
+                z = model(x)
+            loss(z, y).backward()
+            opt.step()
+        found.append(opt.matrices()[""].dense())
+    assert torch.equal(*found)
+    truth = fl.estimate(fl.KFAC(), start(), loss, (x, y))[""].dense()
+    assert torch.allclose(found[0], truth.float(), atol=1e-6)
+
+
+def start():
+    torch.manual_seed(3)
+    return nn.Linear(4, 3)
+
+
+def test_class_weights_ask_an_optimizer_for_labels():
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
+    data = torch.randn(8, 4), torch.randint(0, 3, (8,))
+    model = nn.Linear(4, 3)
+    opt = fl.optim.KFAC(model, loss)
+    with pytest.raises(ValueError, match='fisher="empirical"'):
+        training.fit(model, opt, loss, data, 1, batch=8)
+    opt = fl.optim.KFAC(model, loss, fisher="empirical")
+    assert training.fit(model, opt, loss, data, 1, batch=8)[0]["loss"] > 0

@@ -11,9 +11,10 @@ from torch import nn
 
 from fisher_lab._ground.arguments import seed_of
 from fisher_lab._ground.memory import Budget
-from fisher_lab._passes.batches import LABELS, Batches
+from fisher_lab._ground.ranks import Ranks, check_alike
+from fisher_lab._passes.batches import LABELS, Batches, batch_checksum, checksum
 from fisher_lab._passes.labels import FisherKind, Labels, labels_of
-from fisher_lab._passes.model import Forward, Output, evaluation_copy
+from fisher_lab._passes.model import Forward, Output, evaluation_copy, untouched_randomness
 from fisher_lab.layers import Selection, select
 from fisher_lab.likelihoods import Likelihood, as_likelihood
 
@@ -108,3 +109,29 @@ class Prepared:
     labels: Labels
     budget: Budget
     dtype: torch.dtype
+
+    def model_checksum(self) -> int:
+        """CRC-32 of parameters and buffers."""
+        module = self.forward.module
+        crc = 0
+        for tensor in (*module.parameters(), *module.buffers()):
+            crc = checksum(tensor, crc)
+        return crc
+
+    def checksum(self) -> int:
+        """CRC-32 of the model and the first batch: whether two processes ask the same."""
+        first = self.batches.first()
+        return batch_checksum(first.inputs, first.y, self.model_checksum())
+
+
+def check_asked_alike(prepared: Prepared, ranks: Ranks) -> None:
+    """Refuse ranks that ask about different models or data; nothing is read of one alone.
+
+    Args:
+        prepared: the question of this rank.
+        ranks: who shares the work.
+    """
+    if ranks.alone:
+        return
+    with untouched_randomness():
+        check_alike(ranks.gathered(prepared.checksum))

@@ -100,6 +100,8 @@ class Source:
         self.chunk = self._chunk(self.layers)
         self._verified: set[str] = set()  # layers whose first capture was checked
         self._kept: dict[str, LayerStats] = {}  # columns that fit the memory and are captured once
+        self._own = set(self.layers)  # the others are captured by other ranks
+        self._beside: dict[str, tuple[str, ...]] = {}  # layers with which a layer's pieces are cut
 
     # -- what is asked -----------------------------------------------------------------------------
     @property
@@ -217,6 +219,20 @@ class Source:
             unrolled[name] = parameters * (self.R + 2)
         return sum(outputs), unrolled
 
+    def take(self, own: Iterable[str], groups: Iterable[Sequence[str]]) -> None:
+        """Capture only some of the layers, in the pieces in which one process would capture all.
+
+        Args:
+            own: names of the layers that are captured here; the others are other ranks'.
+            groups: names of the layers that one process would capture in one pass.
+        """
+        self._own = set(own)
+        everything = tuple(self.layers)
+        for group in groups:
+            beside = everything if self.fits_at_once() else tuple(group)
+            for name in group:
+                self._beside[name] = beside
+
     def _chunk(self, names: Iterable[str]) -> int:
         """Examples whose unrolled inputs and batched gradients fit the share of a piece."""
         fitting = self.budget.for_piece // self.example_bytes(names)
@@ -282,7 +298,10 @@ class Source:
         """
         chunk = self.chunk
         if names is not None:
-            chunk = self._chunk(names)
+            beside: set[str] = set()
+            for name in names:
+                beside.update(self._beside.get(name, (name,)))
+            chunk = self._chunk(beside)
         for whole in self.batches_with_labels():
             for start in range(0, whole.batch.N, chunk):
                 some = slice(start, start + chunk)
@@ -323,7 +342,7 @@ class Source:
             return
         chosen = set(wanted)
         if self.fits_at_once():  # then all layers are captured in this pass
-            chosen = set(self.layers)
+            chosen = self._own if chosen <= self._own else set(self.layers)
         layers = {name: layer for name, layer in self.layers.items() if name in chosen}
         if not self.fits_at_once(layers):
             for stats in self._captured(layers):

@@ -9,9 +9,11 @@ from typing import Any
 import tyro
 
 from fisher_lab import problems as named_problems
+from fisher_lab._ground.ranks import is_shared
 from fisher_lab._ground.text import printable
 from fisher_lab._ground.version import __version__
 from fisher_lab.cli.measuring import compare, plot, report
+from fisher_lab.cli.processes import joined
 from fisher_lab.cli.training import train, tune
 
 
@@ -52,13 +54,15 @@ def main(arguments: list[str] | None = None) -> None:
     if given is None:
         given = sys.argv[1:]
     try:
-        _run(given)
+        with joined():
+            _run(given)
         sys.stdout.flush()  # what is still to be written fails here, not after the last handler
     except BrokenPipeError:
         _write_nowhere()
         raise SystemExit(141) from None  # as a shell's own programs end
     except (ValueError, TypeError) as error:
-        print(f"fisher-lab: {printable(str(error))}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0" or not is_shared(error):
+            print(f"fisher-lab: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

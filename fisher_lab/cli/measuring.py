@@ -15,6 +15,7 @@ import tyro
 
 from fisher_lab._ground.files import NotOwnFileError, check_output, file_names, inside
 from fisher_lab._ground.memory import readable
+from fisher_lab._ground.ranks import is_first
 from fisher_lab.cli.options import MeasureOptions, ProblemOptions
 from fisher_lab.diagnose import DifferentRunError
 from fisher_lab.diagnose import compare as run_compare
@@ -46,7 +47,9 @@ def compare(
         found = _measured(problem, measure, partial, quiet)
         # first the file: a terminal that is gone, full or of another alphabet must not cost the
         # result
-        saved = "" if output is None else f", saved to {found.save(output)}"
+        saved = ""
+        if output is not None and is_first():
+            saved = f", saved to {found.save(output)}"
     if not quiet:
         print(found)
     spent = found.settings
@@ -111,7 +114,9 @@ def report(
         print(write_report(files, output))
         return
     with _partial(output) as partial:
-        print(write_report(_measured(problem, measure, partial, quiet=False), output))
+        found = _measured(problem, measure, partial, quiet=False)
+        if is_first():
+            print(write_report(found, output))
 
 
 def _measured(
@@ -155,6 +160,8 @@ def _measured(
 
 def _set_aside(partial: Path, reason: str) -> None:
     """Rename a file that the run cannot go on from, and say so."""
+    if not is_first():
+        return
     for number in count(1):
         aside = partial.with_name(f"{partial.name}.{number}")
         if not os.path.lexists(aside):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fisher_lab._ground.progress import Progress
+from fisher_lab._ground.ranks import ALONE, Ranks, check_alike
 from fisher_lab._passes.batches import Inputs, batch_checksum, checksum
 from fisher_lab._passes.derivatives import column_derivatives
 from fisher_lab._passes.source import Source
@@ -29,14 +31,31 @@ class Check:
         self._expected: dict[str, float] = {}  # v^T F v
         self._directions: dict[str, Tensor] = {}
 
-    def run(self, bar: Progress) -> None:
-        """One pass over the data."""
-        source = self.source
+    def run(self, bar: Progress, ranks: Ranks = ALONE) -> None:
+        """One pass over the data, each rank for some of the layers.
+
+        Raises:
+            ValueError: where the ranks measure different models or data.
+        """
         self._draw_directions()
-        crc = 0
-        for tensor in (*source.model.parameters(), *source.model.buffers()):
-            crc = checksum(tensor, crc)
-        sums = dict.fromkeys(source.layers, 0.0)
+        names = list(self.source.layers)
+        own = names[ranks.own :: ranks.count]
+        parts = ranks.gathered(lambda: self._pass(own, bar))
+        sums: dict[str, float] = {}
+        checksums = []
+        for found, crc in parts:
+            sums |= found
+            checksums.append(crc)
+        check_alike(checksums)
+        for name in names:
+            self._expected[name] = sums[name] / self.source.N
+        self.fingerprint = self._fingerprint(checksums[0])
+
+    def _pass(self, names: Sequence[str], bar: Progress) -> tuple[dict[str, float], int]:
+        """N v^T F v of some layers, and the checksum of the model and of all data."""
+        source = self.source
+        crc = source.prepared.model_checksum()
+        sums = dict.fromkeys(names, 0.0)
         for piece in source.parts():
             inputs = piece.batch.inputs
             if piece.batch.y is not None:
@@ -46,13 +65,11 @@ class Check:
                 z = source.forward(inputs)
             factors = source.factors_of(piece)
             S = factors(z)
-            for name in source.layers:
+            for name in names:
                 bar.say(f"checking {name}")
                 sums[name] += self._of_piece(name, inputs, S)
         bar.advance(len(source.layers))
-        for name, total in sums.items():
-            self._expected[name] = total / source.N
-        self.fingerprint = self._fingerprint(crc)
+        return sums, crc
 
     def _draw_directions(self) -> None:
         """One random v for every layer, the same on every device and in every precision."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,24 +21,19 @@ from fisher_lab._ground.arguments import number
 from fisher_lab._ground.files import check_output
 from fisher_lab._ground.memory import peak_bytes
 from fisher_lab._ground.progress import Progress
+from fisher_lab._ground.ranks import Ranks, ranks_of
 from fisher_lab._passes.batches import LABELS
 from fisher_lab._passes.labels import FisherKind
 from fisher_lab._passes.model import Output, untouched_randomness
 from fisher_lab._passes.setup import Setup
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation
-from fisher_lab.diagnose.candidates import Matrices, named
+from fisher_lab.diagnose.candidates import Candidate, Matrices, named
 from fisher_lab.diagnose.check import Check
+from fisher_lab.diagnose.dealing import measure_dealt
 from fisher_lab.diagnose.inside import precision_inside
-from fisher_lab.diagnose.layer import (
-    Asked,
-    Blocks,
-    LayerResult,
-    layer_about,
-    measure_group,
-)
+from fisher_lab.diagnose.layer import Asked, LayerResult, layer_about
 from fisher_lab.diagnose.network import of_network
-from fisher_lab.diagnose.plan import plan
 from fisher_lab.diagnose.resuming import check_same_run, finished, is_whole, with_influences
 from fisher_lab.diagnose.standard_errors import StandardErrors
 from fisher_lab.diagnose.steps import NetworkSteps, check_names, is_of_steps
@@ -70,6 +66,7 @@ def compare(
     problem: Mapping[str, Any] | None = None,
     labels: str = LABELS,
     output: Output | None = None,
+    group: Any = None,
 ) -> Comparison:
     """Measure approximations of every layer's Fisher block against the exact block.
 
@@ -111,6 +108,9 @@ def compare(
         labels: the key of y where batches are mappings.
         output: what of the model's output is z: a name, an index or a function; None for a tensor,
             or `logits`.
+        group: the processes of torch.distributed that share the work, each with all of the data.
+            All of them must call this, and get the same Comparison; the first one alone writes and
+            shows progress. None for the default group where one is initialised, else one process.
 
     Returns:
         The Comparison.
@@ -123,18 +123,7 @@ def compare(
         estimate, for one approximation; exact_fisher, for the blocks.
     """
     started = time.perf_counter()
-    # 1. what is asked, refused before anything is computed
-    candidates = named(approximations)
-    wanted, of_all, of_steps = _by_what_they_read(measures.chosen(errors))
-    check_names(candidates, [*of_all, *of_steps])
-    dampings = check_dampings(dampings)
-    if exact not in ("captured", "func"):
-        raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
-    problem = plain(problem or {}, "problem")
-    path = earlier = None
-    if resume is not None:
-        path = check_output(resume, (".json",))
-        earlier = load_unfinished(path)
+    ranks = ranks_of(group)
     setup = Setup(
         model,
         likelihood,
@@ -144,45 +133,25 @@ def compare(
         seed=seed,
         dtype=dtype,
         device=device,
-        memory=memory,
+        memory=ranks.memory(memory),
         on_unknown=on_unknown,
         labels=labels,
         output=output,
     )
-    source = Source(setup)
-    _check_layer_names(source)
-    for candidate in candidates.values():
-        candidate.check(source)
-    if standard_errors:
-        _check_standard_errors(source, exact)
-    with (
-        Progress(progress, len(source.layers) * (len(candidates) + 2)) as bar,
-        untouched_randomness(),
-    ):
-        # 2. one pass for the independent check and the fingerprint
-        check = Check(source)
-        check.run(bar)
-        collector = StandardErrors(wanted) if standard_errors else None
-        steps = NetworkSteps(source, of_steps, dampings)
-        asked = Asked(source, candidates, wanted, dampings, exact, check, collector, steps)
-        settings = _settings(asked, problem, [*of_all, *of_steps])
-        # 3. layers that an earlier run finished, and the others in groups
-        results: dict[str, LayerResult] = {}
-        if path is not None and earlier is not None:
-            check_same_run(earlier, settings, path)
-            if is_whole(earlier, asked):
-                return replace(earlier, settings=Settings(earlier.settings, problem=problem))
-            results = finished(asked, earlier)
-        for _ in _measure_layers(asked, results, bar):
-            if path is not None:
-                _comparison(asked, settings, results, [], started, complete=False).save(path)
-        # 4. over all layers
-        bar.say("the whole network")
-        rows = _of_all_layers(asked, results, of_all)
-    found = _comparison(asked, settings, results, rows, started, complete=True)
-    if path is not None:
-        found.save(path)
-    return found
+    # 1. what is asked, refused before anything is computed
+    ask = partial(
+        _question,
+        setup,
+        approximations,
+        errors=errors,
+        dampings=dampings,
+        exact=exact,
+        standard_errors=standard_errors,
+        problem=problem,
+        resume=resume,
+    )
+    question = ranks.agreed(ask)
+    return _measured(question, ranks, progress, started)
 
 
 class Kinds(NamedTuple):
@@ -191,6 +160,112 @@ class Kinds(NamedTuple):
     of_layers: list[Measure]
     of_all: list[Measure]  # the columns of all layers at once
     of_steps: list[Measure]  # the steps of all layers
+
+
+class Question(NamedTuple):
+    """What is asked, checked.
+
+    Attributes:
+        source: model and data.
+        candidates: by label.
+        kinds: the measures.
+        dampings: relative to tr F / d.
+        exact: "captured" or "func".
+        standard_errors: whether they are asked for.
+        problem: settings of the problem.
+        path: of the file to go on from; None for none.
+    """
+
+    source: Source
+    candidates: dict[str, Candidate]
+    kinds: Kinds
+    dampings: tuple[float, ...]
+    exact: Literal["captured", "func"]
+    standard_errors: bool
+    problem: dict[str, Any]
+    path: Path | None
+
+    @property
+    def of_network(self) -> list[Measure]:
+        """Measures of all layers at once."""
+        return [*self.kinds.of_all, *self.kinds.of_steps]
+
+
+def _question(
+    setup: Setup,
+    approximations: Any,
+    *,
+    errors: str | Sequence[str],
+    dampings: Sequence[float],
+    exact: Literal["captured", "func"],
+    standard_errors: bool,
+    problem: Mapping[str, Any] | None,
+    resume: str | Path | None,
+) -> Question:
+    """Everything that `compare` was given, checked."""
+    candidates = named(approximations)
+    kinds = _by_what_they_read(measures.chosen(errors))
+    check_names(candidates, [*kinds.of_all, *kinds.of_steps])
+    chosen = check_dampings(dampings)
+    if exact not in ("captured", "func"):
+        raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
+    about = plain(problem or {}, "problem")
+    path = None
+    if resume is not None:
+        path = check_output(resume, (".json",))
+    source = Source(setup)
+    _check_layer_names(source)
+    for candidate in candidates.values():
+        candidate.check(source)
+    if standard_errors:
+        _check_standard_errors(source, exact)
+    return Question(source, candidates, kinds, chosen, exact, standard_errors, about, path)
+
+
+def _measured(
+    question: Question, ranks: Ranks, progress: bool | None, started: float
+) -> Comparison:
+    """The Comparison of a question, the work shared among the ranks."""
+    source, candidates, kinds, dampings, exact, _, problem, path = question
+    earlier = ranks.from_first(lambda: None if path is None else load_unfinished(path))
+    shown = progress if ranks.first else False
+    with (
+        Progress(shown, len(source.layers) * (len(candidates) + 2)) as bar,
+        untouched_randomness(),
+    ):
+        # 2. one pass for the independent check and the fingerprint
+        check = Check(source)
+        check.run(bar, ranks)
+        collector = StandardErrors(kinds.of_layers) if question.standard_errors else None
+        steps = NetworkSteps(source, kinds.of_steps, dampings)
+        asked = Asked(source, candidates, kinds.of_layers, dampings, exact, check, collector, steps)
+        settings = _settings(asked, problem, question.of_network)
+        if not ranks.alone:
+            settings["machine"] += f", {ranks.count} processes"
+        # 3. layers that an earlier run finished, and the others in groups
+        results: dict[str, LayerResult] = {}
+        if path is not None and earlier is not None:
+            check_same_run(earlier, settings, path)
+            if is_whole(earlier, asked):
+                return replace(earlier, settings=Settings(earlier.settings, problem=problem))
+            results = finished(asked, earlier)
+
+        def save() -> None:
+            if path is not None and ranks.first:
+                _comparison(asked, settings, results, [], started, complete=False).save(path)
+
+        measure_dealt(asked, results, ranks, bar, save)
+
+        # 4. over all layers
+        def conclude() -> Comparison:
+            bar.say("the whole network")
+            rows = _of_all_layers(asked, results, kinds.of_all)
+            found = _comparison(asked, settings, results, rows, started, complete=True)
+            if path is not None:
+                found.save(path)
+            return found
+
+        return ranks.from_first(conclude)
 
 
 def _by_what_they_read(chosen: Sequence[Measure]) -> Kinds:
@@ -234,18 +309,6 @@ def _check_standard_errors(source: Source, exact: str) -> None:
             'pieces or exact="func"; '
             "pass the data as (x, y), use fewer examples or raise memory=."
         )
-
-
-def _measure_layers(asked: Asked, results: dict[str, LayerResult], bar: Progress) -> Iterator[None]:
-    """Measure the layers that have no result yet, and stop after every group of them."""
-    todo = []
-    if asked.wanted or asked.steps.measures:
-        todo = [name for name in asked.source.layers if name not in results]
-    shared = Blocks(asked.source)
-    for group in plan(asked.source, todo, len(asked.candidates), asked.exact):
-        for result in measure_group(asked, group, shared, bar):
-            results[result.layer] = result
-        yield
 
 
 def _of_all_layers(

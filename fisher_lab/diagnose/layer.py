@@ -23,7 +23,7 @@ from fisher_lab.diagnose.check import Check
 from fisher_lab.diagnose.inside import floor_inside, precision_inside
 from fisher_lab.diagnose.plan import STREAMED, Group, LayerPlan
 from fisher_lab.diagnose.standard_errors import Found, StandardErrors
-from fisher_lab.diagnose.steps import NetworkSteps
+from fisher_lab.diagnose.steps import NetworkSteps, Step, StepSums
 from fisher_lab.errors import DampedPair, Measure, Pair, absolute_damping
 from fisher_lab.estimation.exact import exact_blocks
 from fisher_lab.estimation.running import Key, Running, sweep_all
@@ -82,6 +82,7 @@ class LayerResult:
         quantities: the plain numbers that the errors are made of, so that the matrices can go.
         covariances: with standard errors.
         left_out: what was not measured of it, with the reason.
+        steps: its part of the whole network's steps, until it is added to those of other layers.
     """
 
     layer: str
@@ -91,6 +92,7 @@ class LayerResult:
     quantities: list[dict[str, Any]] = field(default_factory=list)
     covariances: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    steps: dict[Step, StepSums] = field(default_factory=dict)
 
 
 class Blocks:
@@ -98,17 +100,19 @@ class Blocks:
 
     Args:
         source: model and data.
+        names: of the layers that share it.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, names: Sequence[str]) -> None:
         self.source = source
+        self.names = names
         self._exact: dict[str, FisherMatrix] = {}
         self._gradients: dict[str, Tensor] = {}
 
     def exact(self, layer: str) -> FisherMatrix:
         """The block by torch.func."""
         if not self._exact:
-            self._exact = exact_blocks(self.source.prepared, self.source.layers)
+            self._exact = exact_blocks(self.source.prepared, self.source.layers, self.names)
         return self._exact[layer]
 
     def gradient(self, layer: str) -> Tensor:
@@ -262,7 +266,7 @@ def measure_layer(
         matrices[label] = matrix
         result.costs.append(cost)
     bar.say(f"{name}: steps of the whole network")
-    asked.steps.layer(name, exact, matrices, plan.streamed)
+    result.steps = asked.steps.layer(name, exact, matrices, plan.streamed)
     _measure_undamped(asked, result, exact, matrices, known, bar)
     _measure_damped(asked, plan, result, exact, matrices, shared, bar)
     return result

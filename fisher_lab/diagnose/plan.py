@@ -4,8 +4,8 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,9 @@ from fisher_lab._passes.source import Source
 
 # the route of layers whose columns do not fit into the memory
 STREAMED = "columns, read anew for every product"
+# of `cost`: what every layer takes whatever its size, and the largest size that is solved densely
+OVERHEAD = 3e8
+DENSE = 2000
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class Group:
     def names(self) -> list[str]:
         """Names of the layers."""
         return [layer.name for layer in self.layers]
+
+    def only(self, names: Container[str]) -> Group:
+        """The group with some of its layers."""
+        layers = tuple(layer for layer in self.layers if layer.name in names)
+        return replace(self, layers=layers)
 
 
 def plan(source: Source, names: Iterable[str], candidates: int, exact: str) -> list[Group]:
@@ -90,3 +98,23 @@ def plan(source: Source, names: Iterable[str], candidates: int, exact: str) -> l
         groups[-1].append(layer)
         room -= need
     return [Group(tuple(layers), kept) for layers, kept in zip(groups, once, strict=True)]
+
+
+def cost(source: Source, name: str, candidates: int, dampings: int) -> float:
+    """About how long a layer takes to be measured, in operations; only their ratios matter.
+
+    Args:
+        source: the question.
+        name: of the layer.
+        candidates: number of approximations.
+        dampings: how many.
+    """
+    rows, columns = source.layers[name].shape
+    of_example = source.column_numbers(name)
+    statistics = source.N * of_example * (rows + columns)
+    # a dense block, or the Gram matrix of its columns
+    size = min(rows * columns, source.N * source.R)
+    block = float(size) ** 2 * min(of_example, rows * columns)
+    factors = rows**3 + columns**3
+    solves = dampings * (factors + float(min(size, DENSE)) ** 3)
+    return OVERHEAD + candidates * (statistics + factors + solves) + block

@@ -79,6 +79,17 @@ class StepSums:
         self.yy = 0.0
         self.projections: list[Tensor] = []
 
+    def add(self, other: StepSums) -> None:
+        """Add those of another layer."""
+        self.layers += other.layers
+        self.yg += other.yg
+        self.yy += other.yy
+        if not self.projections:
+            self.projections = [s.clone() for s in other.projections]
+            return
+        for own, s in zip(self.projections, other.projections, strict=True):
+            own += s
+
     def square(self) -> float:
         """sum_rn <P_rn, y>^2."""
         return sum(float(s.square().sum()) for s in self.projections)
@@ -118,8 +129,8 @@ class NetworkSteps:
 
     def layer(
         self, name: str, exact: FisherMatrix, matrices: Mapping[str, FisherMatrix], apart: bool
-    ) -> None:
-        """Add the steps of one layer.
+    ) -> dict[Step, StepSums]:
+        """The steps of one layer.
 
         Args:
             name: of the layer.
@@ -127,8 +138,9 @@ class NetworkSteps:
             matrices: of the candidates, by label.
             apart: whether the exact block is too large to be inverted.
         """
+        found: dict[Step, StepSums] = {}
         if not self.measures:
-            return
+            return found
         g = self.fisher.gradient[name]
         steps: dict[Step, Tensor] = {}
         for damping, shift in self.shifts.items():
@@ -140,18 +152,21 @@ class NetworkSteps:
                 steps[Step(label, damping, yardstick=False)] = matrix.power(g, -1.0, shift)
         Y = torch.stack(list(steps.values()))
         for step, y in steps.items():
-            found = self.sums.setdefault(step, StepSums())
-            found.layers += 1
-            found.yg += float((y * g).sum())
-            found.yy += float(y.square().sum())
-        for index, columns in enumerate(self.fisher.pieces()):
-            s = contractions.project(columns[name], Y)
-            for step, own in zip(steps, s, strict=True):
-                known = self.sums[step].projections
-                if index == len(known):
-                    known.append(own.clone())
-                else:
-                    known[index] += own
+            sums = StepSums()
+            sums.layers = 1
+            sums.yg = float((y * g).sum())
+            sums.yy = float(y.square().sum())
+            found[step] = sums
+        for columns in self.fisher.pieces():
+            projections = contractions.project(columns[name], Y)
+            for sums, own in zip(found.values(), projections, strict=True):
+                sums.projections.append(own.clone())
+        return found
+
+    def add(self, found: Mapping[Step, StepSums]) -> None:
+        """Add the steps of one layer to those of the others."""
+        for step, of_layer in found.items():
+            self.sums.setdefault(step, StepSums()).add(of_layer)
 
     def _is_candidate(self, yardstick: Step) -> bool:
         """Whether a candidate of a yardstick's name has its step on every layer."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab._ground.memory import Budget, readable
+from fisher_lab._ground.ranks import dealt, in_order, ranks_of
 from fisher_lab._passes.batches import LABELS, Batch, Inputs
 from fisher_lab._passes.capture import check_examples_apart, check_output
 from fisher_lab._passes.derivatives import per_example_gradients
@@ -26,7 +27,7 @@ from fisher_lab._passes.model import (
     probe,
     untouched_randomness,
 )
-from fisher_lab._passes.setup import Prepared, Setup
+from fisher_lab._passes.setup import Prepared, Setup, check_asked_alike
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import Dense, FisherMatrix
@@ -47,6 +48,7 @@ def exact_fisher(
     memory: float | None = None,
     labels: str = LABELS,
     output: Output | None = None,
+    group: Any = None,
 ) -> dict[str, FisherMatrix]:
     """Exact Fisher block of every layer, dense.
 
@@ -65,6 +67,7 @@ def exact_fisher(
         memory: budget in GiB; None for half of what is free.
         labels: the key of y where batches are mappings.
         output: what of the model's output is z.
+        group: the processes that share the work, as in `compare`.
 
     Returns:
         `{layer: FisherMatrix}`, each over W `[d_out, d_in]` (bias as last column), or W `[P, 1]`
@@ -73,6 +76,7 @@ def exact_fisher(
     Raises:
         ValueError, TypeError: what cannot be computed or would not fit, in one sentence.
     """
+    ranks = ranks_of(group)
     setup = Setup(
         model,
         likelihood,
@@ -82,21 +86,33 @@ def exact_fisher(
         seed=seed,
         dtype=dtype,
         device=device,
-        memory=memory,
+        memory=ranks.memory(memory),
         on_unknown="flatten",
         labels=labels,
         output=output,
     )
-    prepared = setup.prepared()
-    return exact_blocks(prepared, prepared.selection.layers)
+    prepared = ranks.agreed(setup.prepared)
+    check_asked_alike(prepared, ranks)
+    blocks = prepared.selection.layers
+    # the product of its columns, which is a block's whole work
+    costs = {}
+    for name, block in blocks.items():
+        costs[name] = float(block.shape[0] * block.shape[1]) ** 2
+    own = dealt(costs, ranks.count)[ranks.own]
+    parts = ranks.gathered(lambda: exact_blocks(prepared, blocks, own))
+    return in_order(blocks, parts)
 
 
-def exact_blocks(prepared: Prepared, blocks: dict[str, Layer]) -> dict[str, FisherMatrix]:
+def exact_blocks(
+    prepared: Prepared, blocks: dict[str, Layer], chosen: Sequence[str] | None = None
+) -> dict[str, FisherMatrix]:
     """The dense blocks of a question.
 
     Args:
         prepared: the question.
         blocks: adapters by name, which say how parameters form W.
+        chosen: names of the blocks that are formed, in the pieces in which all would be; None for
+            all.
 
     Raises:
         ValueError: if the blocks do not fit the memory.
@@ -105,12 +121,20 @@ def exact_blocks(prepared: Prepared, blocks: dict[str, Layer]) -> dict[str, Fish
     names: list[str] = []
     for block in blocks.values():
         names += map(block.full_name, block.parameters)
+    own = blocks
+    if chosen is not None:
+        own = {name: blocks[name] for name in blocks if name in chosen}
+    if not own:
+        return {}
+    wanted: list[str] = []
+    for block in own.values():
+        wanted += map(block.full_name, block.parameters)
     zero = torch.zeros(())
-    totals: dict[str, Tensor] = dict.fromkeys(blocks, zero)
+    totals: dict[str, Tensor] = dict.fromkeys(own, zero)
     with untouched_randomness():
         for inputs, S in _pieces(prepared, names):
-            gradients = per_example_gradients(prepared.forward, names, inputs, S)
-            for name, block in blocks.items():
+            gradients = per_example_gradients(prepared.forward, wanted, inputs, S)
+            for name, block in own.items():
                 tensors = {}
                 for key in block.parameters:
                     tensors[key] = gradients[block.full_name(key)]

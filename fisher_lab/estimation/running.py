@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from fisher_lab._ground.ranks import Ranks, dealt, in_order, ranks_of
 from fisher_lab._passes.batches import LABELS
 from fisher_lab._passes.labels import FisherKind
 from fisher_lab._passes.model import Output, untouched_randomness
-from fisher_lab._passes.setup import OnUnknown, Setup
+from fisher_lab._passes.setup import OnUnknown, Setup, check_asked_alike
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.approximations.base import assembled, carried, check_names, observed
@@ -94,6 +95,7 @@ def estimate(
     on_unknown: OnUnknown = "error",
     labels: str = LABELS,
     output: Output | None = None,
+    group: Any = None,
 ) -> dict[str, FisherMatrix]:
     """One approximation of every layer's Fisher block.
 
@@ -111,6 +113,7 @@ def estimate(
         on_unknown: "error" or "skip" for modules without adapter.
         labels: the key of y where batches are mappings.
         output: what of the model's output is z.
+        group: the processes that share the work, as in `compare`.
 
     Returns:
         `{layer: FisherMatrix}`, each over W `[d_out, d_in]` with the bias as last column.
@@ -121,7 +124,7 @@ def estimate(
     See Also:
         compare, which measures many approximations at once; exact_fisher, the independent truth.
     """
-    check_approximation(approximation)
+    ranks = ranks_of(group)
     setup = Setup(
         model,
         likelihood,
@@ -131,29 +134,57 @@ def estimate(
         seed=seed,
         dtype=dtype,
         device=device,
-        memory=memory,
+        memory=ranks.memory(memory),
         on_unknown=on_unknown,
         labels=labels,
         output=output,
     )
-    return estimated(approximation, Source(setup))
+
+    def ask() -> Source:
+        check_approximation(approximation)
+        return Source(setup)
+
+    source = ranks.agreed(ask)
+    check_asked_alike(source.prepared, ranks)
+    own = _own_layers(source, ranks)
+    parts = ranks.gathered(lambda: estimated(approximation, source, own))
+    return in_order(source.layers, parts)
 
 
-def estimated(approximation: Approximation, source: Source) -> dict[str, FisherMatrix]:
+def _own_layers(source: Source, ranks: Ranks) -> list[str]:
+    """The layers of this rank, which it captures in the pieces of one process."""
+    if ranks.alone:
+        return list(source.layers)
+    costs = {}
+    for name, layer in source.layers.items():
+        rows, columns = layer.shape
+        costs[name] = source.N * source.column_numbers(name) * (rows + columns)
+    own = dealt(costs, ranks.count)[ranks.own]
+    source.take(own, [list(source.layers)])
+    return own
+
+
+def estimated(
+    approximation: Approximation, source: Source, names: Sequence[str] | None = None
+) -> dict[str, FisherMatrix]:
     """An approximation of every layer of a question that is ready to be captured.
 
     Args:
         approximation: what to build.
         source: the question.
+        names: of the layers; None for all.
     """
+    chosen = list(source.layers if names is None else names)
+    if not chosen:
+        return {}
     running = {}
-    for name in source.layers:
+    for name in chosen:
         running[Key(name)] = Running(approximation)
     kept = {}
     with untouched_randomness():
         if approximation.sweeps > 1 and source.fits_at_once():
             # every sweep sees the same statistics, and need not sum them anew
-            (whole,) = source.sweep()
+            (whole,) = source.sweep(chosen)
             for name, stats in whole.items():
                 kept[name] = Sums(stats)
         sweep_all(running, source, kept)

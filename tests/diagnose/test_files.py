@@ -355,7 +355,7 @@ def test_numbers_without_a_word_in_json(tmp_path) -> None:
 
 def test_only_unfinished_layers_are_measured_again(tmp_path, monkeypatch) -> None:
     """Layers without damped rows, or whose last approximation was left out, are finished too."""
-    from fisher_lab.diagnose import comparing
+    from fisher_lab.diagnose import dealing
 
     path = tmp_path / "run.json"
     model = net()
@@ -364,9 +364,9 @@ def test_only_unfinished_layers_are_measured_again(tmp_path, monkeypatch) -> Non
     asked = {"errors": ["frobenius", "damped_cosine"], "dampings": [0.1], "resume": path}
     first = fl.compare(model, fl.Categorical(), batch(), [fl.KFAC(), fl.TN()], **asked)
     measured = []
-    measure = comparing.measure_group
+    measure = dealing.measure_group
     monkeypatch.setattr(
-        comparing, "measure_group", lambda *args: measured.append(args) or measure(*args)
+        dealing, "measure_group", lambda *args: measured.append(args) or measure(*args)
     )
     again = fl.compare(model, fl.Categorical(), batch(), [fl.KFAC(), fl.TN()], **asked)
     assert measured == []

@@ -1,0 +1,1 @@
+from tests.ranks.crew import crews as crews

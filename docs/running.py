@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from fisher_lab import plots
+
 PAGES = ("tutorial/", "howto/")
 BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 FIGURE = re.compile(r"(!\[[^\]]*\]\()drawn:(\w+)\)")
@@ -36,18 +38,19 @@ def with_results(text: str, docname: str, folder: Path) -> str:
         folder: where figures are saved.
     """
     names: dict[str, object] = {"__name__": docname}
+    drawn = Drawn(folder, docname.replace("/", "-"))
     pieces = []
     end = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for found in BLOCK.finditer(text):
-            pieces.append(with_figures(text[end : found.start()], names, docname, folder))
+            pieces.append(drawn.saved(text[end : found.start()], names))
             pieces.append(found[0])
             printed = run(found[1], docname, names)
             if printed:
                 pieces.append(OUTPUT % printed)
             end = found.end()
-    pieces.append(with_figures(text[end:], names, docname, folder))
+    pieces.append(drawn.saved(text[end:], names))
     return "".join(pieces)
 
 
@@ -65,13 +68,26 @@ def run(code: str, docname: str, names: dict[str, object]) -> str:
     return "\n".join(lines).strip("\n")
 
 
-def with_figures(text: str, names: dict[str, object], docname: str, folder: Path) -> str:
-    """Text with links to the figures that it names, saved as they are at that place."""
-    from fisher_lab import plots
+class Drawn:
+    """The figures of a page, in files with numbers: a variable may hold another one further down.
 
-    def saved(found: re.Match) -> str:
-        path = folder / f"{docname.replace('/', '-')}-{found[2]}.png"
-        plots.save(names[found[2]], path)
-        return f"{found[1]}/generated/drawn/{path.name})"
+    Args:
+        folder: where figures are saved.
+        prefix: how their names begin.
+    """
 
-    return FIGURE.sub(saved, text)
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self.folder = folder
+        self.prefix = prefix
+        self.count = 0
+
+    def saved(self, text: str, names: dict[str, object]) -> str:
+        """Text with links to the figures that it names, saved as they are at that place."""
+
+        def link(found: re.Match) -> str:
+            self.count += 1
+            path = self.folder / f"{self.prefix}-{self.count}.png"
+            plots.save(names[found[2]], path)
+            return f"{found[1]}/generated/drawn/{path.name})"
+
+        return FIGURE.sub(link, text)

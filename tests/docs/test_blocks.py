@@ -46,9 +46,11 @@ def cases():
     """The pages; those of the tutorial train and measure, and the documentation's build runs them
     too.
     """
+    found = []
     for page in WITH_BLOCKS:
         marks = [pytest.mark.slow] if page.parent.name == "tutorial" else []
-        yield pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks)
+        found.append(pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks))
+    return found
 
 
 @pytest.mark.parametrize("page", cases())

@@ -19,8 +19,10 @@ print("one |", 1 + 1)
 ![An empty figure](drawn:figure)
 
 ```python
-quiet = 3
+figure = Figure(figsize=(2, 1))
 ```
+
+![Another empty figure](drawn:figure)
 """
 
 
@@ -39,8 +41,10 @@ def docstrings(monkeypatch):
 def test_a_page_shows_what_its_blocks_print_and_draw(running, tmp_path):
     text = running.with_results(PAGE, "tutorial/page", tmp_path)
     assert ":class: output\n\none | 2\n```" in text
-    assert "![An empty figure](/generated/drawn/tutorial-page-figure.png)" in text
-    assert (tmp_path / "tutorial-page-figure.png").stat().st_size > 500
+    assert "![An empty figure](/generated/drawn/tutorial-page-1.png)" in text
+    assert "![Another empty figure](/generated/drawn/tutorial-page-2.png)" in text
+    first, second = ((tmp_path / f"tutorial-page-{n}.png").read_bytes() for n in (1, 2))
+    assert first != second
     assert text.count(":class: output") == 1  # nothing stands below a block that prints nothing
 
 

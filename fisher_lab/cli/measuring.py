@@ -16,10 +16,13 @@ import tyro
 from fisher_lab._ground.files import NotOwnFileError, check_output, file_names, inside
 from fisher_lab._ground.memory import readable
 from fisher_lab._ground.ranks import is_first
-from fisher_lab.cli.options import MeasureOptions, ProblemOptions
+from fisher_lab.cli.options import MeasureOptions, ProblemOptions, ShowOptions
 from fisher_lab.diagnose import DifferentRunError
 from fisher_lab.diagnose import compare as run_compare
-from fisher_lab.results import Comparison, load_comparison, load_unfinished
+from fisher_lab.errors.judging import distance
+from fisher_lab.errors.measures import chosen
+from fisher_lab.results import Comparison, load_comparison, load_unfinished, tables
+from fisher_lab.results.grid import columns_of, layer_lines, ordered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 def compare(
     problem: ProblemOptions = ProblemOptions(),
     measure: MeasureOptions = MeasureOptions(),
+    show: ShowOptions = ShowOptions(),
     output: Path | None = None,
     quiet: bool = False,
 ) -> None:
@@ -38,11 +42,13 @@ def compare(
     Args:
         problem: the problem.
         measure: what to measure.
+        show: what of it the table shows.
         output: file to save to, .json or .csv.
         quiet: no progress bar and no table.
     """
     if output is not None:
         check_output(output)
+    show.check([row.name for row in chosen(measure.errors)])
     with _partial(output) as partial:
         found = _measured(problem, measure, partial, quiet)
         # first the file: a terminal that is gone, full or of another alphabet must not cost the
@@ -51,7 +57,7 @@ def compare(
         if output is not None and is_first():
             saved = f", saved to {found.save(output)}"
     if not quiet:
-        print(found)
+        _show(found, show)
     spent = found.settings
     print(f"{spent['seconds']:.1f} s, peak memory {readable(spent['peak_bytes'])}{saved}")
 
@@ -156,6 +162,15 @@ def _measured(
         if finished is not None:
             print(finished)
         raise
+
+
+def _show(found: Comparison, options: ShowOptions) -> None:
+    """Print the table that was asked for."""
+    columns = columns_of(found, options.columns or None)
+    groups = layer_lines(found, columns)
+    if options.sort or options.top:
+        groups = ordered(found, groups, distance, options.sort, options.top)
+    tables.show(found, tables.View(columns, groups, bool(options.columns), distance))
 
 
 def _set_aside(partial: Path, reason: str) -> None:

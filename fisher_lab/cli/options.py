@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,6 +46,41 @@ class ProblemOptions:
         if self.examples is not None:
             given["examples"] = self.examples
         return given | assignments("--set", self.set)
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """What the table shows.
+
+    Args:
+        columns: error measures, in as many tables as they need; as many as fit if none are named.
+        sort: the measure by which the lines of each layer stand in order, the best first; a damped
+            one at its first damping.
+        top: lines of each layer.
+    """
+
+    columns: tuple[str, ...] = ()
+    sort: str | None = None
+    top: int | None = None
+
+    def check(self, errors: Collection[str]) -> None:
+        """Refuse before measuring what cannot be shown after it.
+
+        Args:
+            errors: the measures that will be measured.
+
+        Raises:
+            ValueError: for another measure, or no line at all.
+        """
+        wanted = list(self.columns)
+        if self.sort is not None:
+            wanted.append(self.sort)
+        for name in wanted:
+            if name not in errors:
+                known = ", ".join(errors)
+                raise ValueError(f"Got error {name!r}, expected one of those measured: {known}.")
+        if self.top is not None and self.top < 1:
+            raise ValueError(f"Got {self.top} lines per layer, expected 1 or more.")
 
 
 @dataclass(frozen=True)

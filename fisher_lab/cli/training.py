@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from fisher_lab.cli.options import ProblemOptions, assignments, literal
-from fisher_lab.results.tables import as_text
+from fisher_lab.results.grid import as_text
 from fisher_lab.training import optimizer_names, train_command, tune_command
 
 NAMES = ", ".join(optimizer_names())

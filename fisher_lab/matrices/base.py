@@ -18,6 +18,7 @@ from torch import Tensor
 from fisher_lab._ground.arguments import number
 from fisher_lab._ground.linalg import lanczos, start_vector
 from fisher_lab._ground.memory import available_bytes, readable
+from fisher_lab._ground.notebook import Cell, html_table
 from fisher_lab.statistics import LayerStats, Sums, pieces
 
 if TYPE_CHECKING:
@@ -509,6 +510,34 @@ class FisherMatrix(ABC):
         for tensor in self.tensors().values():
             total += tensor.numel() * tensor.element_size()
         return total
+
+    # -- for people --------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        held = []
+        for name, tensor in self.tensors().items():
+            held.append(f"{name} {list(tensor.shape)}")
+        return (
+            f"{type(self).__name__} {self.dim} x {self.dim} over W {rows}x{columns}, {self.dtype} "
+            f"on {self.device}, {readable(self.nbytes)}: {', '.join(held)}"
+        )
+
+    def _repr_html_(self) -> str:
+        """What it is and holds, as a table of a notebook."""
+        rows, columns = self.shape
+        above = [
+            f"{type(self).__name__}: {self.dim} x {self.dim} over W {rows}x{columns}",
+            f"trace {float(self.trace()):.4g}, Frobenius norm {float(self.frobenius_norm()):.4g}",
+        ]
+        lines = []
+        for name, tensor in self.tensors().items():
+            size = tensor.numel() * tensor.element_size()
+            shape = " x ".join(map(str, tensor.shape))
+            kind = str(tensor.dtype).removeprefix("torch.")
+            texts = [Cell(name), Cell(shape), Cell(kind), Cell(str(tensor.device))]
+            lines.append([*texts, Cell(readable(size), size)])
+        titles = ["tensor", "shape", "type", "device", "bytes"]
+        return html_table(titles, lines, above, names=4)
 
     @property
     def rounding(self) -> float:

@@ -25,7 +25,7 @@ from fisher_lab.statistics import LayerStats, as_sums
 ROWWISE = 20  # size from which blocks are multiplied from the left
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BlockDiagonal(FisherMatrix):
     """Blocks over pieces of W: whole rows, equal pieces of rows (kernels), or columns.
 
@@ -148,7 +148,7 @@ class BlockDiagonal(FisherMatrix):
         return replace(own, weight_shape=(rows // count, columns))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FactoredRows(FisherMatrix):
     """Row blocks F_i = a^T diag(w_i) a kept as their columns, where the blocks would be larger.
 

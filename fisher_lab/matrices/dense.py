@@ -12,7 +12,7 @@ from fisher_lab._ground.linalg import eigh, shifted_power, spd_inverse
 from fisher_lab.matrices.base import FisherMatrix, Scalar, check_beside, checked_scalar
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dense(FisherMatrix):
     """Any PSD matrix.
 

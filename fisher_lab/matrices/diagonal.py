@@ -13,7 +13,7 @@ from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar, checked_sca
 from fisher_lab.statistics import as_sums
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DiagonalMatrix(FisherMatrix):
     """One number per parameter.
 

@@ -21,7 +21,7 @@ from fisher_lab.matrices.base import (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DirectSum(FisherMatrix):
     """Matrices over consecutive columns of W; entries of F between the parts count as error.
 

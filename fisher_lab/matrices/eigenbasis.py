@@ -17,7 +17,7 @@ from fisher_lab.matrices.base import AnyStats, FisherMatrix, Operator, Scalar, c
 from fisher_lab.statistics import LayerStats, as_sums, contractions
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EigenbasisDiagonal(FisherMatrix):
     """(B_1 (x) ... (x) B_k) diag(values) (B_1 (x) ... (x) B_k)^T, per group.
 

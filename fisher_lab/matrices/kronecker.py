@@ -17,7 +17,7 @@ from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
 from fisher_lab.statistics import LayerStats, Sums, as_sums
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Kronecker(FisherMatrix):
     """U_1 (x) ... (x) U_k, block-diagonal over Q groups; for k = 2 it maps X to G X A.
 

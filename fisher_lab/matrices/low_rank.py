@@ -23,7 +23,7 @@ from fisher_lab.matrices.dense import Dense
 from fisher_lab.statistics import LayerStats, Sums, as_sums, contractions
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRank(FisherMatrix):
     """U U^T / N for the columns U of a LayerStats, never formed.
 
@@ -262,7 +262,7 @@ def _damped_weights(values: Tensor, p: float, damping: Tensor) -> Tensor:
     return torch.where(zero, at_zero, difference / safe)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ShiftedLowRank(FisherMatrix):
     """shift I + U core U^T / N: a damped power of a low-rank block.
 

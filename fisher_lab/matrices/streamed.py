@@ -14,7 +14,7 @@ from fisher_lab.matrices.dense import Dense
 from fisher_lab.statistics import LayerStats, as_sums, contractions
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Streamed(FisherMatrix):
     """U U^T / N for columns U that come piece by piece.
 

@@ -4,17 +4,16 @@ what price.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fisher_lab._ground.memory import readable
+from fisher_lab.errors.judging import best, distance, finite
 from fisher_lab.errors.measures import MEASURES, exact_value, judging
 from fisher_lab.results import ALL, Comparison, Row
-from fisher_lab.results.tables import as_text
+from fisher_lab.results.grid import as_text
 
 WITHIN = 1.1  # "cheapest within 10 %": errors up to this factor above the smallest
-TIE = 1e-6  # relative difference below which two errors are called equal
 NOTHING = "Nothing that was measured says which approximation is best."
 
 
@@ -39,38 +38,9 @@ def answers(comparison: Comparison) -> list[Answer]:
     return [Answer(name, _sentence(comparison, name)) for name in names]
 
 
-# -- the best --------------------------------------------------------------------------------------
-def distance(row: Row) -> float:
-    """How far the value is from that of the exact block.
-
-    0 within the rounding noise, infinite where nobody knows.
-    """
-    exact = exact_value(row.error)
-    if exact is None or math.isnan(row.value):
-        return math.inf
-    far = abs(row.value - exact)
-    if far <= row.noise:
-        return 0.0
-    return far
-
-
-def best(rows: Sequence[Row]) -> list[Row]:
-    """The rows nearest to exact, ties included; none where no value is finite."""
-    known = _finite(rows)
-    if not known:
-        return []
-    limit = min(map(distance, known)) * (1 + TIE)
-    return [row for row in known if distance(row) <= limit]
-
-
-def _finite(rows: Iterable[Row]) -> list[Row]:
-    """The rows of which it is known how far they are."""
-    return [row for row in rows if math.isfinite(distance(row))]
-
-
 def _cheapest(comparison: Comparison, layer: str, rows: Iterable[Row]) -> str | None:
     """The approximation with fewest bytes among those near the best, in words."""
-    known = _finite(rows)
+    known = finite(rows)
     if not known:
         return None
     held = _bytes_held(comparison, layer)
@@ -142,7 +112,7 @@ def _sentence(comparison: Comparison, layer: str) -> str:
         return NOTHING
     judged = _of_error(rows, main)
     name = _title(main)
-    if _finite(judged):
+    if finite(judged):
         parts = [f"best by {name}: {_named(judged)}"]
     else:
         parts = [f"by {name} none is near: no value is finite"]

@@ -11,7 +11,7 @@ from fisher_lab._ground.memory import readable
 from fisher_lab.plots.output import Drawing, drawings, training_drawings
 from fisher_lab.report.answers import answers
 from fisher_lab.results import ALL, Comparison, Cost, Row
-from fisher_lab.results.tables import as_text
+from fisher_lab.results.grid import as_text
 
 FISHERS = {
     "true": "the true Fisher (label expectation in closed form)",

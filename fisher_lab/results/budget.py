@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fisher_lab._ground.text import printable
+from fisher_lab.results import html
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,7 @@ class StepBudget:
         lines.append(f"{last.name:<{width}}  {last.efficiency:.4f}  {' ' * 9}  {last.about}")
         lines.append(f"Mend first: {self.largest_loss.name}.")
         return printable("\n".join(lines))
+
+    def _repr_html_(self) -> str:
+        """The stages as a table of a notebook."""
+        return html.budget_table(self)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fisher_lab._ground.files import check_output, read_own, write_atomically
 from fisher_lab._ground.optional import require
-from fisher_lab.results import codec
+from fisher_lab.results import codec, html, tables
 from fisher_lab.results.measurements import Measurements
 from fisher_lab.results.rows import costs_by_pair
 
@@ -140,17 +140,22 @@ class Comparison(Measurements):
     def __str__(self) -> str:
         return self.table()
 
-    def table(self, errors: Sequence[str] | None = None, width: int = 110) -> str:
+    def table(self, errors: str | Sequence[str] | None = None, width: int | None = None) -> str:
         """The errors as text: one block of lines per layer, then over all layers.
 
         Args:
-            errors: measures to show, None for all that were measured.
-            width: characters per line.
-        """
-        # here, since tables know comparisons
-        from fisher_lab.results.tables import render
+            errors: measures to show: all of them, in further tables if they are too many for one.
+                None for as many as one table holds; the others are named below it.
+            width: characters per line, 60 or more; None for those of the terminal.
 
-        return render(self, errors, width)
+        Raises:
+            ValueError: for an error that was not measured.
+        """
+        return tables.render(self, errors, width)
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook, whose columns sort at a click."""
+        return html.comparison_table(self)
 
 
 def load_comparison(path: str | Path, check: bool = True) -> Comparison:

@@ -1,157 +1,248 @@
-"""Comparisons as text tables."""
+"""Comparisons as text tables, as wide as the terminal."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from fisher_lab._ground.arguments import names_of
 from fisher_lab._ground.memory import readable
 from fisher_lab._ground.text import printable
+from fisher_lab.results.grid import (
+    Column,
+    Distance,
+    LayerLines,
+    Line,
+    column_title,
+    columns_of,
+    extremes,
+    heading,
+    importance,
+    layer_lines,
+    row_text,
+)
 from fisher_lab.results.measurements import Measurements
-from fisher_lab.results.rows import Settings, costs_by_pair
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
-Column = tuple[str, float | None]  # a measure and its damping
+NO_TERMINAL = 110  # characters a line where there is none
+NARROWEST = 60
+MOST_OF_NAMES = 1 / 4  # share of the width that the longest layer names take, and as much labels
+SMALLEST_NAME = 5  # "layer", the title of that column
+GAP = 2  # characters between columns: the table's padding and its invisible line
+COSTS = ("time", "size")
+BEST = "bold green"
+WORST = "red"
 
 
-def render(comparison: Measurements, errors: Sequence[str] | None = None, width: int = 110) -> str:
+def terminal_width() -> int:
+    """Characters a line: of the terminal, or those of a usual page where there is none."""
+    columns, _ = shutil.get_terminal_size((NO_TERMINAL, 24))
+    return max(columns, NARROWEST)
+
+
+def render(
+    comparison: Measurements, errors: str | Sequence[str] | None = None, width: int | None = None
+) -> str:
     """The errors of a comparison: one block of lines per layer, then over all layers.
 
     Args:
         comparison: with rows, costs and settings.
-        errors: measures to show, None for all.
-        width: characters per line.
+        errors: measures to show: all of them, in further tables if they are too many for one. None
+            for as many as one table holds; the others are named below it.
+        width: characters per line, 60 or more; None for those of the terminal.
 
     Raises:
         ValueError: for an error that was not measured.
     """
+    columns = columns_of(comparison, errors)
+    groups = layer_lines(comparison, columns)
+    view = View(columns, groups, every=errors is not None)
+    out = io.StringIO()
+    width = width or terminal_width()
+    # in a notebook a console would show the table itself, whatever its file is
+    console = _console(file=out, width=width, color_system=None, force_jupyter=False)
+    for part in _parts(comparison, view, max(width, NARROWEST)):
+        console.print(part)
+    return out.getvalue()
+
+
+def show(comparison: Measurements, view: View) -> None:
+    """Print a view of a comparison, in colours where the terminal has them."""
+    console = _console(width=terminal_width())
+    for part in _parts(comparison, view, terminal_width()):
+        console.print(part)
+
+
+@dataclass(frozen=True)
+class View:
+    """What of a comparison is shown.
+
+    Attributes:
+        columns: the errors.
+        groups: the lines of each layer.
+        every: whether further tables show the errors that do not fit into one; else they are named.
+        distance: how far a value is from that of the exact block, by which the best and the worst
+            of a layer are marked; None for no marks.
+    """
+
+    columns: Sequence[Column]
+    groups: Sequence[LayerLines]
+    every: bool = False
+    distance: Distance | None = None
+
+
+def _console(**options: Any) -> Any:
     # here, since rich takes a while to load and most runs print no table
     from rich.console import Console
 
-    columns = _columns(comparison, errors)
-    table = _empty_table(columns)
-    layers = dict.fromkeys(row.layer for row in comparison.rows)
-    for layer in layers:
-        _add_layer(table, comparison, layer, columns)
-        table.add_section()
-    out = io.StringIO()
-    console = Console(file=out, width=width, color_system=None)
-    console.print(table)
-    heading = _heading(comparison.settings)
-    return printable(heading) + out.getvalue()
+    return Console(highlight=False, soft_wrap=False, **options)
 
 
-def _empty_table(columns: Sequence[Column]) -> Table:
-    """The table with its titles."""
+def _parts(comparison: Measurements, view: View, width: int) -> Iterator[Any]:
+    """Heading, tables, and what they leave out."""
+    from rich.text import Text
+
+    for line in heading(comparison):
+        yield Text(line)
+    if view.every:
+        rest = list(view.columns)
+        while rest:
+            shown = _fitting(view, rest, width)
+            yield _table(view, shown, width)
+            rest = rest[len(shown) :]
+    else:
+        by_importance = sorted(view.columns, key=lambda column: importance(column, view.columns))
+        shown = _fitting(view, by_importance, width)
+        yield _table(view, [column for column in view.columns if column in shown], width)
+        rest = [column for column in view.columns if column not in shown]
+        if rest:
+            yield Text(_not_shown(rest))
+    left_out = sum(group.left_out for group in view.groups)
+    if left_out:
+        yield Text(f"{left_out} more lines are not shown.")
+
+
+def _not_shown(columns: Sequence[Column]) -> str:
+    """A sentence with the errors that found no place, each with all its dampings."""
+    dampings: dict[str, list[str]] = {}
+    for error, damping in columns:
+        at = dampings.setdefault(error, [])
+        if damping is not None:
+            at.append(f"{damping:g}")
+    names = []
+    for error, at in dampings.items():
+        title = column_title((error, None))
+        names.append(f"{title} at {', '.join(at)}" if at else title)
+    return f"For want of width not shown: {'; '.join(names)}. Name errors to see them."
+
+
+# -- what fits -------------------------------------------------------------------------------------
+def _fitting(view: View, columns: Sequence[Column], width: int) -> list[Column]:
+    """As many of the columns, from the first, as fit into the width; one at least."""
+    names = _layer_width(view, width) + _label_width(view, width)
+    # names, time and size have a gap each, and the table an edge
+    left = width - names - sum(_cost_widths(view)) - 4 * GAP - 1
+    fitting: list[Column] = []
+    for column in columns:
+        left -= _column_width(view, column) + GAP
+        if left < 0 and fitting:
+            break
+        fitting.append(column)
+    return fitting
+
+
+def _layer_width(view: View, width: int) -> int:
+    """Characters of the column of layers; longer names go on in the next line."""
+    longest = max((len(group.title) for group in view.groups), default=0)
+    return max(SMALLEST_NAME, min(longest, int(MOST_OF_NAMES * width)))
+
+
+def _label_width(view: View, width: int) -> int:
+    """Characters of the column of approximations."""
+    longest = len("approximation")
+    for group in view.groups:
+        for line in group.lines:
+            longest = max(longest, len(line.approximation))
+    return min(longest, int(MOST_OF_NAMES * width))
+
+
+def _column_width(view: View, column: Column) -> int:
+    """Characters of the longest value of an error, or of the longest word of its title."""
+    longest = max(map(len, column_title(column).split()), default=0)
+    for group in view.groups:
+        for line in group.lines:
+            longest = max(longest, len(row_text(line.rows.get(column))))
+    return longest
+
+
+def _cost_widths(view: View) -> list[int]:
+    """Characters of time and of size."""
+    longest = list(map(len, COSTS))
+    for group in view.groups:
+        for line in group.lines:
+            for place, text in enumerate(_cost(line)):
+                longest[place] = max(longest[place], len(text))
+    return longest
+
+
+# -- the table -------------------------------------------------------------------------------------
+def _table(view: View, columns: Sequence[Column], width: int) -> Table:
+    """Some of the errors, layer by layer."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("layer")
-    table.add_column("approximation", no_wrap=True)
-    for error, damping in columns:
-        title = printable(error).replace("_", " ")
-        if damping is not None:
-            title = f"{title} {damping:g}"
-        # titles are broken between words only
-        words = title.split()
-        longest_word = max(map(len, words), default=0)
+    table.add_column("layer", width=_layer_width(view, width), overflow="fold")
+    table.add_column("approximation", width=_label_width(view, width), overflow="fold")
+    for column in columns:
         # as a Text, here and below: in a plain string rich would take brackets for its own markup
-        table.add_column(Text(title), justify="right", min_width=longest_word)
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
+        title = Text(column_title(column))
+        table.add_column(title, justify="right", width=_column_width(view, column))
+    for cost, longest in zip(COSTS, _cost_widths(view), strict=True):
+        table.add_column(cost, justify="right", width=longest)
+    for group in view.groups:
+        name = group.title
+        for line in group.lines:
+            values = [_cell(view, group, line, column) for column in columns]
+            table.add_row(Text(name), Text(_label(line)), *values, *_cost(line))
+            name = ""  # a layer is named once
+        table.add_section()
     return table
 
 
-def _add_layer(
-    table: Table, comparison: Measurements, layer: str, columns: Sequence[Column]
-) -> None:
-    """The lines of one layer: one for every approximation that was measured on it."""
+def _cell(view: View, group: LayerLines, line: Line, column: Column) -> Text:
+    """A value, marked if it is the best or the worst of its layer."""
     from rich.text import Text
 
-    costs = costs_by_pair(comparison.costs)
-    values = {}
-    for row in comparison.rows:
-        if row.layer == layer:
-            values[row.approximation, row.error, row.damping] = row.value
-    title = printable(layer_title(comparison, layer))
-    for approximation in comparison.approximations:
-        found = [values.get((approximation, *column)) for column in columns]
-        if all(value is None for value in found):
-            continue
-        shown = [as_text(value) for value in found]
-        cost = costs.get((layer, approximation))
-        if cost is None:
-            shown += ["", ""]
-        else:
-            milliseconds = cost.seconds * 1e3
-            shown += [f"{milliseconds:.1f} ms", readable(cost.bytes)]
-        label = printable(approximation)
-        table.add_row(Text(title), Text(label), *shown)
-        title = ""  # a layer is named once
+    row = line.rows.get(column)
+    text = Text(row_text(row))
+    if row is None or view.distance is None:
+        return text
+    found = extremes(group, column, view.distance)
+    if found is None:
+        return text
+    best, worst = found
+    far = view.distance(row)
+    if far == best:
+        text.stylize(BEST)
+    elif far == worst:
+        text.stylize(WORST)
+    return text
 
 
-def as_text(value: float | None) -> str:
-    """A value for people: four digits, small ones in powers of ten."""
-    if value is None:
-        return "-"
-    if value == 0:
-        return "0"
-    if 1e-3 <= abs(value) < 1e4:
-        return f"{value:.4f}"
-    return f"{value:.1e}"
+def _label(line: Line) -> str:
+    return printable(line.approximation)
 
 
-def _columns(comparison: Measurements, errors: Sequence[str] | None) -> list[Column]:
-    """Errors and dampings that are shown."""
-    measured = comparison.errors
-    wanted = measured
-    if errors is not None:
-        wanted = names_of("errors", errors)
-    for name in wanted:
-        if name not in measured:
-            known = ", ".join(measured)
-            raise ValueError(f"Got error {name!r}, expected one of those measured: {known}.")
-    found: dict[Column, None] = {}
-    for row in comparison.rows:
-        if row.error in wanted:
-            found[row.error, row.damping] = None
-    return list(found)
-
-
-def layer_title(comparison: Measurements, layer: str) -> str:
-    """A layer's name with the shape of its weight."""
-    name = layer or "(model)"
-    shape = comparison.settings.about(layer).shape
-    if shape is None:
-        return name
-    rows, columns = shape
-    return f"{name}  {rows}x{columns}"
-
-
-def _heading(settings: Settings) -> str:
-    """What was measured, what is missing and why."""
-    if not settings:
-        return ""
-    parts = []
-    if settings.problem_name:
-        parts.append(settings.problem_name)
-    parts.append(f"{settings.fisher} Fisher")
-    parts.append(str(settings.likelihood))
-    parts.append(f"N = {settings.N}")
-    # which the noise floors follow
-    if settings.precision:
-        parts.append(settings.precision)
-    first = "  ".join(parts)
-    lines = [f"{first}\n"]
-    if settings.complete is False:
-        lines.append("Not complete: the run was stopped before all layers were measured.\n")
-    left_out = settings.left_out or {}
-    for name, reason in left_out.items():
-        lines.append(f"Left out: {name}: {reason}\n")
-    return "".join(lines)
+def _cost(line: Line) -> tuple[str, str]:
+    """Time and size as texts."""
+    if line.cost is None:
+        return "", ""
+    milliseconds = line.cost.seconds * 1e3
+    return f"{milliseconds:.1f} ms", readable(line.cost.bytes)

@@ -134,7 +134,40 @@ def approximation(name: str, cls: type) -> str:
     source = inspect.getdoc(inspect.getmodule(cls))
     text = inspect.getdoc(cls)
     table = table_of(["", ""], facts.items())
-    return f"```text\n{source}\n```\n\n```text\n{text}\n```\n\n{table}"
+    tested = "\n".join(f"- {line}" for line in tests_of(name))
+    definition = f"```text\n{source}\n```\n\n```text\n{text}\n```\n\n{table}"
+    return f"{definition}\n\n## Where it is tested\n\n{tested}\n"
+
+
+def tests_of(name: str) -> list[str]:
+    """Lines with the tests of an approximation: naive twin, theorems, contracts."""
+    tests = Path(__file__).resolve().parent.parent / "tests"
+    definitions = (tests / "theorems" / "test_definitions.py").read_text(encoding="utf-8")
+    found = []
+    twin = re.search(rf"\"{name}\", .*naive\.(\w+)", definitions)
+    if twin:
+        found.append(
+            "Its definition, written as plainly as the paper has it: "
+            f"`{twin[1]}` of `tests/naive.py`, held in `tests/theorems/test_definitions.py`."
+        )
+    for number, statement in theorems().items():
+        if re.search(rf"\b{name}\b", statement):
+            files = " and ".join(f"`{file}`" for file in test_files(statement))
+            found.append(f"{number} of the [theorems](../theorems.md): {files}.")
+    found.append("What every approximation owes: `tests/contracts/test_approximations.py`.")
+    return found
+
+
+def theorems() -> dict[str, str]:
+    """The text of every numbered statement of the page of theorems."""
+    page = (Path(__file__).resolve().parent / "theorems.md").read_text(encoding="utf-8")
+    parts = re.split(r"^([PX]\d+)$", page, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_files(text: str) -> list[str]:
+    """The test files that a text names, each once."""
+    return list(dict.fromkeys(re.findall(r"tests/[\w/]+\.py", text)))
 
 
 def table_of(head: list[str], rows) -> str:

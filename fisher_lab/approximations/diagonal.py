@@ -1,4 +1,6 @@
-"""Diagonal: the diagonal of F, s = 1/N sum P^2 (elementwise)."""
+"""Diagonal: Becker & LeCun (1988), the diagonal of the Gauss-Newton matrix, here of F:
+s = 1/N sum P^2 (elementwise).
+"""
 
 from __future__ import annotations
 

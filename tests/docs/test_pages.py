@@ -103,6 +103,8 @@ def test_generated_parts_know_every_registered_thing(tmp_path, monkeypatch):
     part = docs.approximation("EKFAC", registry()["EKFAC"])
     assert "George et al. (2018)" in part
     assert "EigenbasisDiagonal" in part
+    assert "`naive_ekfac` of `tests/naive.py`" in part
+    assert "P9 of the [theorems](../theorems.md): `tests/theorems/test_frobenius_order.py`." in part
     assert docs.benchmarks(tmp_path) == "No benchmark was run yet.\n"
     (tmp_path / "speed.md").write_text("# Speed\n\n| a |\n\n![b](b.svg)\n", encoding="utf-8")
     assert docs.benchmarks(tmp_path) == "\n## Speed\n\n| a |\n\n![b](benchmarks/b.svg)\n"

@@ -47,7 +47,7 @@ benchmarks: $(READY) ## measure time and memory beside other libraries and write
 	$(BIN)/python -m analysis.benchmarks.run
 
 test: $(READY) ## run all tests but the slow ones (PYTEST_ARGS="-k name" narrows it)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(READY) ## run the slow tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || { code=$$?; test $$code -eq 5 || exit $$code; } # 5: there are none

@@ -42,7 +42,7 @@ named here exists. Theorems are listed in [docs/theorems.md](../docs/theorems.md
 def run_tests(data_file: Path) -> None:
     """All tests but the slow ones, each line that runs noted with the test that ran it."""
     command = [
-        sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:randomly",
+        sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal", "-m", "not slow",
         f"--cov={PACKAGE.name}", "--cov-context=test", "--cov-report=",
     ]  # fmt: skip
     subprocess.run(

@@ -115,11 +115,26 @@ def _hook(name: str, layer: Layer, used: Callable[[str, Use, Tensor], None]) -> 
         if not output.requires_grad:
             return
         x = first_input(inputs, named)
+        _check_call(name, x, output)
         a = layer.unroll_input(x.detach())
         edge = get_gradient_edge(output)
         used(name, Use(layer, a, edge), output)
 
     return hook
+
+
+def _check_call(name: str, x: Tensor, output: Tensor) -> None:
+    """Refuse calls of a layer from which its inputs cannot be read."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(output):
+        raise ValueError(
+            f"Layer {name!r} is called inside a transform of torch.func (vmap, grad), expected a "
+            "call with the examples; use exact_fisher, or leave the layer out with layers=[...]."
+        )
+    if x.layout != torch.strided:
+        raise ValueError(
+            f"Layer {name!r} got an input of layout {x.layout}, expected a dense tensor; call "
+            ".to_dense()."
+        )
 
 
 def _expanding(kinds: list[Placement], N: int) -> Any:
@@ -167,9 +182,10 @@ def find_placements(forward: Forward, layers: dict[str, Layer], batch: Batch) ->
     _check_graph(z)
     check_examples_apart(forward, some, z.detach())
     every = list(chain.from_iterable(uses.values()))
-    if not every:
-        return {name: [] for name in hooked}
-    by_use = iter(owners(z, every))  # of all layers in one pass
+    found_owners: list[Tensor] = []
+    if every:
+        found_owners = owners(z, every)  # of all layers in one pass
+    by_use = iter(found_owners)
     found: Placements = {}
     for name, of_layer in uses.items():
         found[name] = []
@@ -177,7 +193,56 @@ def find_placements(forward: Forward, layers: dict[str, Layer], batch: Batch) ->
             M, T = use.a.shape[:2]
             kind = placement_of(next(by_use), M, T, N)
             found[name].append(kind)
+        if not of_layer and _influences(layers[name], z):
+            found[name].append(Placement.UNSEEN)
+    _check_expansions(forward, hooked, some, z.detach(), found)
     return found
+
+
+def _influences(layer: Layer, z: Tensor) -> bool:
+    """Whether parameters of a layer reach the output, whose graph is kept."""
+    parameters = list(layer.parameters.values())
+    ones = torch.ones_like(z)
+    gradients = torch.autograd.grad(z, parameters, ones, retain_graph=True, allow_unused=True)
+    return any(gradient is not None for gradient in gradients)
+
+
+def _check_expansions(
+    forward: Forward, layers: dict[str, Layer], inputs: Inputs, z: Tensor, found: Placements
+) -> None:
+    """Make rows that all examples share MIXED where the model cannot take one row for each of
+    them, as when it repeats the layer's output itself.
+
+    Args:
+        forward: the model.
+        layers: adapters by name.
+        inputs: of N examples.
+        z: outputs `[N, *output]`.
+        found: the placements of the layers; changed.
+    """
+    shared = [name for name, kinds in found.items() if Placement.SHARED in kinds]
+    if not shared or _same_when_expanded(forward, layers, inputs, z, found):
+        return
+    for name in shared:
+        alone = {name: found[name]}
+        if not _same_when_expanded(forward, layers, inputs, z, alone):
+            found[name] = [Placement.MIXED]
+
+
+def _same_when_expanded(
+    forward: Forward, layers: dict[str, Layer], inputs: Inputs, z: Tensor, placements: Placements
+) -> bool:
+    """Whether the outputs stay when the rows that examples share are expanded."""
+    expanded = {name: layers[name] for name in placements}
+    try:
+        with torch.enable_grad(), recording(expanded, placements, len(z)):
+            again = forward(inputs).detach()
+    except (RuntimeError, ValueError, IndexError):  # shapes that do not fit
+        return False
+    if again.shape != z.shape:
+        return False
+    difference = (again - z).norm()
+    return bool(difference <= forward.agreement(z.dtype) * z.norm())
 
 
 def by_form(layers: dict[str, Layer]) -> tuple[dict[str, Layer], dict[str, Layer]]:

@@ -78,19 +78,26 @@ def _vectorised(
 def _one_by_one(
     call: Pure, chosen: dict[str, Tensor], inputs: Inputs, S: Tensor
 ) -> dict[str, Tensor]:
-    """One example after the other."""
+    """One example after the other, by plain autograd: torch.func cannot derive every function."""
     R = S.shape[0]
     N = examples_of(inputs)
+    params = {}
     found: dict[str, Tensor] = {}
+    for name, p in chosen.items():
+        copy = p.clone()
+        params[name] = copy.requires_grad_()
+        found[name] = p.new_zeros(R, N, *p.shape)
     for n in range(N):
         one = taken(inputs, slice(n, n + 1))
-        pull = _pull_back(call, chosen, one)
+        with torch.enable_grad():
+            z = call(params, one).squeeze(0)
         for r in range(R):
-            (gradients,) = pull(S[r, n])
-            for name, gradient in gradients.items():
-                if name not in found:
-                    found[name] = gradient.new_empty(R, N, *gradient.shape)
-                found[name][r, n] = gradient
+            gradients = torch.autograd.grad(
+                z, list(params.values()), S[r, n], retain_graph=True, allow_unused=True
+            )
+            for name, gradient in zip(params, gradients, strict=True):
+                if gradient is not None:  # a parameter that does not reach the output
+                    found[name][r, n] = gradient
     return found
 
 

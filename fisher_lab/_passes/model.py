@@ -41,7 +41,9 @@ def evaluation_copy(
     if not isinstance(model, nn.Module):
         raise TypeError(f"Got a {type(model).__name__} as model, expected a torch.nn.Module.")
     model = getattr(model, "_orig_mod", model)  # a compiled model is measured as what it compiles
-    _check_kind(model)
+    for module in model.modules():
+        check_program(module)
+    _check_real(model)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ValueError(
             f"Got a {type(model).__name__} as model, expected the module inside; pass model.module."
@@ -87,19 +89,22 @@ def evaluation_copy(
         ) from error
 
 
-def _check_kind(model: nn.Module) -> None:
-    """Refuse compiled programs, which have no modules to hook, and complex parameters."""
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            found = "scripted or traced"
-        elif isinstance(module, torch.fx.GraphModule) and hasattr(module, "_guards_fn"):
-            found = "exported"
-        else:
-            continue
-        raise ValueError(
-            f"Got a model that was {found}, expected the module it was made from, whose layers can "
-            "be hooked; pass that module."
-        )
+def check_program(module: nn.Module) -> None:
+    """Refuse a compiled program, which has no modules to hook."""
+    if isinstance(module, torch.jit.ScriptModule):
+        found = "scripted or traced"
+    elif isinstance(module, torch.fx.GraphModule) and hasattr(module, "_guards_fn"):
+        found = "exported"
+    else:
+        return
+    raise ValueError(
+        f"Got a model that was {found}, expected the module it was made from, whose layers can be "
+        "hooked; pass that module."
+    )
+
+
+def _check_real(model: nn.Module) -> None:
+    """Refuse complex parameters."""
     for name, p in model.named_parameters():
         if p.is_complex():
             raise ValueError(

@@ -47,6 +47,7 @@ class Placement(Enum):
     OWNERS = "owners"  # found anew for every batch
     SHARED = "shared"  # one row that all examples use: it is expanded before the layer
     MIXED = "mixed"  # rows that several examples use in another way
+    UNSEEN = "unseen"  # no rows: parameters that are read without a call of the layer
 
 
 def owners(z: Tensor, uses: list[Use]) -> list[Tensor]:

@@ -161,13 +161,17 @@ class Source:
             self.labels.check_unlabelled()
 
     def _take_gradient_form(self) -> None:
-        """Layers whose rows several examples use in other ways than sharing one have no inputs of
-        their own.
+        """Layers without inputs of their own for every example: those whose rows several examples
+        use in other ways than sharing one, and those that are never called.
         """
-        mixed = [name for name, kinds in self.placements.items() if Placement.MIXED in kinds]
-        for name in mixed:
+        for name, kinds in list(self.placements.items()):
+            if Placement.MIXED in kinds:
+                reason = "its rows are shared by several examples"
+            elif Placement.UNSEEN in kinds:
+                reason = "it is never called, its parameters are read"
+            else:
+                continue
             layer = self.layers[name]
-            reason = "its rows are shared by several examples"
             self.layers[name] = GradientForm.joined(layer.uses, reason)
             del self.placements[name]
         self._check_factors()  # of the new forms

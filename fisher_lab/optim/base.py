@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fisher_lab._ground.linalg import kept
 from fisher_lab._ground.memory import budget_bytes
 from fisher_lab._passes.batches import Batch, Batches
-from fisher_lab._passes.model import Forward, Output
+from fisher_lab._passes.model import Forward, Output, check_program
 from fisher_lab.layers import Layer
 from fisher_lab.optim.describing import (
     describe_fallback,
@@ -95,6 +95,7 @@ class LayerOptimizer(torch.optim.Optimizer):
             )
         _check_one_process()
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model's original
+        check_program(self.model)
         self.forward = Forward(self.model, output)
         self.options = options
         self.layers = choose_layers(self.model, layers)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
+from torch.utils.checkpoint import checkpoint
 
 import fisher_lab as fl
 from tests import naive
@@ -261,3 +262,164 @@ def test_generator_is_not_touched() -> None:
     before = torch.get_rng_state()
     fl.estimate(fl.KFAC(), model, fl.Gaussian(), X)
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Repeated(nn.Module):
+    """A table of prompts `[1, L]` that the model repeats for every example by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompt = nn.Embedding(L, WIDTH)
+        self.out = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.prompt(torch.arange(L, device=x.device)[None])
+        return self.out((x * table.repeat(len(x), 1, 1)).tanh().sum(1))
+
+
+class Uncalled(Parts):
+    """A weight that is read, of a module that is never called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.linear(x, self.inner.weight, self.inner.bias).tanh()
+        return self.out(h.sum(1))
+
+
+class Derived(Parts):
+    """A derivative by torch.func inside, so that the layer sees one example without a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = torch.func.jacrev(lambda row: self.inner(row).tanh())
+        return self.out(torch.func.vmap(one)(x[:, 0]).sum(1))
+
+
+class Physics(Parts):
+    """A derivative by autograd inside."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            h = self.inner(x).tanh().square().sum()
+            (derivative,) = torch.autograd.grad(h, x, create_graph=True)
+        return self.out(derivative.sum(1))
+
+
+class Counting(Parts):
+    """A buffer that counts the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.out(self.inner(x).tanh().sum(1))
+
+
+class Checkpointed(Parts):
+    """Activations that are computed again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = checkpoint(lambda x: self.inner(x).tanh(), x, use_reentrant=False)
+        return self.out(h.sum(1))
+
+
+class OldFunction(torch.autograd.Function):
+    """Without `setup_context`, which torch.func asks for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g * (1 - x.tanh().square())
+
+
+class Old(Parts):
+    """With such a function, and a norm layer, whose block asks for gradients of single examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(OldFunction.apply(self.norm(self.inner(x))).sum(1))
+
+
+BY_PARAMETERS = {
+    "repeated by the model": (Repeated, "prompt", "shared"),
+    "never called": (Uncalled, "inner", "never called"),
+    "a function that torch.func cannot derive": (Old, "norm", None),
+}
+
+
+@pytest.mark.parametrize("name", BY_PARAMETERS)
+def test_blocks_over_flattened_parameters(name: str) -> None:
+    """What has no inputs of its own for every example, or no derivative by torch.func."""
+    make, layer, reason = BY_PARAMETERS[name]
+    model = randomised(make())
+    comparison = fl.compare(model, fl.Gaussian(), X, [fl.KFAC()], errors=["frobenius"])
+    assert max(row.checked for row in comparison.rows) < 1e-9
+    about = comparison.settings["layers"][layer]
+    assert about["form"] == "gradient"
+    if reason is not None:
+        assert reason in about["reason"]
+    parameters = list(model.get_submodule(layer).parameters())
+
+    def flat(*tensors: Tensor) -> Tensor:
+        return torch.cat([t.flatten() for t in tensors])
+
+    expected = oracle.dense_block(
+        model, lambda n: model(X[n : n + 1]), N, parameters, flat, quadratic
+    )
+    block = fl.estimate(fl.Exact(), model, fl.Gaussian(), X)[layer]
+    assert_same(block.dense(), expected, 1e-10)
+    truth = fl.exact_fisher(model, fl.Gaussian(), X)[layer]
+    # its parameters may be in another order
+    assert float(truth.trace()) == pytest.approx(float(block.trace()), rel=1e-10)
+
+
+@pytest.mark.parametrize("make", [Derived, Physics, Counting, Checkpointed, Old])
+def test_exact_fisher_of_models_that_torch_func_cannot_derive(
+    make: Callable[[], nn.Module],
+) -> None:
+    model = randomised(make())
+    module: Any = model.get_submodule("inner")
+    _, pack, _, _ = linear(module)
+    expected = oracle.dense_block(
+        model, lambda n: model(X[n : n + 1]), N, list(module.parameters()), pack, quadratic
+    )
+    block = fl.exact_fisher(model, fl.Gaussian(), X)["inner"]
+    assert_same(block.dense(), expected, 1e-10)
+
+
+@pytest.mark.parametrize("make", [Derived, Physics])
+def test_derivatives_inside_are_refused_where_hooks_would_not_see_them(
+    make: Callable[[], nn.Module],
+) -> None:
+    model = randomised(make())
+    with pytest.raises(ValueError, match=r"'inner' .*exact_fisher"):
+        fl.estimate(fl.KFAC(), model, fl.Gaussian(), X)
+    opt = fl.optim.KFAC(model, fl.Gaussian(), 0.1)
+    if make is Derived:  # what a derivative of autograd hides, only a check of the sums finds
+        with pytest.raises(ValueError, match=r"'inner' .*layers="), opt.observing():
+            model(X)
+
+
+def test_sparse_inputs_are_refused_by_optimizers_too() -> None:
+    model = nn.Linear(WIDTH, 2).double()
+    opt = fl.optim.KFAC(model, fl.Gaussian(), 0.1)
+    with pytest.raises(ValueError, match="dense"), opt.observing():
+        model(X[:, 0].to_sparse())
+
+
+def test_a_layer_that_nobody_reads_is_refused() -> None:
+    class Idle(Parts):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x.sum(1))
+
+    with pytest.raises(ValueError, match=r"'inner' .*not called"):
+        fl.estimate(fl.KFAC(), randomised(Idle()), fl.Gaussian(), X)

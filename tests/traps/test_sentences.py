@@ -131,3 +131,9 @@ def test_optimizer_and_reentrant_checkpoint():
     optimizer = fl.optim.KFAC(model, fl.Gaussian(), 0.1)
     with pytest.raises(ValueError, match="use_reentrant=False"), optimizer.observing():
         model(X)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch calls tracing deprecated
+def test_optimizers_refuse_programs_too():
+    with pytest.raises(ValueError, match="scripted or traced"):
+        fl.optim.KFAC(torch.jit.trace(net(), X), fl.Categorical(), 0.1)

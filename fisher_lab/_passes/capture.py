@@ -31,6 +31,7 @@ from fisher_lab._passes.placement import (
     Placement,
     Use,
     fits,
+    gradients_at,
     owners,
     placed,
     placement_of,
@@ -499,19 +500,8 @@ def _gradients(z: Tensor, S: Tensor, uses: list[Use], retain_graph: bool) -> lis
     reach z.
     """
     edges = [use.edge for use in uses]
-    batched = S.shape[0] > 1  # one direction costs less without vmap
-    columns = S
-    if not batched:
-        columns = S[0]
     try:
-        found = torch.autograd.grad(
-            z,
-            edges,
-            columns,
-            retain_graph=retain_graph,
-            is_grads_batched=batched,
-            allow_unused=True,
-        )
+        return gradients_at(z, edges, S, retain_graph)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
             raise ValueError(REENTRANT) from error
@@ -521,14 +511,6 @@ def _gradients(z: Tensor, S: Tensor, uses: list[Use], retain_graph: bool) -> lis
             "The graph of the observed forward pass is gone, expected it to live until "
             "observing() ends; call loss.backward() after the `with` block."
         ) from error
-    if batched:
-        return list(found)
-    with_direction: list[Tensor | None] = []
-    for gradient in found:
-        if gradient is not None:
-            gradient = gradient.unsqueeze(0)
-        with_direction.append(gradient)
-    return with_direction
 
 
 def assembled(layer: Layer, parts: list[tuple[Tensor, Tensor]]) -> LayerStats:

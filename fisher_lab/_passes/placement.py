@@ -11,6 +11,7 @@ example in 2 log2 N derivatives; a row that reaches several examples shows by bo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -50,6 +51,54 @@ class Placement(Enum):
     UNSEEN = "unseen"  # no rows: parameters that are read without a call of the layer
 
 
+def gradients_at(
+    z: Tensor, edges: Sequence[GradientEdge], S: Tensor, retain_graph: bool
+) -> list[Tensor | None]:
+    """Gradients `[R, ...]` at every edge for R output gradients, None where an edge does not
+    reach z.
+
+    Args:
+        z: outputs `[N, *output]` with their graph.
+        edges: where gradients arrive.
+        S: output gradients `[R, N, *output]`.
+        retain_graph: whether the graph is needed again.
+    """
+    if len(S) == 1:  # costs less without vmap
+        return _one_by_one(z, edges, S, retain_graph)
+    try:
+        found = torch.autograd.grad(
+            z,
+            edges,
+            S,
+            retain_graph=True,  # for the case that this fails
+            is_grads_batched=True,
+            allow_unused=True,
+        )
+    except RuntimeError:  # some operation has no vectorised derivative
+        return _one_by_one(z, edges, S, retain_graph)
+    return list(found)
+
+
+def _one_by_one(
+    z: Tensor, edges: Sequence[GradientEdge], S: Tensor, retain_graph: bool
+) -> list[Tensor | None]:
+    """The gradients of one direction after the other, as `gradients_at`."""
+    by_direction = []
+    for r, column in enumerate(S):
+        retain = retain_graph or r + 1 < len(S)
+        found = torch.autograd.grad(z, edges, column, retain_graph=retain, allow_unused=True)
+        by_direction.append(found)
+    gradients: list[Tensor | None] = []
+    for of_edge in zip(*by_direction, strict=True):
+        if of_edge[0] is None:
+            gradients.append(None)
+        elif len(S) == 1:
+            gradients.append(of_edge[0].unsqueeze(0))
+        else:
+            gradients.append(torch.stack(of_edge))
+    return gradients
+
+
 def owners(z: Tensor, uses: list[Use]) -> list[Tensor]:
     """For every use the example `[M * T]` of each row and position, or NOBODY, or SEVERAL.
 
@@ -59,14 +108,7 @@ def owners(z: Tensor, uses: list[Use]) -> list[Tensor]:
     """
     columns = _digits_of_examples(z)
     edges = [use.edge for use in uses]
-    gradients = torch.autograd.grad(
-        z,
-        edges,
-        columns,
-        retain_graph=True,
-        is_grads_batched=True,
-        allow_unused=True,
-    )
+    gradients = gradients_at(z, edges, columns, retain_graph=True)
     found = []
     for use, gradient in zip(uses, gradients, strict=True):
         M, T = use.a.shape[:2]

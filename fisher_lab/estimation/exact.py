@@ -181,8 +181,8 @@ def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tens
             numbers += parameter.numel()
     for batch in prepared.batches:
         z = probe(forward, batch)
-        output = tuple(z.shape[1:])
         _check_batch(prepared, batch, z)
+        output = tuple(z.shape[1:])
         scaled = likelihood.of_batch(batch.y)
         R = labels.directions(likelihood, z)
         _check_factors(R, z, prepared.budget)

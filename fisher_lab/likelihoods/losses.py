@@ -108,7 +108,8 @@ class TorchLoss(Likelihood):
                 f"{self.name} has class weights, expected none with kept=: the labels tell the "
                 "weight of an example; use observing(y)."
             )
-        some = torch.full_like(kept, ignored + 1, dtype=torch.int64)
+        some_class = int(ignored == 0)  # the first that is not ignored
+        some = torch.full_like(kept, some_class, dtype=torch.int64)
         return torch.where(kept, some, ignored)
 
     def rank(self, z: Tensor) -> int:

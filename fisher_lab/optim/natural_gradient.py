@@ -301,11 +301,27 @@ class NaturalGradient(LayerOptimizer, register=False):
             examples += len(forward.z)
         check_labels(y, examples)
         check_labels(kept, examples)
+        if self.steps == 0:
+            self._check_shapes(forwards, y, kept)
         if self.options.statistics == "gradient":
             self.window.count(examples)
         else:
             self._absorb(forwards, y, kept)
         self.window.open(self.steps)
+
+    def _check_shapes(
+        self, forwards: Sequence[Watched], y: Tensor | None, kept: Tensor | None
+    ) -> None:
+        """Refuse labels that do not fit the outputs, before torch's loss does."""
+        if kept is not None:
+            y = self.likelihood.labels_kept(kept)
+        if y is None or y.is_meta:
+            return
+        started = 0
+        for z, _ in forwards:
+            stopped = started + len(z)
+            self.likelihood.check_labels(z.detach(), y[started:stopped])
+            started = stopped
 
     def _absorb(
         self, forwards: Sequence[Watched], y: Tensor | None, kept: Tensor | None = None

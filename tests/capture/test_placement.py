@@ -338,6 +338,25 @@ class OldFunction(torch.autograd.Function):
         return g * (1 - x.tanh().square())
 
 
+class NoBatches(torch.autograd.Function):
+    """Whose backward cannot be vectorised, since it reads a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * float(g.isfinite().all())
+
+
+class Scalar(Parts):
+    """With such a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(NoBatches.apply(self.inner(x).sum(1)))
+
+
 class Old(Parts):
     """With such a function, and a norm layer, whose block asks for gradients of single examples."""
 
@@ -407,6 +426,17 @@ def test_derivatives_inside_are_refused_where_hooks_would_not_see_them(
     if make is Derived:  # what a derivative of autograd hides, only a check of the sums finds
         with pytest.raises(ValueError, match=r"'inner' .*layers="), opt.observing():
             model(X)
+
+
+def test_derivatives_that_cannot_be_vectorised_are_taken_one_by_one() -> None:
+    model = randomised(Scalar())
+    block = fl.estimate(fl.Exact(), model, fl.Gaussian(), X)["inner"]
+    _, pack, _, _ = linear(model.inner)
+    parameters = list(model.inner.parameters())
+    expected = oracle.dense_block(
+        model, lambda n: model(X[n : n + 1]), N, parameters, pack, quadratic
+    )
+    assert_same(block.dense(), expected, 1e-10)
 
 
 def test_sparse_inputs_are_refused_by_optimizers_too() -> None:

@@ -245,3 +245,14 @@ def test_class_weights_ask_an_optimizer_for_labels():
         training.fit(model, opt, loss, data, 1, batch=8)
     opt = fl.optim.KFAC(model, loss, fisher="empirical")
     assert training.fit(model, opt, loss, data, 1, batch=8)[0]["loss"] > 0
+
+
+def test_classes_last_are_told_before_torch_fails():
+    """Also by an optimizer, which is told the labels by `fit`; and outputs that are several."""
+    x, y = torch.randn(8, 3, 4), torch.randint(0, 5, (8, 3))
+    model = nn.Linear(4, 5)
+    loss = nn.CrossEntropyLoss()
+    with pytest.raises(ValueError, match=r"Categorical\(\) or put classes second"):
+        training.fit(model, fl.optim.KFAC(model, loss), loss, (x, y), 1, batch=8)
+    with pytest.raises(TypeError, match=r"expected one tensor .*output="):
+        fl.exact_fisher(Scores(), loss, (x[:, 0], y[:, 0]))

@@ -6,18 +6,28 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import docstrings  # noqa: E402
 import fisher_docs  # noqa: E402
+import running  # noqa: E402
 
 project = "fisher_lab"
 author = "fisher_lab contributors"
 copyright = "fisher_lab contributors"
-extensions = ["myst_parser", "sphinx_gallery.gen_gallery"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+    "sphinx_gallery.gen_gallery",
+]
 html_theme = "furo"
 html_title = "fisher_lab"
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = [
     "_build",
@@ -27,7 +37,16 @@ exclude_patterns = [
     "auto_examples/*.md5",
     "gallery/**",
 ]
-# Formulas are plain text (Unicode), so that every page can be read offline and in the terminal.
+
+# A name in single backticks is a link where it is one of ours, and code where it is not.
+default_role = "py:obj"
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 120
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
 sphinx_gallery_conf = {
     "examples_dirs": ["gallery"],
     "gallery_dirs": ["auto_examples"],
@@ -41,4 +60,9 @@ sphinx_gallery_conf = {
 
 def setup(app):
     """Write the mechanical parts from the registries before the pages are read."""
+    # one file with the glyphs in it: from a disk, browsers do not load fonts of another folder
+    app.config.mathjax_path = "mathjax/tex-svg.js"
     app.connect("builder-inited", lambda app: fisher_docs.generate(Path(app.srcdir)), priority=1)
+    # before napoleon, which has 500
+    app.connect("autodoc-process-docstring", docstrings.to_markup, priority=400)
+    app.connect("source-read", running.insert_results)

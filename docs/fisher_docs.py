@@ -25,6 +25,21 @@ from fisher_lab import (
 from fisher_lab._ground.memory import readable
 from fisher_lab.likelihoods import TorchLoss
 
+# Where a user finds what is public, the shortest name first.
+PLACES = (
+    fl,
+    approximations,
+    errors,
+    fl.matrices,
+    layers,
+    likelihoods,
+    optim,
+    plots,
+    problems,
+    report,
+    training,
+)
+
 
 def public(module, wanted) -> list:
     """What a module offers of one sort, by name."""
@@ -94,8 +109,8 @@ def generate(source: Path) -> None:
         (folder / "parts" / f"{name}.md").write_text(text, encoding="utf-8")
     for title, things in API.items():
         entries = [entry(thing) for thing in things]
-        text = f"# {title}\n\n" + "\n".join(entries)
-        (folder / f"api-{slug(title)}.md").write_text(text, encoding="utf-8")
+        text = f"{title}\n{'=' * len(title)}\n\n" + "\n".join(entries)
+        (folder / f"api-{slug(title)}.rst").write_text(text, encoding="utf-8")
 
 
 def registered() -> dict:
@@ -110,7 +125,7 @@ def slug(title: str) -> str:
 
 
 def approximation(name: str, cls: type) -> str:
-    """Formula and text of an approximation from its docstrings, and what it is on a small layer."""
+    """What an approximation is on a small layer, and where the reference has it."""
     base = fl.Corrected(fl.KFAC()) if name == "Corrected" else cls()
     torch.manual_seed(0)
     model = torch.nn.Linear(20, 20)
@@ -122,7 +137,6 @@ def approximation(name: str, cls: type) -> str:
     trace = fl.errors.trace(exact, matrix)
     frobenius = fl.errors.frobenius(exact, matrix)
     facts = {
-        "signature": f"`fl.{signature(cls)}`",
         "structure (Linear)": f"`{type(matrix).__name__}`",
         "held for a 20x21 layer": f"{readable(matrix.nbytes)} (dense block: {dense})",
         "sweeps over the data": str(base.sweeps),
@@ -131,12 +145,10 @@ def approximation(name: str, cls: type) -> str:
         "trace error on random data": f"{trace:.2g}",
         "Frobenius error on random data": f"{frobenius:.2g}",
     }
-    source = inspect.getdoc(inspect.getmodule(cls))
-    text = inspect.getdoc(cls)
     table = table_of(["", ""], facts.items())
     tested = "\n".join(f"- {line}" for line in tests_of(name))
-    definition = f"```text\n{source}\n```\n\n```text\n{text}\n```\n\n{table}"
-    return f"{definition}\n\n## Where it is tested\n\n{tested}\n"
+    definition = f"Signature, options and source: {{py:obj}}`fisher_lab.{name}`."
+    return f"{definition}\n\n{table}\n\n## Where it is tested\n\n{tested}\n"
 
 
 def tests_of(name: str) -> list[str]:
@@ -211,9 +223,12 @@ def measure_table() -> str:
             when = "of the whole network, by name only"
         if measure.network and measure.damped:
             when = "of the whole network per damping, by name only"
+        public = getattr(errors, name)
+        symbol = formula(public)
+        text = f"${symbol}$" if symbol else summary(public)
+        link = f"{{py:obj}}`{name} <fisher_lab.errors.{name}>`"
         # a bar would end the cell
-        formula = summary(getattr(errors, name)).replace("|", "\\|")
-        rows.append([f"`{name}`", formula, when])
+        rows.append([link, text.replace("|", "\\|"), when])
     return table_of(["error", "formula", "measured"], rows)
 
 
@@ -238,17 +253,39 @@ def summary(thing) -> str:
 
 
 def entry(thing) -> str:
-    """Signature and docstring, and the public methods of a class."""
-    parts = [f"## {thing.__qualname__}\n", fence(signature(thing), inspect.getdoc(thing))]
-    found = members(thing).items() if inspect.isclass(thing) else ()
-    for name, member in found:
-        is_property = isinstance(member, property)
-        target = member.fget if is_property else getattr(member, "__func__", member)
+    """Sphinx's directive for a public thing, with the public members of a class."""
+    if not inspect.isclass(thing):
+        text = f".. autofunction:: {public_path(thing)}\n"
+        symbol = formula(thing)
+        return text + f"\n   .. math:: {symbol}\n" if symbol else text
+    names = []
+    for name, member in members(thing).items():
+        target = member.fget if isinstance(member, property) else member
+        target = getattr(target, "__func__", target)
         documented = inspect.isfunction(target) and target.__doc__
         if documented and not name.startswith("_"):
-            head = name if is_property else signature(target, name)
-            parts.append(fence(head, inspect.getdoc(target)))
-    return "\n".join(parts)
+            names.append(name)
+    text = f".. autoclass:: {public_path(thing)}\n"
+    if names:
+        text += f"   :members: {', '.join(names)}\n"
+    return text
+
+
+def formula(thing) -> str:
+    """The formula of an error measure in LaTeX; nothing of what has none."""
+    row = errors.MEASURES.get(thing.__name__)
+    if row is None or getattr(errors, row.name) is not thing or not row.symbol.startswith("$"):
+        return ""
+    return row.symbol.strip("$")
+
+
+def public_path(thing) -> str:
+    """The shortest name that a thing is imported by."""
+    name = thing.__qualname__
+    for module in PLACES:
+        if getattr(module, name, None) is thing:
+            return f"{module.__name__}.{name}"
+    return f"{thing.__module__}.{name}"
 
 
 def members(cls: type) -> dict[str, object]:
@@ -260,43 +297,6 @@ def members(cls: type) -> dict[str, object]:
         if base is cls or (ours and base not in listed):
             found |= vars(base)
     return found
-
-
-def signature(thing, name: str = "") -> str:
-    """Name and arguments."""
-    name = name or thing.__qualname__
-    try:
-        found = inspect.signature(thing)
-    except (ValueError, TypeError):
-        return name
-    parameters = list(found.parameters.values())
-    kinds = [parameter.kind for parameter in parameters]
-    shown = [unquoted(str(parameter)) for parameter in parameters]
-    # inspect writes parameters one by one, without the star in front of the keywords
-    if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
-        shown.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
-    end = ")"
-    if found.return_annotation not in (inspect.Signature.empty, None, "None"):
-        end = unquoted(f") -> {found.return_annotation}")
-    line = f"{name}({', '.join(shown)}{end}"
-    if len(line) <= 100:
-        return line
-    return f"{name}(\n    " + ",\n    ".join(shown) + f"\n{end}"
-
-
-def unquoted(text: str) -> str:
-    """Without the quotes around annotations that are kept as text."""
-    return re.sub(
-        r"(: |-> )'([^']*)'|(: |-> )\"(.*)\"(?= = |$)",
-        lambda m: (m[1] or m[3]) + (m[2] or m[4]),
-        text,
-    )
-
-
-def fence(head: str, text: str | None) -> str:
-    """A docstring as it is: it is written to be read as plain text."""
-    body = "\n".join(f"    {line}".rstrip() for line in (text or "").splitlines())
-    return f"````text\n{head}\n{body}\n````\n"
 
 
 def _get_sg_image_scraper():

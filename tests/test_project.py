@@ -142,3 +142,17 @@ def test_no_test_steps_aside_silently():
     assert not [
         path for path in (ROOT / "tests").rglob("*.py") if word in path.read_text(encoding="utf-8")
     ]
+
+
+def test_the_citation_is_whole_and_of_this_version():
+    yaml = importlib.import_module("yaml")
+    body = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    # what the Citation File Format 1.2.0 asks for
+    assert {"cff-version", "message", "title", "authors"} <= set(body)
+    assert body["cff-version"] == "1.2.0"
+    assert body["authors"]
+    for author in body["authors"]:
+        assert set(author) <= {"name", "family-names", "given-names", "orcid", "website"}
+    assert body["type"] == "software"
+    assert body["version"] == PROJECT["project"]["version"]
+    assert body["license"] == PROJECT["project"]["license"]

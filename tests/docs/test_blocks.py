@@ -4,6 +4,7 @@ to bottom.
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,18 @@ def numbered(text: str):
     return [(text.count("\n", 0, found.start(1)), found[1]) for found in BLOCK.finditer(text)]
 
 
-@pytest.mark.parametrize(
-    "page", WITH_BLOCKS, ids=[str(page.relative_to(ROOT)) for page in WITH_BLOCKS]
-)
+def cases():
+    """The pages; those of the tutorial train and measure, and the documentation's build runs them
+    too.
+    """
+    found = []
+    for page in WITH_BLOCKS:
+        marks = [pytest.mark.slow] if page.parent.name == "tutorial" else []
+        found.append(pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("page", cases())
 def test_every_block_runs(page, unregistered, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a page may write files
     run(page)
@@ -68,6 +78,13 @@ def test_the_main_pages_have_blocks():
         "docs/coming-from.md",
         "docs/howto/train.md",
     } <= found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_needs_other_libraries_is_at_least_python(page):
+    """Blocks that do not run here are marked `py`; a method of a class may stand alone."""
+    for block in re.findall(r"^```py\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
+        compile(textwrap.dedent(block), str(page), "exec")
 
 
 def test_a_broken_block_is_found(tmp_path):

@@ -99,9 +99,10 @@ def test_generated_parts_know_every_registered_thing(tmp_path, monkeypatch):
     layers, problems, measures = docs.layer_table(), docs.problem_table(), docs.measure_table()
     assert "| `nn.Linear` | inputs and output gradients |" in layers
     assert "martens_grosse" in problems
-    assert all(f"`{name}`" in measures for name in ("trace", "damped_spectral"))
+    for name in ("trace", "damped_spectral"):
+        assert f"`{name} <fisher_lab.errors.{name}>`" in measures
     part = docs.approximation("EKFAC", registry()["EKFAC"])
-    assert "George et al. (2018)" in part
+    assert "{py:obj}`fisher_lab.EKFAC`" in part
     assert "EigenbasisDiagonal" in part
     assert "`naive_ekfac` of `tests/naive.py`" in part
     assert "P9 of the [theorems](../theorems.md): `tests/theorems/test_frobenius_order.py`." in part

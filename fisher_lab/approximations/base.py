@@ -36,6 +36,10 @@ class Approximation(ABC):
 
     See Also:
         Iterated: one that needs the matrix assembled last.
+
+    Example:
+        >>> fl.MiniBlock(linear="col").label
+        'MiniBlock(linear=col)'
     """
 
     sweeps: int = 1  # passes over the data
@@ -276,7 +280,12 @@ def registry() -> dict[str, type[Approximation]]:
 
 
 def default_approximations() -> list[Approximation]:
-    """One of every listed approximation that can be built without arguments."""
+    """One of every listed approximation that can be built without arguments.
+
+    Example:
+        >>> "KFAC" in [method.label for method in fl.default_approximations()]
+        True
+    """
     found = []
     for cls in Approximation._registry.values():
         if cls.listed and not _required(cls):

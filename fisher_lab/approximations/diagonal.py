@@ -19,6 +19,11 @@ class Diagonal(Approximation):
     """Keeps the diagonal, and so the trace, of F.
 
     State: d_out d_in. See also: MiniBlock, LNGD.
+
+    Example:
+        >>> K = fl.estimate(fl.Diagonal(), model, loss, (x, y))["0"]
+        >>> torch.allclose(K.values.flatten(), exact.dense().diag())
+        True
     """
 
     def moments(self, sums: Sums) -> dict[str, Tensor]:

@@ -20,6 +20,11 @@ class EKFAC(EigenvalueCorrected):
         spatial: as KFAC's.
 
     State: d_out^2 + d_in^2 + d_out d_in. See also: KFAC, TEKFAC.
+
+    Example:
+        >>> K = fl.estimate(fl.EKFAC(), model, loss, (x, y))["0"]
+        >>> fl.errors.frobenius(exact, K) <= fl.errors.frobenius(exact, kfac)
+        True
     """
 
     spatial: Literal["expand", "reduce"] = "expand"

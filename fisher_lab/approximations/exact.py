@@ -49,6 +49,11 @@ class Exact(Approximation):
 
     State: d^2 numbers, or the columns (R N d_out + N d_in) where these are fewer.
     See also: TENGraD, the block of a sub-sample.
+
+    Example:
+        >>> K = fl.estimate(fl.Exact(), model, loss, (x, y))["0"]
+        >>> fl.errors.frobenius(exact, K) < 1e-7
+        True
     """
 
     listed = False

@@ -35,6 +35,11 @@ class KFAC(Approximation):
             them first (pooled losses); the same thing for one position.
 
     State: d_out^2 + d_in^2. See also: EKFAC, TKFAC, KPSVD.
+
+    Example:
+        >>> K = fl.estimate(fl.KFAC(), model, loss, (x, y))["0"]
+        >>> [tuple(factor.shape) for factor in K.factors]
+        [(1, 6, 6), (1, 9, 9)]
     """
 
     spatial: Literal["expand", "reduce"] = "expand"

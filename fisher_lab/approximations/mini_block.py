@@ -45,6 +45,11 @@ class MiniBlock(Approximation):
         conv: blocks of convolutions.
 
     State: row d_out d_in^2, col d_in d_out^2, kernel d_out d_in kh kw. See also: Diagonal, LNGD.
+
+    Example:
+        >>> K = fl.estimate(fl.MiniBlock(), model, loss, (x, y))["0"]
+        >>> K.nbytes == 8 * 6 * 9**2  # one block for each of 6 outputs
+        True
     """
 
     linear: Literal["row", "col", "row_avg", "col_avg"] = "row"

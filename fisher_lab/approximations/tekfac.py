@@ -20,6 +20,11 @@ class TEKFAC(EigenvalueCorrected):
         spatial: as TKFAC's.
 
     State: d_out^2 + d_in^2 + d_out d_in. See also: TKFAC, EKFAC.
+
+    Example:
+        >>> K = fl.estimate(fl.TEKFAC(), model, loss, (x, y))["0"]
+        >>> abs(fl.errors.trace(exact, K)) < 1e-12
+        True
     """
 
     spatial: Literal["expand", "full"] = "expand"

@@ -35,6 +35,11 @@ class TENGraD(Approximation):
         ValueError: if batch < 1.
 
     State: R batch d_out + batch d_in. See also: Exact.
+
+    Example:
+        >>> K = fl.estimate(fl.TENGraD(batch=10), model, loss, (x, y))["0"]
+        >>> K.shape
+        (6, 9)
     """
 
     batch: int = 128

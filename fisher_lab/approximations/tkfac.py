@@ -36,6 +36,11 @@ class TKFAC(Approximation):
             uncorrelated and keeps the trace of that surrogate; "full" keeps the trace of F.
 
     State: d_out^2 + d_in^2. See also: TEKFAC, TN, KFAC.
+
+    Example:
+        >>> K = fl.estimate(fl.TKFAC(), model, loss, (x, y))["0"]
+        >>> abs(fl.errors.trace(exact, K)) < 1e-12
+        True
     """
 
     spatial: Literal["expand", "full"] = "expand"

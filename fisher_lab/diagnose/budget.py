@@ -85,6 +85,11 @@ def budget(
 
     See Also:
         network, compare with errors="network_efficiency".
+
+    Example:
+        >>> found = fl.budget(model, loss, (x, y), fl.KFAC(), batch=20)
+        >>> found.stages[0].name
+        'whole Fisher'
     """
     check_approximation(approximation)
     setup = Setup(

@@ -121,6 +121,11 @@ def compare(
 
     See Also:
         estimate, for one approximation; exact_fisher, for the blocks.
+
+    Example:
+        >>> found = fl.compare(model, loss, (x, y), [fl.KFAC(), fl.TKFAC()], progress=False)
+        >>> found.value("0", "TKFAC", "frobenius") < 1
+        True
     """
     started = time.perf_counter()
     ranks = ranks_of(group)

@@ -294,7 +294,12 @@ def _relative(numerator: float, denominator: float) -> float:
     smooth=True,
 )
 def trace(q: Quantities) -> Measured:
-    """(tr F^ - tr F) / tr F."""
+    """(tr F^ - tr F) / tr F.
+
+    Example:
+        >>> abs(fl.errors.trace(exact, kfac)) < 0.5
+        True
+    """
     noise = 16 * q.eps * (1 + abs(_relative(q.trace_approx, q.trace_exact)))
     return _floored(_relative(q.trace_approx - q.trace_exact, q.trace_exact), noise)
 
@@ -308,7 +313,12 @@ def trace(q: Quantities) -> Measured:
     smooth=True,
 )
 def trace_ratio(q: Quantities) -> Measured:
-    """tr F^ / tr F."""
+    """tr F^ / tr F.
+
+    Example:
+        >>> 0.5 < fl.errors.trace_ratio(exact, kfac) < 2
+        True
+    """
     ratio = _relative(q.trace_approx, q.trace_exact)
     return Measured(ratio, 16 * q.eps * abs(ratio))
 
@@ -339,7 +349,12 @@ def _root(square: Measured, scale: float, eps: float) -> Measured:
     judges="matrix",
 )
 def frobenius(q: Quantities) -> Measured:
-    """|F^ - F|_F / |F|_F."""
+    """|F^ - F|_F / |F|_F.
+
+    Example:
+        >>> 0 < fl.errors.frobenius(exact, kfac) < 1
+        True
+    """
     return _root(q.square_difference, q.square_exact, q.eps)
 
 
@@ -351,7 +366,12 @@ def frobenius(q: Quantities) -> Measured:
     judges="matrix",
 )
 def frobenius_rescaled(q: Quantities) -> Measured:
-    """min over c of |c F^ - F|_F / |F|_F = sqrt(1 - cosine^2): the error of the shape alone."""
+    """min over c of |c F^ - F|_F / |F|_F = sqrt(1 - cosine^2): the error of the shape alone.
+
+    Example:
+        >>> fl.errors.frobenius_rescaled(exact, kfac) <= fl.errors.frobenius(exact, kfac)
+        True
+    """
     # |F^|^2 |F - c F^|^2 = |F|^2 |F^|^2 - <F, F^>^2, written with the difference so that it does
     # not cancel
     difference = q.square_difference
@@ -374,7 +394,12 @@ def frobenius_rescaled(q: Quantities) -> Measured:
     smooth=True,
 )
 def cosine(q: Quantities) -> Measured:
-    """<F, F^> / (|F|_F |F^|_F)."""
+    """<F, F^> / (|F|_F |F^|_F).
+
+    Example:
+        >>> 0.5 < fl.errors.cosine(exact, kfac) < 1
+        True
+    """
     if q.square_exact <= 0 and q.square_approx <= 0:
         return Measured(1.0, 16 * q.eps)  # both are zero
     norms = math.sqrt(q.square_exact) * math.sqrt(q.square_approx)
@@ -391,7 +416,12 @@ def cosine(q: Quantities) -> Measured:
     judges="matrix",
 )
 def spectral(q: Quantities) -> Measured:
-    """|F^ - F|_2 / |F|_2."""
+    """|F^ - F|_2 / |F|_2.
+
+    Example:
+        >>> 0 < fl.errors.spectral(exact, kfac) < 1
+        True
+    """
     top = q.top_difference
     value = _relative(top.value, q.top_exact)
     noise = _relative(top.noise, q.top_exact)
@@ -405,7 +435,12 @@ def spectral(q: Quantities) -> Measured:
     needs=["spectrum_difference", "square_exact", "square_approx"],
 )
 def spectrum(q: Quantities) -> Measured:
-    """l2 distance of the sorted eigenvalues, relative to |F|_F; layer by layer only."""
+    """l2 distance of the sorted eigenvalues, relative to |F|_F; layer by layer only.
+
+    Example:
+        >>> fl.errors.spectrum(exact, kfac) <= fl.errors.frobenius(exact, kfac)
+        True
+    """
     scale = q.square_exact + q.square_approx
     rounding = (64 * q.eps) ** 2 * scale  # eigenvalues are rounded, some times more than entries
     return _root(Measured(q.spectrum_difference, rounding), q.square_exact, q.eps)
@@ -420,7 +455,13 @@ def spectrum(q: Quantities) -> Measured:
     judges="direction",
 )
 def damped_cosine(q: DampedQuantities) -> Measured:
-    """Cosine between the damped steps (F + lambda I)^-1 g and (F^ + lambda I)^-1 g."""
+    """Cosine between the damped steps (F + lambda I)^-1 g and (F^ + lambda I)^-1 g.
+
+    Example:
+        >>> gradient = torch.ones(6, 9, dtype=torch.float64)
+        >>> 0.5 < fl.errors.damped_cosine(exact, kfac, gradient, damping=0.1) <= 1
+        True
+    """
     norms = math.sqrt(q.xx) * math.sqrt(q.yy)
     value = _relative(q.xy, norms)
     return Measured(min(value, 1.0), 4 * q.rounding)
@@ -437,6 +478,11 @@ def damped_efficiency(q: DampedQuantities) -> Measured:
     I)^-1 g reaches.
 
     (y . g)^2 / [(y . (F + lambda I) y) (g . (F + lambda I)^-1 g)], 1 only for the exact direction.
+
+    Example:
+        >>> gradient = torch.ones(6, 9, dtype=torch.float64)
+        >>> 0.5 < fl.errors.damped_efficiency(exact, kfac, gradient, damping=0.1) <= 1
+        True
     """
     # the best length of the step along y, times how much of the decrease along x it meets
     length = _relative(q.yg, q.yHy)
@@ -451,7 +497,12 @@ def damped_efficiency(q: DampedQuantities) -> Measured:
     needs=["inverse_difference"],
 )
 def damped_spectral(q: DampedQuantities) -> Measured:
-    """lambda |(F^ + lambda I)^-1 - (F + lambda I)^-1|_2, which lies between 0 and 1."""
+    """lambda |(F^ + lambda I)^-1 - (F + lambda I)^-1|_2, which lies between 0 and 1.
+
+    Example:
+        >>> 0 < fl.errors.damped_spectral(exact, kfac, damping=0.1) < 1
+        True
+    """
     top = q.inverse_difference
     return _floored(top.value, top.noise)
 
@@ -465,6 +516,11 @@ def damped_spectral(q: DampedQuantities) -> Measured:
 def off_block(q: NetworkQuantities) -> Measured:
     """|F outside the blocks of the layers|_F / |F|_F of the whole network's F; no approximation is
     measured by it.
+
+    Example:
+        >>> found = fl.compare(model, loss, x, [fl.KFAC()], errors=["off_block"], progress=False)
+        >>> 0 < found.rows[0].value < 1
+        True
     """
     outside = max(q.square_outside, 0.0)
     share = _relative(outside, q.square_network)
@@ -489,6 +545,11 @@ def network_efficiency(q: DampedQuantities) -> Measured:
     (y . g)^2 / [(y . (F + lambda I) y) (g . (F + lambda I)^-1 g)] with one lambda, relative to
     tr F / d of the whole network, and F with its blocks between layers: 1 only for the exact
     direction, and less for the exact blocks of the layers.
+
+    Example:
+        >>> F = fl.network(model, loss, (x, y))
+        >>> fl.errors.network_efficiency(F, F.gradient, 0.01) < 1  # the step of gradient descent
+        True
     """
     share = min(_relative(q.yg, q.yHy) * _relative(q.yg, q.gx), 1.0)
     return Measured(share, 4 * q.rounding)

@@ -75,6 +75,11 @@ def exact_fisher(
 
     Raises:
         ValueError, TypeError: what cannot be computed or would not fit, in one sentence.
+
+    Example:
+        >>> F = fl.exact_fisher(model, loss, (x, y))
+        >>> sorted(F), F["0"].shape
+        (['0', '2'], (6, 9))
     """
     ranks = ranks_of(group)
     setup = Setup(

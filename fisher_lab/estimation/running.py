@@ -123,6 +123,10 @@ def estimate(
 
     See Also:
         compare, which measures many approximations at once; exact_fisher, the independent truth.
+
+    Example:
+        >>> fl.estimate(fl.TKFAC(), model, loss, (x, y))["0"].shape
+        (6, 9)
     """
     ranks = ranks_of(group)
     setup = Setup(

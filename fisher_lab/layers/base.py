@@ -36,6 +36,11 @@ class Layer(ABC):
     Args:
         name: the module's name in the model.
         module: the module.
+
+    Example:
+        >>> layer = fl.layers.LinearLayer("0", model[0])
+        >>> layer.shape
+        (6, 9)
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = ()
@@ -183,6 +188,11 @@ def owned_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 class WeightBias(Layer):
     """Layers whose parameters are `weight` `[Q * d_out, *kernel]` and perhaps `bias` `[Q *
     d_out]`.
+
+    Example:
+        >>> layer = fl.layers.LinearLayer("0", model[0])
+        >>> layer.pack(dict(model[0].named_parameters())).shape
+        torch.Size([6, 9])
     """
 
     @property

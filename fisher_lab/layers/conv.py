@@ -16,6 +16,10 @@ class ConvLayer(WeightBias):
 
     Patches are flattened in the order (channel, *kernel) of `weight.flatten(1)`; padded entries are
     part of them.
+
+    Example:
+        >>> fl.layers.ConvLayer("c", nn.Conv2d(2, 4, 3)).shape  # 2 * 3 * 3 inputs and the bias
+        (4, 19)
     """
 
     types = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -17,6 +17,10 @@ class EmbeddingLayer(Layer):
     """W `[embedding_dim, num_embeddings]`, the transpose of the weight, on one-hot inputs.
 
     The row of `padding_idx`, which never gets a gradient, is left out of W.
+
+    Example:
+        >>> fl.layers.EmbeddingLayer("e", nn.Embedding(10, 4)).shape
+        (4, 10)
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Embedding,)
@@ -105,6 +109,10 @@ class EmbeddingBagLayer(EmbeddingLayer):
 
     With mode="mean" the counts are divided by the number of indices; those equal to `padding_idx`
     do not count.
+
+    Example:
+        >>> fl.layers.EmbeddingBagLayer("e", nn.EmbeddingBag(10, 4)).shape
+        (4, 10)
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = (nn.EmbeddingBag,)

@@ -24,6 +24,10 @@ class GradientForm(Layer):
     attention and its output projection (whose forward is never called), recurrent layers and cells,
     bare parameters, parametrised modules and every module of an unknown type that has few
     parameters. A large one of your own is served by a subclass with one line, `types = (MyLayer,)`.
+
+    Example:
+        >>> fl.layers.GradientForm("n", nn.LayerNorm(5)).shape
+        (10, 1)
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = (

@@ -10,7 +10,12 @@ from fisher_lab.layers.base import WeightBias
 
 
 class LinearLayer(WeightBias):
-    """y = x W^T + b on inputs `[N, *positions, in_features]`."""
+    """y = x W^T + b on inputs `[N, *positions, in_features]`.
+
+    Example:
+        >>> fl.layers.LinearLayer("0", model[0]).shape
+        (6, 9)
+    """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
     type_names: ClassVar[tuple[str, ...]] = ("torch_geometric.nn.dense.linear.Linear",)

@@ -19,6 +19,12 @@ class Likelihood(ABC):
 
     A subclass writes `factor`, `sample` and `log_prob`, and may refine `check_output` and
     `check_labels`.
+
+    Example:
+        >>> z = model(x)
+        >>> y = fl.Categorical().sample(z)
+        >>> fl.Categorical().loss(z, y).shape
+        torch.Size([])
     """
 
     _registry: ClassVar[dict[str, type[Likelihood]]] = {}

@@ -17,7 +17,14 @@ LEAST_VARIANCE = 1e-12
 
 
 class Bernoulli(Likelihood):
-    """Labels y in [0, 1] (grey levels allowed), one per output, with probability sigmoid(z)."""
+    """Labels y in [0, 1] (grey levels allowed), one per output, with probability sigmoid(z).
+
+    Example:
+        >>> likelihood = fl.Bernoulli()
+        >>> z, y = torch.randn(5, 3), torch.ones(5, 3)
+        >>> likelihood.log_prob(z, y).shape, likelihood.factor(z).shape[1:]
+        (torch.Size([5]), torch.Size([5, 3]))
+    """
 
     def factor(self, z: Tensor) -> Tensor:
         """S `[K, N, *output]`, K outputs per example."""
@@ -56,6 +63,12 @@ class Bernoulli(Likelihood):
 class BernoulliProbability(Bernoulli):
     """Labels y in [0, 1], one per output, with probability z: the model ends with its own
     sigmoid.
+
+    Example:
+        >>> likelihood = fl.likelihoods.BernoulliProbability()
+        >>> z, y = torch.rand(5, 3), torch.ones(5, 3)
+        >>> likelihood.log_prob(z, y).shape, likelihood.factor(z).shape[1:]
+        (torch.Size([5]), torch.Size([5, 3]))
     """
 
     def factor(self, z: Tensor) -> Tensor:

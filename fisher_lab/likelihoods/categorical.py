@@ -28,6 +28,12 @@ class Categorical(Likelihood):
     Args:
         dim: dimension of z that holds the classes; -1 for `[N, C]` and `[N, L, C]`, 1 for torch's
             `[N, C, L]`.
+
+    Example:
+        >>> likelihood = fl.Categorical()
+        >>> z, y = torch.randn(5, 3), torch.arange(5) % 3
+        >>> likelihood.log_prob(z, y).shape, likelihood.factor(z).shape[1:]
+        (torch.Size([5]), torch.Size([5, 3]))
     """
 
     def __init__(self, dim: int = -1) -> None:

@@ -24,6 +24,12 @@ class Gaussian(Likelihood):
 
     Raises:
         ValueError: if the variance is not positive and finite.
+
+    Example:
+        >>> likelihood = fl.Gaussian(variance=2.0)
+        >>> z, y = torch.randn(5, 3), torch.randn(5, 3)
+        >>> likelihood.log_prob(z, y).shape, likelihood.factor(z).shape[1:]
+        (torch.Size([5]), torch.Size([5, 3]))
     """
 
     def __init__(self, variance: float = 1.0) -> None:
@@ -63,6 +69,11 @@ class GaussianVariance(Likelihood):
 
     Args:
         eps: smallest variance; the derivative is handed through, as torch does.
+
+    Example:
+        >>> z = torch.stack([torch.zeros(5), torch.ones(5)], dim=1)  # means, variances
+        >>> fl.likelihoods.GaussianVariance().log_prob(z, torch.zeros(5)).shape
+        torch.Size([5])
     """
 
     def __init__(self, eps: float = 1e-6) -> None:

@@ -27,6 +27,12 @@ class Huber(Likelihood):
     Args:
         delta: the threshold, > 0.
         precision: second derivative of -log p in the middle, > 0.
+
+    Example:
+        >>> likelihood = fl.likelihoods.Huber(delta=0.5)
+        >>> z, y = torch.randn(5, 3), torch.randn(5, 3)
+        >>> likelihood.log_prob(z, y).shape, likelihood.factor(z).shape[1:]
+        (torch.Size([5]), torch.Size([5, 3]))
     """
 
     def __init__(self, delta: float = 1.0, precision: float = 1.0) -> None:

@@ -29,6 +29,11 @@ class TorchLoss(Likelihood):
     Raises:
         TypeError: for a module that is none of these.
         ValueError: for options under which the loss is not kappa times a negative log-likelihood.
+
+    Example:
+        >>> likelihood = fl.likelihoods.TorchLoss(nn.CrossEntropyLoss())
+        >>> torch.allclose(likelihood.loss(model(x), y), loss(model(x), y))
+        True
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -18,6 +18,12 @@ class Poisson(Likelihood):
     Args:
         log_rate: whether z is the logarithm of the rate.
         eps: added to the rate where it is not.
+
+    Example:
+        >>> likelihood = fl.likelihoods.Poisson()
+        >>> z, y = torch.randn(5, 3), torch.ones(5, 3)
+        >>> likelihood.log_prob(z, y).shape, likelihood.factor(z).shape[1:]
+        (torch.Size([5]), torch.Size([5, 3]))
     """
 
     def __init__(self, log_rate: bool = True, eps: float = 0.0) -> None:

@@ -62,6 +62,12 @@ class FisherMatrix(ABC):
     Structures are frozen dataclasses that hold tensors and owe `shape`, `_apply`, `trace`,
     `frobenius_norm`, `scaled` and `_powered`; everything else has a right, possibly slow, default
     here. The slowest say once, in the log "fisher_lab", which method a structure should define.
+
+    Example:
+        >>> V = torch.ones(6, 9, dtype=torch.float64)
+        >>> step = exact.solve(V, damping=0.01)
+        >>> torch.allclose(exact @ step + 0.01 * step, V)
+        True
     """
 
     _as_dense: ClassVar[type[Any]]  # Dense: its file sets it here, which stands above this one

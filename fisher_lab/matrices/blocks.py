@@ -34,6 +34,11 @@ class BlockDiagonal(FisherMatrix):
         weight_shape: shape `(d_out, d_in)` of W.
         groups: None if the blocks run along rows of W; otherwise they run along columns, group by
             group.
+
+    Example:
+        >>> blocks = torch.eye(3).expand(2, 3, 3)
+        >>> fl.matrices.BlockDiagonal(blocks, (2, 3)).trace()
+        tensor(6.)
     """
 
     blocks: Tensor
@@ -155,6 +160,11 @@ class FactoredRows(FisherMatrix):
     Args:
         a: inputs `[N, d_in]`.
         w: weights `[N, d_out]`, >= 0 (sum over directions of g^2, over N).
+
+    Example:
+        >>> a, w = torch.ones(10, 3), torch.ones(10, 2)
+        >>> fl.matrices.FactoredRows(a, w).trace()
+        tensor(60.)
     """
 
     a: Tensor

@@ -19,6 +19,11 @@ class Dense(FisherMatrix):
     Args:
         matrix: `[d, d]`.
         weight_shape: shape `(d_out, d_in)` of W.
+
+    Example:
+        >>> fl.matrices.Dense(2 * torch.eye(6), (2, 3)) @ torch.ones(2, 3)
+        tensor([[2., 2., 2.],
+                [2., 2., 2.]])
     """
 
     matrix: Tensor

@@ -19,6 +19,11 @@ class DiagonalMatrix(FisherMatrix):
 
     Args:
         values: the diagonal in the shape of W `[d_out, d_in]`.
+
+    Example:
+        >>> fl.matrices.DiagonalMatrix(torch.ones(2, 3)).solve(torch.ones(2, 3), damping=1.0)
+        tensor([[0.5000, 0.5000, 0.5000],
+                [0.5000, 0.5000, 0.5000]])
     """
 
     values: Tensor

@@ -27,6 +27,12 @@ class DirectSum(FisherMatrix):
 
     Args:
         parts: matrices over `[d_out, d_k]` with d_1 + d_2 + ... = d_in.
+
+    Example:
+        >>> weight = fl.matrices.Dense(torch.eye(6), (2, 3))
+        >>> bias = fl.matrices.Dense(torch.eye(2), (2, 1))
+        >>> fl.matrices.DirectSum((weight, bias)).shape
+        (2, 4)
     """
 
     parts: tuple[FisherMatrix, ...]

@@ -24,6 +24,12 @@ class EigenbasisDiagonal(FisherMatrix):
     Args:
         basis: orthogonal matrices `[Q, n_i, n_i]`, one per mode; None stands for the identity.
         values: eigenvalues `[Q, n_1, ..., n_k]`.
+
+    Example:
+        >>> values = torch.ones(1, 2, 3)
+        >>> basis = (torch.eye(2)[None], torch.eye(3)[None])
+        >>> fl.matrices.EigenbasisDiagonal(basis, values).trace()
+        tensor(6.)
     """
 
     basis: tuple[Tensor | None, ...]

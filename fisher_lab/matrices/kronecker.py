@@ -28,6 +28,11 @@ class Kronecker(FisherMatrix):
             other is left, exact damping is a shift of that one.
         root: the factors are such roots of sums over the examples, up to a factor: 2 for square
             roots. It tells how far rounding of the sums was magnified.
+
+    Example:
+        >>> G, A = torch.eye(2)[None], 3 * torch.eye(3)[None]
+        >>> fl.matrices.Kronecker((G, A)).trace()
+        tensor(18.)
     """
 
     factors: tuple[Tensor, ...]

@@ -30,6 +30,11 @@ class LowRank(FisherMatrix):
     Args:
         sums: inputs and output gradients of the layer, with what was computed of them already.
             LayerStats are taken, too.
+
+    Example:
+        >>> stats = fl.LayerStats(a=torch.ones(10, 1, 1, 3), g=torch.ones(1, 10, 1, 1, 2))
+        >>> fl.matrices.LowRank(stats).trace()
+        tensor(6.)
     """
 
     sums: Sums
@@ -270,6 +275,12 @@ class ShiftedLowRank(FisherMatrix):
         sums: the columns U.
         core: symmetric `[R * N, R * N]`.
         shift: scalar, >= 0.
+
+    Example:
+        >>> stats = fl.LayerStats(a=torch.randn(4, 1, 1, 3), g=torch.randn(1, 4, 1, 1, 2))
+        >>> inverse = fl.matrices.LowRank(stats).powered(-1.0, 0.1)
+        >>> type(inverse).__name__
+        'ShiftedLowRank'
     """
 
     sums: Sums

@@ -26,6 +26,12 @@ class Streamed(FisherMatrix):
         N: number of examples in a pass.
         weight_shape: shape `(d_out, d_in)` of W.
         factor: what F is multiplied with, a scalar; pieces are brought to its type and device.
+
+    Example:
+        >>> stats = fl.LayerStats(a=torch.ones(10, 1, 1, 3), g=torch.ones(1, 10, 1, 1, 2))
+        >>> F = fl.matrices.Streamed(lambda: iter([stats]), 10, (2, 3), torch.tensor(1.0))
+        >>> F.shape
+        (2, 3)
     """
 
     pieces: Callable[[], Iterator[LayerStats]]

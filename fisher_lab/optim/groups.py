@@ -123,6 +123,12 @@ def _torch_group(layers: dict[str, Layer], names: list[str], settings: Settings)
 class ByLayer(ABC):
     """A rule that chooses the approximation of each layer, in place of one approximation
     for all.
+
+    Example:
+        >>> class RowsForTheLast(fl.optim.ByLayer):
+        ...     def choose(self, layer, dtype):
+        ...         return fl.MiniBlock() if layer.name == "2" else fl.KFAC()
+        >>> opt = fl.NaturalGradient(model, loss, RowsForTheLast(), lr=0.1)
     """
 
     @abstractmethod

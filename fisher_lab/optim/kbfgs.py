@@ -233,6 +233,15 @@ class KBFGS(LayerOptimizer):
         groups: settings of some layers, as NaturalGradient's.
         fallback_lr: learning rate of AdamW for all other parameters.
         output: what of the model's output is z, as NaturalGradient's.
+
+    Example:
+        >>> opt = fl.optim.KBFGS(model, loss)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     value = loss(model(x), y)
+        ...     value.backward()
+        ...     return value
+        >>> value = opt.step(closure)
     """
 
     needs_closure = True

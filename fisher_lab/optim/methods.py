@@ -67,6 +67,15 @@ class Method(NaturalGradient, register=False):
 
     See Also:
         NaturalGradient, for an approximation without a name of its own.
+
+    Example:
+        >>> class Rows(fl.optim.Method, register=False, damping=0.1):
+        ...     "Mini-blocks of rows."
+        ...
+        ...     @classmethod
+        ...     def build(cls):
+        ...         return fl.MiniBlock()
+        >>> opt = Rows(model, loss)
     """
 
     build: ClassVar[Callable[..., Approximation | ByLayer]]
@@ -129,6 +138,13 @@ class TNT(Method, damping_style="factored", statistics="mean", decay=0.9):
     1e-4, eps 0.1, batch 1000: here lr=0.1, damping=10. CIFAR-10 lr 1e-4, eps 0.01, batch 128: here
     lr=0.0128 and damping=0.0128 for two modes, 1.28e-4 for three. The authors start with a pass
     over the data: `warm_start(data)`. Periods, learning rate, damping and clip: `DEFAULTS` [ours].
+
+    Example:
+        >>> opt = fl.optim.TNT(model, loss)
+        >>> with opt.observing():
+        ...     value = loss(model(x), y)
+        >>> value.backward()
+        >>> opt.step()
     """
 
     @staticmethod
@@ -146,6 +162,13 @@ class KFAC(Method, damping_style="factored"):
     earlier, smaller F going]. Published for the MNIST autoencoder: lr 3e-3, lambda 0.3 in TNT's
     code, lr 1, lambda 3 in K-BFGS's code [official code]; lambda needs no conversion. The
     defaults are `DEFAULTS` [ours]. Not here: adapted damping and the quadratic-model step size.
+
+    Example:
+        >>> opt = fl.optim.KFAC(model, loss)
+        >>> with opt.observing():
+        ...     value = loss(model(x), y)
+        >>> value.backward()
+        >>> opt.step()
     """
 
     @staticmethod
@@ -161,6 +184,13 @@ class EKFAC(Method, damping=0.01):
     `observing(y)`]. Here eigenvalues are averaged like the factors, carried over exactly when the
     basis changes, and used from the next refresh on. Momentum before preconditioning, as the clip
     then bounds the step that is made; damping 0.01, decay 0.95, the rest `DEFAULTS` [ours].
+
+    Example:
+        >>> opt = fl.optim.EKFAC(model, loss)
+        >>> with opt.observing():
+        ...     value = loss(model(x), y)
+        >>> value.backward()
+        >>> opt.step()
     """
 
     @staticmethod
@@ -175,6 +205,13 @@ class TKFAC(Method, damping_style="factored"):
     The paper has momentum after preconditioning, and adds sqrt(lambda) to factors of equal trace;
     here to factors of equal mean eigenvalue, the one rule of this library. Momentum before it,
     decay 0.95 and `DEFAULTS` [ours].
+
+    Example:
+        >>> opt = fl.optim.TKFAC(model, loss)
+        >>> with opt.observing():
+        ...     value = loss(model(x), y)
+        >>> value.backward()
+        >>> opt.step()
     """
 
     @staticmethod
@@ -188,6 +225,13 @@ class TEKFAC(Method, damping=0.01):
 
     The paper has momentum after preconditioning. Before it here, damping 0.01, decay 0.95, the rest
     `DEFAULTS` [ours]; the paper's damping of convolutions by their trace is not here.
+
+    Example:
+        >>> opt = fl.optim.TEKFAC(model, loss)
+        >>> with opt.observing():
+        ...     value = loss(model(x), y)
+        >>> value.backward()
+        >>> opt.step()
     """
 
     @staticmethod
@@ -215,6 +259,13 @@ class MBF(Method, damping=0.01, statistics="mean", decay=0.9):
             take as long as a product of 700 x 700 matrices; those of the MNIST autoencoder's two
             small layers take 0.3% of its step.
         **options: further arguments of NaturalGradient.
+
+    Example:
+        >>> opt = fl.optim.MBF(model, loss)
+        >>> with opt.observing():
+        ...     value = loss(model(x), y)
+        >>> value.backward()
+        >>> opt.step()
     """
 
     @staticmethod
@@ -251,6 +302,13 @@ class TENGraD(Method, lr=0.1, damping=0.1, decay=0.0):
     lambda 0.2, weight decay 3e-3 [official code]. Momentum before preconditioning, learning rate
     and damping 0.1, the rest `DEFAULTS`; batches of up to 1000 examples are kept whole [ours]: with
     128 of 1000 a step does up to 250 times what <p, m> says.
+
+    Example:
+        >>> opt = fl.optim.TENGraD(model, loss)
+        >>> with opt.observing():
+        ...     value = loss(model(x), y)
+        >>> value.backward()
+        >>> opt.step()
     """
 
     @staticmethod
@@ -276,6 +334,13 @@ class Shampoo(
     eps agrees where the covariances vanish (MNIST autoencoder lr 3e-4, eps 3e-4, batch 1000: here
     lr=9.5e-3, damping=0.3). The published eps is added before the root. Learning rate and damping
     0.3 with a clip of 0.1 of its own F, the rest `DEFAULTS` [ours].
+
+    Example:
+        >>> opt = fl.optim.Shampoo(model, loss)
+        >>> with opt.observing():
+        ...     value = loss(model(x), y)
+        >>> value.backward()
+        >>> opt.step()
     """
 
     @staticmethod

@@ -107,6 +107,13 @@ class NaturalGradient(LayerOptimizer, register=False):
 
     See Also:
         fisher_lab.optim: the methods of the papers with their defaults.
+
+    Example:
+        >>> opt = fl.NaturalGradient(model, loss, fl.EKFAC(), lr=0.1, damping=0.01)
+        >>> with opt.observing():
+        ...     value = loss(model(x), y)
+        >>> value.backward()
+        >>> opt.step()
     """
 
     group_extras = ("approximation",)

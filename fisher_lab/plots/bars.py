@@ -64,6 +64,9 @@ def errors(
 
     See Also:
         heatmap, which shows the same as a table.
+
+    Example:
+        >>> figure = fl.plots.errors(comparison, "spectral", layers=["0"])
     """
     rows = pick(comparison, error, damping)
     found = shown([comparison], rows.values(), layers, approximations)

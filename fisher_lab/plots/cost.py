@@ -68,6 +68,9 @@ def cost(
     Raises:
         TypeError: for anything but a comparison.
         ValueError: for an error or layer that was not measured.
+
+    Example:
+        >>> figure = fl.plots.cost(comparison, layer="0")
     """
     rows = pick(comparison, error, damping)
     layer = _known_layer(layer, layers_of(rows.values()))

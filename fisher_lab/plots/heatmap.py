@@ -66,6 +66,9 @@ def heatmap(
     Raises:
         TypeError: for anything but a comparison.
         ValueError: for an error, damping, layer or approximation that was not measured.
+
+    Example:
+        >>> figure = fl.plots.heatmap(comparison, "trace")
     """
     rows = pick(comparison, error, damping)
     found = shown([comparison], rows.values(), layers, approximations)

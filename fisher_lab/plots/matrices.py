@@ -46,6 +46,9 @@ def blocks(
     Raises:
         TypeError: for anything but FisherMatrices.
         ValueError: for blocks of other shapes, or a damping that is not positive.
+
+    Example:
+        >>> figure = fl.plots.blocks(exact, {"KFAC": kfac}, inverse_damping=0.01)
     """
     matrices = _labelled(exact, approximations)
     for label, matrix in matrices:
@@ -156,6 +159,9 @@ def spectrum(
     Raises:
         TypeError: for anything but FisherMatrices.
         ValueError: if the exact block is zero.
+
+    Example:
+        >>> figure = fl.plots.spectrum(exact, {"KFAC": kfac})
     """
     matrices = _labelled(exact, approximations)
     falling = [_falling(matrix) for _, matrix in matrices]

@@ -137,6 +137,10 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
 
     Raises:
         TypeError: for anything but a comparison.
+
+    Example:
+        >>> sorted(fl.plots.figures(comparison))[:2]
+        ['cost', 'errors-cosine']
     """
     found = drawings(comparison)
     names = file_names(drawing.name for drawing in found)
@@ -148,6 +152,10 @@ def save(figure: Figure, path: str | Path) -> Path:
 
     Raises:
         ValueError: for another ending, or a folder that cannot be written.
+
+    Example:
+        >>> fl.plots.save(fl.plots.traces(comparison), "traces.svg").name
+        'traces.svg'
     """
     path = check_output(path, ENDINGS)
     write_atomically(path, _printed(figure, path.suffix.removeprefix(".")))
@@ -164,6 +172,10 @@ def svg(figure: Figure, prefix: str = "") -> str:
 
     Raises:
         ValueError: for another prefix.
+
+    Example:
+        >>> fl.plots.svg(fl.plots.traces(comparison)).lstrip()[:4]
+        '<svg'
     """
     # It goes into attributes as it is.
     if prefix and not re.fullmatch(IDENTIFIER, prefix):

@@ -68,6 +68,9 @@ def training(
     Raises:
         TypeError: for anything but comparisons.
         ValueError: for no comparison, or an error that was not measured.
+
+    Example:
+        >>> figure = fl.plots.training({0: comparison, 100: comparison}, "frobenius")
     """
     if not isinstance(comparisons, Mapping):
         raise TypeError(
@@ -133,6 +136,11 @@ def damping(
     Raises:
         TypeError: for anything but a comparison.
         ValueError: if the error was not measured, or is not a damped one.
+
+    Example:
+        >>> wanted = {"errors": ["damped_cosine"], "progress": False}
+        >>> found = fl.compare(model, loss, (x, y), [fl.KFAC()], **wanted)
+        >>> figure = fl.plots.damping(found)
     """
     damped = []
     points = []

@@ -61,6 +61,9 @@ def traces(
     Raises:
         TypeError: for anything but a comparison.
         ValueError: if the comparison holds no traces, or not these.
+
+    Example:
+        >>> figure = fl.plots.traces(comparison, approximations=["KFAC", "TKFAC"])
     """
     traced = found_traces(checked(comparison))
     if not traced:

@@ -26,6 +26,10 @@ def waterfall(budget: StepBudget) -> Figure:
 
     Raises:
         TypeError: for anything else.
+
+    Example:
+        >>> found = fl.budget(model, loss, (x, y), fl.KFAC(), batch=20)
+        >>> figure = fl.plots.waterfall(found)
     """
     if not isinstance(budget, StepBudget):
         raise TypeError(

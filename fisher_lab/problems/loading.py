@@ -43,6 +43,10 @@ def load(spec: str, optional: dict[str, Any] | None = None, /, **settings: Any) 
 
     See Also:
         `names` and `describe` list what is registered; `problem` registers a function.
+
+    Example:
+        >>> fl.problems.load("digits_mlp", steps=0, examples=20).settings["examples"]
+        20
     """
     if not isinstance(spec, str):
         raise TypeError(f"a problem is given by a string, got {type(spec).__name__}: write {FORMS}")

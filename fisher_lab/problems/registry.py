@@ -47,6 +47,11 @@ class Problem:
 
     See Also:
         `problem` registers a function that returns one, `load` finds one by name.
+
+    Example:
+        >>> problem = fl.problems.load("digits_mlp", steps=0, examples=20)
+        >>> problem.data[0].shape
+        torch.Size([20, 64])
     """
 
     name: str
@@ -105,6 +110,14 @@ def problem(function: Callable[..., Any]) -> Callable[..., Problem]:
 
     See Also:
         `names`, `describe`, `load`.
+
+    Example:
+        >>> @fl.problems.problem
+        ... def my_problem(examples: int = 50):
+        ...     "A network of my own."
+        ...     return model, loss, (x[:examples], y[:examples])
+        >>> fl.problems.load("my_problem").data[0].shape
+        torch.Size([50, 8])
     """
     name = function.__name__
     signature = inspect.signature(function)
@@ -130,12 +143,22 @@ def problem(function: Callable[..., Any]) -> Callable[..., Problem]:
 
 
 def names() -> list[str]:
-    """The names of all registered problems, sorted."""
+    """The names of all registered problems, sorted.
+
+    Example:
+        >>> "digits_mlp" in fl.problems.names()
+        True
+    """
     return sorted(_REGISTERED)
 
 
 def describe() -> dict[str, Description]:
-    """For every registered problem its summary and its settings with their defaults."""
+    """For every registered problem its summary and its settings with their defaults.
+
+    Example:
+        >>> sorted(fl.problems.describe()["digits_mlp"].settings)[:2]
+        ['batch', 'examples']
+    """
     found = {}
     for name in names():
         function = _REGISTERED[name]

@@ -31,7 +31,12 @@ class Answer:
 
 
 def answers(comparison: Comparison) -> list[Answer]:
-    """One sentence per layer, all layers together first where they were measured."""
+    """One sentence per layer, all layers together first where they were measured.
+
+    Example:
+        >>> [answer.layer for answer in fl.report.answers(comparison)]
+        ['(all)', '0', '2']
+    """
     names = comparison.layers
     if any(row.layer == ALL for row in comparison.rows):
         names = [ALL, *names]

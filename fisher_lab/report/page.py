@@ -55,6 +55,11 @@ def write_report(
 
     See Also:
         fisher_lab.plots, for the figures alone.
+
+    Example:
+        >>> from fisher_lab.report import write_report
+        >>> write_report(comparison, "report.html").name
+        'report.html'
     """
     path = check_output(path, (".html",))
     titled = _titled(comparisons)

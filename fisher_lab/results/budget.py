@@ -37,6 +37,11 @@ class StepBudget:
         gradient: the stage of the gradient itself, beside them.
         N: examples.
         likelihood: the loss, as text.
+
+    Example:
+        >>> found = fl.budget(model, loss, (x, y), fl.KFAC(), batch=20)
+        >>> [stage.name for stage in found.stages][:3]
+        ['whole Fisher', 'exact blocks', 'approximation']
     """
 
     approximation: str

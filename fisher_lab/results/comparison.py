@@ -38,6 +38,13 @@ class Comparison(Measurements):
             layer.
         covariances: with standard errors, per layer and error the covariance matrix of the
             approximations' values.
+
+    Example:
+        >>> comparison.layers
+        ['0', '2']
+        >>> row = comparison.rows[0]
+        >>> row.layer, row.error
+        ('0', 'trace')
     """
 
     def value(
@@ -168,6 +175,11 @@ def load_comparison(path: str | Path, check: bool = True) -> Comparison:
 
     Raises:
         ValueError: if the file is missing, damaged, or not a comparison.
+
+    Example:
+        >>> path = comparison.save("run.json")
+        >>> fl.load_comparison(path).rows == comparison.rows
+        True
     """
     path = Path(path)
     try:

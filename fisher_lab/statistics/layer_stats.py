@@ -58,6 +58,11 @@ class LayerStats:
     See Also:
         fisher_lab.statistics.contractions: sums over examples, positions and directions.
         fisher_lab.statistics.Sums: these statistics with sums that several readers share.
+
+    Example:
+        >>> stats = fl.LayerStats(a=torch.ones(10, 1, 1, 3), g=torch.ones(1, 10, 1, 1, 2))
+        >>> stats.N, stats.shape
+        (10, (2, 3))
     """
 
     def __init__(

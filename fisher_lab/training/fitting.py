@@ -97,6 +97,12 @@ def fit(
     Raises:
         ValueError, TypeError: wrong arguments, places that cannot be written or that another run
             writes to, a checkpoint that is damaged or of something else; before any work.
+
+    Example:
+        >>> opt = fl.optim.KFAC(model, loss)
+        >>> records = fl.training.fit(model, opt, loss, (x, y), epochs=2, progress=False)
+        >>> len(records)
+        2
     """
     batches = _Batches(data, batch, seed_of(seed), labels)
     run = _Run(model, optimizer, as_likelihood(likelihood), batches, schedule, output)
@@ -471,6 +477,11 @@ def train_step(
         x: inputs `[N, ...]`, a tuple or a mapping of them.
         y: labels `[N, ...]`.
         output: what of the model's output is z; see `fit`.
+
+    Example:
+        >>> opt = fl.optim.KFAC(model, loss)
+        >>> fl.training.train_step(model, opt, fl.Categorical(), x, y).shape
+        torch.Size([])
     """
     observing: Callable[..., Any] = getattr(optimizer, "observing", nullcontext)
     labels = _told(optimizer, likelihood, y)
@@ -513,6 +524,14 @@ def record_errors(data: Any, every: int = 1, **options: Any) -> Callback:
         data: examples to measure on, as in `fl.compare`.
         every: epochs between two measurements.
         **options: further arguments of `fl.compare`, for instance `errors=["frobenius"]`.
+
+    Example:
+        >>> opt = fl.optim.KFAC(model, loss)
+        >>> errors = fl.training.record_errors((x, y), errors=["frobenius"])
+        >>> wanted = {"callbacks": [errors], "progress": False}
+        >>> records = fl.training.fit(model, opt, loss, (x, y), epochs=1, **wanted)
+        >>> records[0]["errors"][0]["approximation"]
+        'KFAC'
     """
     keep = ("layer", "approximation", "error", "value", "damping")
 

@@ -60,6 +60,11 @@ def network(
 
     See Also:
         compare with errors="network_efficiency", which judges approximations by it.
+
+    Example:
+        >>> F = fl.network(model, loss, (x, y))
+        >>> F.block_norms().shape
+        torch.Size([2, 2])
     """
     setup = Setup(
         model,

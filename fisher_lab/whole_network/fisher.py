@@ -33,6 +33,12 @@ class NetworkFisher(Products):
     For example, of `nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))`: `shapes` is
     `{"0": (3, 5), "2": (2, 4)}` (the bias is the last column of W), `dim` 23, and `F @ V` takes and
     gives `{"0": [3, 5], "2": [2, 4]}`. `fl.network` makes one.
+
+    Example:
+        >>> F = fl.network(model, loss, (x, y))
+        >>> step = F.step({"0": exact, "2": exact_2}, damping=0.01)
+        >>> 0 < float(F.efficiency(step, damping=0.01)) <= 1
+        True
     """
 
     def absolute_damping(self, damping: float) -> float:

@@ -356,7 +356,9 @@ def test_help_explains_itself(capsys) -> None:
 def test_a_message_commands_no_terminal(capsys, tmp_path) -> None:
     (tmp_path / "own.py").write_text("def red():\n    raise ValueError('\\x1b[31mred')\n")
     code, _, err = run(capsys, "compare", "--problem", f"{tmp_path / 'own.py'}:red")
-    assert (code, err) == (2, "fisher-lab: \N{REPLACEMENT CHARACTER}[31mred\n")
+    assert code == 1
+    assert "ValueError: \N{REPLACEMENT CHARACTER}[31mred\n" in err
+    assert "\x1b" not in err
 
 
 @pytest.mark.parametrize("command", ["compare", "report", "train", "tune"])
@@ -477,3 +479,42 @@ def test_a_reader_that_leaves_early_sees_no_traceback(command: str) -> None:
     process.stderr.close()
     assert process.wait(60) in (1, 141)  # 1 where rich was the one who wrote
     assert said == b""
+
+
+# -- mistakes and their nearest names --------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("arguments", "guess"),
+    [
+        (["--approximations", "kfac"], "did you mean 'KFAC'?"),
+        (["--approximations", "Miniblock(linear=col)"], "did you mean 'MiniBlock'?"),
+        (["--errors", "frobenus"], "did you mean 'frobenius'?"),
+        (["--sort", "spectra"], "did you mean 'spectral'?"),
+        (["--problem", "martens_gross"], "did you mean 'martens_grosse'?"),
+        (["--problem", "iris_regression", "--set", "step=3"], "did you mean 'steps'?"),
+    ],
+)
+def test_the_nearest_name_is_suggested(capsys, arguments, guess) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["compare", *arguments])
+    assert guess in capsys.readouterr().err
+
+
+def test_a_debugged_mistake_keeps_its_traceback(capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["compare", "--errors", "frobenus", "--debug"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert "did you mean 'frobenius'?" in said
+
+
+def test_an_error_of_other_code_keeps_its_traceback(capsys, tmp_path) -> None:
+    """It was printed as a sentence, as if the user had given something wrong."""
+    own = tmp_path / "own.py"
+    own.write_text("def broken():\n    return int('seven')\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["compare", "--problem", f"{own}:broken"])
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert 'own.py", line 2, in broken' in said
+    assert "ValueError: invalid literal" in said

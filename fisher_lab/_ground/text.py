@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 UNSHOWN = "\N{REPLACEMENT CHARACTER}"
@@ -27,6 +29,19 @@ def printable(text: str) -> str:
         keeps = character in "\t\n"
         shown.append(UNSHOWN if (is_command or turns) and not keeps else character)
     return "".join(shown)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The nearest of the known words, of any case, as a question to stand behind the word; empty
+    where none is near.
+    """
+    by_lower = {name.lower(): name for name in known}
+    if word in by_lower.values():
+        return ""
+    close = difflib.get_close_matches(str(word).lower(), list(by_lower), n=1)
+    if not close:
+        return ""
+    return f" (did you mean {by_lower[close[0]]!r}?)"
 
 
 def first_paragraph(documented: Any) -> str:

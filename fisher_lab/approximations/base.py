@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fisher_lab._ground.text import did_you_mean
 from fisher_lab.approximations.moments import Means, Moments, as_moments
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.statistics import LayerStats, Sums
@@ -323,4 +324,5 @@ def check_choice(owner: str, name: str, value: str, choices: tuple[str, ...]) ->
     """Raise ValueError where an option is none of its choices."""
     if value not in choices:
         known = ", ".join(map(repr, choices))
-        raise ValueError(f"{owner} got {name}={value!r}, expected one of {known}.")
+        guess = did_you_mean(value, choices)
+        raise ValueError(f"{owner} got {name}={value!r}{guess}, expected one of {known}.")

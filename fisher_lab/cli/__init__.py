@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -49,10 +51,14 @@ COMMANDS: dict[str, Any] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `fisher-lab`; bad input ends with one sentence and exit code 2."""
+    """Entry point of `fisher-lab`; bad input ends with one sentence and exit code 2, an error of
+    what it calls with a traceback.
+    """
     given = arguments
     if given is None:
         given = sys.argv[1:]
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
     try:
         with joined():
             _run(given)
@@ -61,6 +67,11 @@ def main(arguments: list[str] | None = None) -> None:
         _write_nowhere()
         raise SystemExit(141) from None  # as a shell's own programs end
     except (ValueError, TypeError) as error:
+        # what another library or the user's own code raised is no sentence of ours: its place tells
+        # more than its words
+        if debug or not _is_ours(error):
+            print(printable(traceback.format_exc()), file=sys.stderr)
+            raise SystemExit(2 if _is_ours(error) else 1) from None
         if os.environ.get("RANK", "0") == "0" or not is_shared(error):
             print(f"fisher-lab: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -68,12 +79,22 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error, and not what it calls."""
+    trace = traceback.extract_tb(error.__traceback__)
+    here = Path(__file__).resolve().parent.parent
+    return Path(trace[-1].filename).is_relative_to(here)
+
+
 def _run(arguments: list[str]) -> None:
     """One command."""
     if arguments == ["--version"]:
         print(f"fisher-lab {__version__}")
         return
-    about = f"{__doc__}\n\n`fisher-lab --version` prints the version."
+    about = (
+        f"{__doc__}\n\n`fisher-lab --version` prints the version; --debug behind any command keeps "
+        "the traceback of a mistake."
+    )
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="fisher-lab",

@@ -11,6 +11,7 @@ import torch
 
 from fisher_lab import approximations as methods
 from fisher_lab import problems
+from fisher_lab._ground.text import did_you_mean
 from fisher_lab.approximations import Approximation
 from fisher_lab.errors import DAMPINGS
 
@@ -78,7 +79,10 @@ class ShowOptions:
         for name in wanted:
             if name not in errors:
                 known = ", ".join(errors)
-                raise ValueError(f"Got error {name!r}, expected one of those measured: {known}.")
+                guess = did_you_mean(name, errors)
+                raise ValueError(
+                    f"Got error {name!r}{guess}, expected one of those measured: {known}."
+                )
         if self.top is not None and self.top < 1:
             raise ValueError(f"Got {self.top} lines per layer, expected 1 or more.")
 
@@ -150,8 +154,8 @@ def parse_approximation(text: str) -> Approximation:
     known = methods.registry()
     if name not in known or (bracket and not rest.endswith(")")):
         raise ValueError(
-            f"Got approximation {text!r}, expected one of {', '.join(known)}, options as in "
-            "TN(modes=2)."
+            f"Got approximation {text!r}{did_you_mean(name, known)}, expected one of "
+            f"{', '.join(known)}, options as in TN(modes=2)."
         )
     options = {}
     parts = rest.removesuffix(")").split(",")

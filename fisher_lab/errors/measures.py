@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fisher_lab._ground.arguments import names_of
-from fisher_lab._ground.text import first_paragraph
+from fisher_lab._ground.text import did_you_mean, first_paragraph
 from fisher_lab.errors.damped import DampedPair
 from fisher_lab.errors.network import Network
 from fisher_lab.errors.pair import Pair
@@ -574,7 +574,8 @@ def chosen(names: str | Sequence[str]) -> list[Measure]:
     for name in names_of("errors", names):
         if not isinstance(name, str) or name not in known:
             raise ValueError(
-                f'Got error {name!r}, expected "default", "all" or some of {", ".join(MEASURES)}.'
+                f"Got error {name!r}{did_you_mean(name, known)}, expected "
+                f'"default", "all" or some of {", ".join(MEASURES)}.'
             )
         wanted += known[name]
     if not wanted:

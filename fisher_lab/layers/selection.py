@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from fisher_lab._ground.arguments import names_of
+from fisher_lab._ground.text import did_you_mean
 from fisher_lab.layers.base import Layer, WeightBias, owned_parameters
 from fisher_lab.layers.gradient_form import GradientForm
 from fisher_lab.layers.tied import TiedEmbedding
@@ -255,7 +256,8 @@ def _choose(
     names = _with_children(names_of("layers", names), modules, owners, known)
     for name in names:
         if not isinstance(name, str) or name not in modules:
-            raise ValueError(f"Got layer {name!r}, expected one of {_listed(known)}.")
+            guess = did_you_mean(str(name), known)
+            raise ValueError(f"Got layer {name!r}{guess}, expected one of {_listed(known)}.")
         if names.count(name) > 1:
             raise ValueError(f"Got layer {name!r} twice, expected every layer once.")
         _check_name(name, modules[name], owners, shared, known)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fisher_lab._ground.arguments import is_whole, number, seed_of
+from fisher_lab._ground.text import did_you_mean
 from fisher_lab._passes.labels import FisherKind, check_fisher
 
 Statistics = Literal["per_example", "mean", "gradient"]
@@ -193,4 +194,6 @@ def check_one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raise ValueError for a value that is none of those allowed."""
     if value not in allowed:
         words = ", ".join(map(repr, allowed))
-        raise ValueError(f"Got {name}={value!r}, expected one of {words}.")
+        raise ValueError(
+            f"Got {name}={value!r}{did_you_mean(str(value), allowed)}, expected one of {words}."
+        )

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fisher_lab._ground.arguments import names_of
-from fisher_lab._ground.text import printable
+from fisher_lab._ground.text import did_you_mean, printable
 from fisher_lab.errors.measures import MEASURES, judging
 from fisher_lab.results import ALL, Comparison, Row
 
@@ -221,7 +221,9 @@ def check_known(what: str, name: str, known: Sequence[str]) -> None:
     """
     if name not in known:
         listed = ", ".join(map(repr, known))
-        raise ValueError(f"Got {what} {name!r}, expected one of {listed}.")
+        raise ValueError(
+            f"Got {what} {name!r}{did_you_mean(str(name), known)}, expected one of {listed}."
+        )
 
 
 def alike(

@@ -1,7 +1,6 @@
 """Find a problem by name, by module or by file, and give its settings the right types."""
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fisher_lab._ground.text import did_you_mean
 from fisher_lab.problems.registry import Problem, annotated_type, as_problem, names, registered
 
 TRUE = ("true", "yes", "on", "1")
@@ -53,7 +53,7 @@ def load(spec: str, optional: dict[str, Any] | None = None, /, **settings: Any) 
     if ":" not in spec:
         function = registered(spec)
         if function is None:
-            guess = _did_you_mean(spec, names())
+            guess = did_you_mean(spec, names())
             raise ValueError(
                 f"there is no problem named {spec!r}{guess}: write one of {', '.join(names())}, "
                 "or 'package.module:function' or 'path/file.py:function'"
@@ -113,7 +113,7 @@ def typed_settings(
             if known:
                 has = f"its settings are {', '.join(known)}"
             raise ValueError(
-                f"problem {name!r} has no setting {key!r}{_did_you_mean(key, known)}: {has}"
+                f"problem {name!r} has no setting {key!r}{did_you_mean(key, known)}: {has}"
             )
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in settings:
@@ -237,13 +237,6 @@ def _tuple(value: Any, entry: type) -> tuple[Any, ...]:
     return tuple(convert(part, entry) for part in value)
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    if not close:
-        return ""
-    return f" (did you mean {close[0]!r}?)"
-
-
 @contextmanager
 def _importable(directory: Path) -> Iterator[None]:
     """Have `directory` on the import path for a while."""
@@ -317,6 +310,6 @@ def _function_of(module: ModuleType, name: str, target: str) -> Callable[..., An
     if function is not None:
         what = f"{name!r} in {target!r} is of type {type(function).__name__}, not a function"
     raise ValueError(
-        f"{what}{_did_you_mean(name, own)}: name a function that returns a Problem or a tuple "
+        f"{what}{did_you_mean(name, own)}: name a function that returns a Problem or a tuple "
         "(model, likelihood, data)"
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fisher_lab._ground.arguments import names_of
-from fisher_lab._ground.text import printable
+from fisher_lab._ground.text import did_you_mean, printable
 from fisher_lab.results.measurements import Measurements
 from fisher_lab.results.rows import Cost, Row, costs_by_pair
 
@@ -159,7 +159,8 @@ def _measured_names(
     for name in wanted:
         if name not in measured:
             known = ", ".join(measured)
-            raise ValueError(f"Got error {name!r}, expected one of those measured: {known}.")
+            guess = did_you_mean(name, measured)
+            raise ValueError(f"Got error {name!r}{guess}, expected one of those measured: {known}.")
     return wanted
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from fisher_lab import optim, problems
 from fisher_lab._ground.arguments import is_whole, number
 from fisher_lab._ground.files import check_output, write_atomically
+from fisher_lab._ground.text import did_you_mean
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.training import checkpoints
 from fisher_lab.training.fitting import Record, at_most, fit, record_errors
@@ -70,7 +71,9 @@ def make_optimizer(
         return torch.optim.Adam(model.parameters(), lr=lr, **options)
     known = optim.registry()
     if name not in known:
-        raise ValueError(f"Got optimizer {name!r}, expected one of {', '.join(optimizer_names())}.")
+        names = optimizer_names()
+        guess = did_you_mean(name, names)
+        raise ValueError(f"Got optimizer {name!r}{guess}, expected one of {', '.join(names)}.")
     if damping is not None:
         options["damping"] = damping
     if _takes_seed(known[name]):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fisher_lab._ground.lanczos import lanczos, start_vector
 from fisher_lab._ground.memory import Budget, readable
+from fisher_lab._ground.text import did_you_mean
 from fisher_lab.statistics import LayerStats, contractions
 from fisher_lab.statistics.contractions import Columns
 
@@ -254,7 +255,8 @@ class Products:
         for name in (a, b):
             if name not in self.shapes:
                 known = ", ".join(self.shapes)
-                raise ValueError(f"Got layer {name!r}, expected one of: {known}.")
+                guess = did_you_mean(name, self.shapes)
+                raise ValueError(f"Got layer {name!r}{guess}, expected one of: {known}.")
         d_a = math.prod(self.shapes[a])
         d_b = math.prod(self.shapes[b])
         self._check_bytes(d_a * d_b, f"The block between {a!r} and {b!r} needs")

@@ -123,8 +123,14 @@ def test_lines_are_sorted_and_cut(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sort", "frobeniu"], "Got error 'frobeniu', expected one of those measured: trace"),
-        (["--columns", "damped_cosine"], "Got error 'damped_cosine', expected one of those"),
+        (
+            ["--sort", "frobeniu"],
+            "Got error 'frobeniu' (did you mean 'frobenius'?), expected one of",
+        ),
+        (
+            ["--columns", "damped_cosine"],
+            "(did you mean 'cosine'?), expected one of those measured: trace,",
+        ),
         (["--top", "0"], "Got 0 lines per layer, expected 1 or more."),
     ],
 )

@@ -148,17 +148,19 @@ def _portable(error: Exception) -> Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-# The channel of every group. It stays as long as the group: one that is ended and made anew would
-# find what the first one left in the store.
-_channels: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+# The patient channel of every group. It stays as long as the group: one that is ended and made anew
+# would find what the first one left in the store.
+_patient: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_prompt: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # with the group's own time-out
 
 
-def ranks_of(group: Any = None) -> Ranks:
+def ranks_of(group: Any = None, patient: bool = True) -> Ranks:
     """The processes of a group; all of them must come here.
 
     Args:
         group: of torch.distributed. None for the default group where there is one, or else for this
             process alone; `torch.distributed.new_group([rank])` is a process alone, too.
+        patient: whether they wait for each other as long as it takes, or for the group's time-out.
     """
     if group is None:
         if not is_several():
@@ -168,13 +170,26 @@ def ranks_of(group: Any = None) -> Ranks:
     members = distributed.get_process_group_ranks(group)
     if len(members) == 1:
         return ALONE
-    if group not in _channels:
+    channels = _patient if patient else _prompt
+    if group not in channels:
         # objects travel through the hosts, whatever the tensors of the group do
-        _channels[group] = distributed.new_group(
-            members, backend="gloo", timeout=PATIENCE, use_local_synchronization=True
+        channels[group] = distributed.new_group(
+            members,
+            backend="gloo",
+            timeout=PATIENCE if patient else _timeout_of(group),
+            use_local_synchronization=True,
         )
-    channel = _channels[group]
+    channel = channels[group]
     return Ranks(distributed.get_rank(channel), len(members), channel)
+
+
+def _timeout_of(group: Any) -> timedelta | None:
+    """How long the collectives of a group wait; None for torch's default."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return group._get_backend(device).options._timeout
+    except (AttributeError, RuntimeError):  # which torch does not promise to tell
+        return None
 
 
 def dealt(costs: Mapping[str, float], ranks: int) -> list[list[str]]:

@@ -23,10 +23,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fisher_lab._ground.memory import Budget, readable
 from fisher_lab.likelihoods import Likelihood
 
 FisherKind = Literal["true", "mc", "empirical"]
+# draws labels `[N, ...]` of outputs z `[N, *output]`
+Sampler = Callable[[Likelihood, Tensor, torch.Generator | None], Tensor]
 # numbers of the outputs whose labels are drawn together: 32 MB in float64, some copies beside it
 DRAWN_AT_ONCE = 2**22
 
@@ -64,6 +65,7 @@ class Labels(ABC):
     """
 
     kind: FisherKind
+    draws = False  # whether its labels are drawn from the model
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -154,6 +156,7 @@ class MonteCarlo(Labels):
     """One label per example (and position) drawn from the model."""
 
     kind = "mc"
+    draws = True
 
     def directions(self, likelihood: Likelihood, z: Tensor) -> int:
         """One."""
@@ -257,6 +260,7 @@ def output_factors(
     y: Tensor | None = None,
     generator: torch.Generator | None = None,
     N: int | None = None,
+    sample: Sampler | None = None,
 ) -> Tensor:
     """Output factors S `[R, N, *output]` in one call.
 
@@ -267,12 +271,18 @@ def output_factors(
         y: the data's labels of these examples as a whole batch, if there are any.
         generator: source of the labels that "mc" draws.
         N: as in `Labels.factors`.
+        sample: draws labels of these outputs, which may be part of a larger batch; None for the
+            likelihood's own.
     """
     labels = labels_of(fisher)
     likelihood = likelihood.of_batch(y)
     label = None
     if fisher == "mc":
-        label = likelihood.sample(z.detach(), generator)
+        z = z.detach()
+        if sample is None:
+            label = likelihood.sample(z, generator)
+        else:
+            label = sample(likelihood, z, generator)
     return labels.factors(likelihood, z, label, y, N)
 
 
@@ -287,17 +297,6 @@ def gradient_labels(
     drawn = MonteCarlo(seed).draw(likelihood, outputs, batch)
     assert drawn is not None
     return drawn
-
-
-def check_output_factors(R: int, z: Tensor, budget: Budget) -> None:
-    """Refuse output factors that do not fit for one example."""
-    need = R * z.numel() * z.element_size()
-    if need > budget.total:
-        raise ValueError(
-            f"The output factors of one example with R = {R} directions need {readable(need)}, "
-            "expected at most "
-            f'{readable(budget.total)}; use fisher="mc", whose R is 1, or raise memory=.'
-        )
 
 
 def label_seed(seed: int, batch: int) -> int:

@@ -60,8 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        with joined():
-            _run(given)
+        with joined() as ranks:
+            ranks.agreed(lambda: _run(given))
         sys.stdout.flush()  # what is still to be written fails here, not after the last handler
     except BrokenPipeError:
         _write_nowhere()

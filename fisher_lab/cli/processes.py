@@ -8,19 +8,22 @@ from contextlib import contextmanager, redirect_stdout
 
 import torch
 
-from fisher_lab._ground.ranks import is_first
+from fisher_lab._ground.ranks import ALONE, Ranks, is_first, ranks_of
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined() -> Iterator[Ranks]:
     """Join the group that torchrun has prepared; only its first process prints.
 
     Without torchrun, or with one process, this does nothing.
+
+    Yields:
+        The processes.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     prepared = "TORCHELASTIC_RUN_ID" in os.environ
     if count == 1 or not prepared or torch.distributed.is_initialized():
-        yield
+        yield ALONE
         return
     backend = "gloo"
     if torch.cuda.is_available():
@@ -29,9 +32,9 @@ def joined() -> Iterator[None]:
     torch.distributed.init_process_group(backend)
     try:
         if is_first():
-            yield
+            yield ranks_of()
         else:
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-                yield
+                yield ranks_of()
     finally:
         torch.distributed.destroy_process_group()

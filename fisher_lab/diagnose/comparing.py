@@ -218,9 +218,7 @@ def _question(
     path = None
     if resume is not None:
         path = check_output(resume, (".json",))
-    # what else reads columns needs them whole
-    whole = bool(kinds.of_all or kinds.of_steps or standard_errors or exact == "func")
-    source = Source(setup, vocabularies=not whole)
+    source = Source(setup)
     _check_layer_names(source)
     for candidate in candidates.values():
         candidate.check(source)

@@ -31,6 +31,7 @@ from fisher_lab.optim.finite import all_finite, as_int, count_failure, where_ok
 from fisher_lab.optim.groups import choose_layers, make_groups
 from fisher_lab.optim.observation import statistics_dtype
 from fisher_lab.optim.options import Option, Options, Settings
+from fisher_lab.optim.reductions import reductions_of
 from fisher_lab.optim.saving import copied
 from fisher_lab.optim.vectors import Share
 
@@ -93,8 +94,7 @@ class LayerOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 f"Got a {found} as model, expected a torch.nn.Module, not its parameters."
             )
-        _check_one_process()
-        self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model's original
+        self.model: nn.Module = _inside(model)
         check_program(self.model)
         self.forward = Forward(self.model, output)
         self.options = options
@@ -108,6 +108,7 @@ class LayerOptimizer(torch.optim.Optimizer):
         made = make_groups(self.layers, settings, groups, self.group_extras)
         super().__init__(made, settings.as_group())
         self.fallback = self._fallback()
+        self.reductions = reductions_of(self.device, self.dtype_of)
         # dynamo does not guard an optimizer's attributes: a compiled step would keep using those of
         # its first call (the plain function, as a bound method would be a cycle that keeps the
         # memory after the last reference)
@@ -252,7 +253,8 @@ class LayerOptimizer(torch.optim.Optimizer):
             ok = ok & (found_inf == 0)
         if isinstance(loss, Tensor):
             finite = torch.isfinite(loss.detach())
-            ok = ok & finite.all()
+            # a loss is each rank's own; gradients are averaged, and finite on all or on none
+            ok = self.reductions.all_ok(ok & finite.all())
         return ok
 
     @staticmethod
@@ -493,16 +495,16 @@ def _check_free(name: str, owner: str, module: str) -> None:
         )
 
 
-def _check_one_process() -> None:
-    """Refuse to train in several processes, whose statistics would differ."""
-    # some builds of torch have no distributed package at all
-    if not torch.distributed.is_available():
-        return
-    if not torch.distributed.is_initialized():
-        return
-    processes = torch.distributed.get_world_size()
-    if processes > 1:
+def _inside(model: nn.Module) -> nn.Module:
+    """The module inside a compiled or a parallel one."""
+    original: nn.Module = getattr(model, "_orig_mod", model)
+    if isinstance(original, nn.DataParallel):
         raise ValueError(
-            f"Got {processes} processes, expected one: statistics are not exchanged between "
-            "processes yet; train in one process."
+            "Got a model in nn.DataParallel, expected one process for each device; wrap it in "
+            "DistributedDataParallel."
         )
+    if torch.distributed.is_available() and isinstance(
+        original, nn.parallel.DistributedDataParallel
+    ):
+        return _inside(original.module)
+    return original

@@ -10,6 +10,7 @@ from torch import nn
 from fisher_lab.diagnose import compare
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import FisherMatrix
+from fisher_lab.optim.reductions import Reductions
 from fisher_lab.results import Comparison
 
 
@@ -21,6 +22,7 @@ def compare_in_use(
     matrices: dict[str, FisherMatrix],
     about: dict[str, Any],
     options: dict[str, Any],
+    reductions: Reductions,
 ) -> Comparison:
     """Errors of ready matrices against the exact Fisher at the present weights of a model.
 
@@ -34,8 +36,10 @@ def compare_in_use(
         matrices: by layer.
         about: facts for the settings of the result.
         options: further arguments of `fl.compare`.
+        reductions: of the processes that train together, which share the work.
     """
     twin = copy.deepcopy(model).eval()
+    reductions.share_buffers(twin)
     given = options.pop("problem", {})
     problem = {**given, **about, "mode": "copy in evaluation mode"}
     chosen = {

@@ -104,6 +104,81 @@ class Pass:
         return Means(h / examples, g)
 
 
+class Inputs:
+    """The inputs of a layer in a pass, of which the averages are read.
+
+    Args:
+        a: `[N, d_in]`.
+    """
+
+    def __init__(self, a: Tensor) -> None:
+        self.a = a
+
+    def size(self) -> Tensor:
+        """The sum of squares, which is finite if a^T a is."""
+        flat = self.a.flatten()
+        return flat @ flat
+
+    def kept(self, ok: Tensor) -> Inputs:
+        """These where ok, zeros otherwise."""
+        return Inputs(kept(ok, self.a))
+
+    def join(self, A: Tensor, weight: float) -> None:
+        """A += weight a^T a / N, in place."""
+        a = self.a
+        A.addmm_(a.T, a, alpha=weight / len(a))
+
+    def second(self) -> Tensor:
+        """a^T a / N."""
+        return self.a.T @ self.a / len(self.a)
+
+    def mean(self) -> Tensor:
+        """The mean input `[d_in]`."""
+        return self.a.mean(0)
+
+
+class SummedInputs(Inputs):
+    """The same of all ranks, which know the sums alone.
+
+    Args:
+        squares: a^T a `[d_in, d_in]`.
+        total: sum of a `[d_in]`.
+        examples: N, a 0-d tensor.
+    """
+
+    def __init__(self, squares: Tensor, total: Tensor, examples: Tensor) -> None:
+        self.squares = squares
+        self.total = total
+        self.examples = examples
+
+    def size(self) -> Tensor:
+        """The trace."""
+        return self.squares.trace()
+
+    def kept(self, ok: Tensor) -> Inputs:
+        """Zeros where not ok."""
+        return SummedInputs(kept(ok, self.squares), kept(ok, self.total), self.examples)
+
+    def join(self, A: Tensor, weight: float) -> None:
+        """A += weight a^T a / N, in place."""
+        A.add_(self.second(), alpha=weight)
+
+    def second(self) -> Tensor:
+        """a^T a / N."""
+        return self.squares / self.examples
+
+    def mean(self) -> Tensor:
+        """The mean input `[d_in]`."""
+        return self.total / self.examples
+
+
+class Seen(NamedTuple):
+    """What all ranks saw of a layer in a pass; None for means of what was not differentiated."""
+
+    inputs: Inputs
+    means: Means | None
+
+
 @dataclass
 class Factors:
     """What K-BFGS keeps of a layer, which is what a checkpoint holds of it; steps change it in
@@ -143,11 +218,11 @@ class Factors:
         y = torch.zeros(rows, **like_A)
         return cls(A, H_a, H_g, s, y)
 
-    def learn(self, a: Tensor, before: Means, after: Means, decay: float, root: float) -> None:
+    def learn(self, inputs: Inputs, before: Means, after: Means, decay: float, root: float) -> None:
         """Both quasi-Newton updates, in place; nothing where something is not finite.
 
         Args:
-            a: inputs at the old weights `[N, d_in]`.
+            inputs: at the old weights.
             before: means at the old weights.
             after: means at the new weights.
             decay: of the averages.
@@ -155,13 +230,12 @@ class Factors:
         """
         rest = 1 - decay
         # a^T a is finite if the sum of squares is
-        flat = a.flatten()
-        ok = all_finite([flat @ flat, *before, *after])
-        a = kept(ok, a)
+        ok = all_finite([inputs.size(), *before, *after])
+        inputs = inputs.kept(ok)
         # the average of A, where a is zero if not ok
-        left = where_ok(ok, decay, 1.0, a.dtype)
+        left = where_ok(ok, decay, 1.0, self.A.dtype)
         self.A.mul_(left)
-        self.A.addmm_(a.T, a, alpha=rest / len(a))
+        inputs.join(self.A, rest)
         # the averages of s and y
         moved = after.h - before.h
         turned = after.g - before.g
@@ -171,7 +245,7 @@ class Factors:
         self.y = torch.where(ok, y, self.y)
         # the inverse of A + sqrt(lambda) I: a step along the mean input, whose product with it is
         # known
-        abar = a.mean(0)
+        abar = inputs.mean()
         s = self.H_a @ abar
         y = self.A @ s + root * s
         bfgs_(self.H_a, s, y, ok)
@@ -193,6 +267,18 @@ class Factors:
         for name, tensor in vars(self).items():
             copies[name] = tensor.clone()
         return copies
+
+
+def _sums(seen: Pass, scale: Tensor | None) -> dict[str, Tensor]:
+    """What ranks exchange of a layer."""
+    a = seen.inputs()
+    n = len(a)
+    found = {"examples": a.new_tensor(n), "squares": a.T @ a, "total": a.sum(0)}
+    means = seen.means(scale)
+    if means is not None:
+        found["h"] = means.h * n
+        found["g"] = means.g * n
+    return found
 
 
 @dataclass(frozen=True)
@@ -301,8 +387,7 @@ class KBFGS(LayerOptimizer):
 
     def warm_start(self, data: Any) -> None:
         """The mean of A over the data, and H_a as its damped inverse."""
-        totals: dict[str, Tensor] = {}
-        examples = dict.fromkeys(self.layers, 0)
+        totals: dict[str, dict[str, Tensor]] = {}
         for batch in self.batches(data):
             with self._watching() as passes:
                 self.forward(batch.inputs)
@@ -310,13 +395,13 @@ class KBFGS(LayerOptimizer):
                 if not seen.a:
                     continue
                 a = seen.inputs()
-                total = a.T @ a
+                total = {"examples": a.new_tensor(len(a)), "squares": a.T @ a}
                 if name in totals:
-                    total = totals[name] + total
+                    for key, x in totals[name].items():
+                        total[key] = x + total[key]
                 totals[name] = total
-                examples[name] += len(a)
-        for name, total in totals.items():
-            A = total / examples[name]
+        for name, total in self.reductions.totals(totals, self._no_sums).items():
+            A = total["squares"] / total["examples"]
             self._start(name, A)
 
     def _start(self, name: str, A: Tensor) -> None:
@@ -342,33 +427,75 @@ class KBFGS(LayerOptimizer):
         with torch.enable_grad(), self._watching() as before:
             loss = closure()
         with torch.no_grad(), self.plain_precision(self.device):
-            self._start_new(before)
+            old = self._seen(before, scale)
+            self._start_new(old)
             self.update(loss)
         with torch.enable_grad(), self._watching() as after:
             closure()
         with torch.no_grad(), self.plain_precision(self.device):
-            self._learn(before, after, scale)
+            self._learn(old, self._seen(after, scale))
         self.steps += 1
         return loss
 
-    def _learn(self, before: dict[str, Pass], after: dict[str, Pass], scale: Tensor | None) -> None:
+    def _seen(self, passes: dict[str, Pass], scale: Tensor | None) -> dict[str, Seen]:
+        """What every layer saw that was used, of all ranks' examples.
+
+        Args:
+            passes: of this rank.
+            scale: by which a GradScaler multiplied the loss; None for an unscaled one.
+        """
+        found = {}
+        if self.reductions.ranks.alone:
+            for name, seen in passes.items():
+                if seen.a:
+                    found[name] = Seen(Inputs(seen.inputs()), seen.means(scale))
+            return found
+        sums = {}
+        sizes = [0]
+        for name, seen in passes.items():
+            if seen.a:
+                sums[name] = _sums(seen, scale)
+                sizes.append(sum(map(len, seen.a)))
+        # gradients that are averaged over the ranks are of parts of one size
+        self.reductions.places(lambda: [(max(sizes),)], equal=True)
+        for name, total in self.reductions.totals(sums, self._no_sums).items():
+            n = total["examples"]
+            means = None
+            if "g" in total:
+                # the loss is a mean over the examples, of each rank over its own
+                means = Means(total["h"] / n, total["g"] / n)
+            inputs = SummedInputs(total["squares"], total["total"], n)
+            found[name] = Seen(inputs, means)
+        return found
+
+    def _no_sums(self, name: str) -> dict[str, Tensor]:
+        """The sums of a layer that was not used."""
+        layer = self.layers[name]
+        rows, columns = layer.shape
+        like: dict[str, Any] = {"dtype": self.dtype_of(layer), "device": self.device}
+        return {
+            "examples": torch.zeros((), **like),
+            "squares": torch.zeros(columns, columns, **like),
+            "total": torch.zeros(columns, **like),
+            "h": torch.zeros(rows, **like),
+            "g": torch.zeros(rows, **like),
+        }
+
+    def _learn(self, before: dict[str, Seen], after: dict[str, Seen]) -> None:
         """Let every layer that was differentiated in both passes learn from them."""
         for name, seen in before.items():
-            first = seen.means(scale)
-            second = after[name].means(scale)
+            first = seen.means
+            second = after[name].means if name in after else None
             if first is None or second is None:
                 continue
-            a = seen.inputs()
             root = self._root(name)
-            self.factors[name].learn(a, first, second, self.options.decay, root)
+            self.factors[name].learn(seen.inputs, first, second, self.options.decay, root)
 
-    def _start_new(self, passes: dict[str, Pass]) -> None:
+    def _start_new(self, passes: dict[str, Seen]) -> None:
         """Factors of the layers that are differentiated for the first time."""
         for name, seen in passes.items():
-            if seen.g and name not in self.factors:
-                a = seen.inputs()
-                A = a.T @ a / len(a)
-                self._start(name, A)
+            if seen.means is not None and name not in self.factors:
+                self._start(name, seen.inputs.second())
 
     def update(self, loss: Any) -> None:
         """W <- W - lr H_g m H_a."""

@@ -21,7 +21,7 @@ from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.finite import all_finite
 from fisher_lab.optim.observation import Observed
 from fisher_lab.optim.saving import decode, encode
-from fisher_lab.statistics import Sums
+from fisher_lab.statistics import LayerStats, Sums
 
 
 class Contribution(NamedTuple):
@@ -147,6 +147,22 @@ class LayerCurvature(LayerState):
         ok = observed.ok & all_finite(tensors.values())
         examples = ok.to(stats.g.dtype) * observed.examples
         return Contribution(moments.masked(ok), examples, ok)
+
+    def nothing(self, dtype: torch.dtype, device: torch.device) -> Contribution:
+        """What a window gives in which the layer was not used: moments of no example.
+
+        Args:
+            dtype: of the moments.
+            device: where they are.
+        """
+        rows, columns = self.layer.shape
+        Q = self.layer.groups
+        like: dict[str, Any] = {"dtype": dtype, "device": device}
+        a = torch.zeros(1, 1, Q, columns, **like)
+        g = torch.zeros(1, 1, 1, Q, rows // Q, **like)
+        stats = LayerStats(a, g, self.layer.kernel, self.layer.bias)
+        fine = torch.ones((), dtype=torch.bool, device=device)
+        return self.contribution(Observed(stats, fine, 0))
 
     def sub_sampled(self, moments: Moments, examples: int) -> str | None:
         """What there is to say where moments hold columns of fewer than all examples."""

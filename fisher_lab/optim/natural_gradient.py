@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fisher_lab._ground.linalg import kept
-from fisher_lab._passes.capture import Placements
-from fisher_lab._passes.labels import FisherKind
+from fisher_lab._passes.batches import Batch
+from fisher_lab._passes.capture import Placements, is_shared
+from fisher_lab._passes.labels import FisherKind, labels_of
 from fisher_lab._passes.model import Output
 from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.layers import Layer
@@ -26,7 +28,7 @@ from fisher_lab.optim.base import LayerOptimizer
 from fisher_lab.optim.comparing import compare_in_use
 from fisher_lab.optim.finite import as_int
 from fisher_lab.optim.groups import ByLayer
-from fisher_lab.optim.layer_state import LayerCurvature
+from fisher_lab.optim.layer_state import Contribution, LayerCurvature
 from fisher_lab.optim.observation import (
     Observed,
     Uncompiled,
@@ -34,7 +36,6 @@ from fisher_lab.optim.observation import (
     check_forwards,
     check_kept,
     check_labels,
-    of_batch_mean,
     of_gradient,
     statistics,
     watching,
@@ -45,9 +46,11 @@ from fisher_lab.optim.options import (
     NaturalOptions,
     NaturalSettings,
     Option,
+    Refreshing,
     Statistics,
 )
-from fisher_lab.optim.refresh import joined, refresh
+from fisher_lab.optim.reductions import Place, Shape
+from fisher_lab.optim.refresh import joined, refresh, refresh_dealt
 from fisher_lab.optim.size import StepSize
 from fisher_lab.optim.vectors import Bucket, Share, precondition
 from fisher_lab.optim.window import Window
@@ -92,6 +95,8 @@ class NaturalGradient(LayerOptimizer, register=False):
             "empirical".
         statistics: "per_example", or "mean": the outer product of the batch-mean gradient, times
             the batch size.
+        refresh: in several processes, whether every rank factorises all matrices ("replicated") or
+            each its share ("sharded"), which are then sent; None for what takes less time.
         dtype: of moments and inverses; None for the parameters' own, at least float32.
         layers: names of the layers to precondition; None for all that have an adapter.
         groups: settings of some layers, as
@@ -124,6 +129,7 @@ class NaturalGradient(LayerOptimizer, register=False):
     refresh_every = Option()
     fisher = Option()
     statistics = Option()
+    refresh = Option()
 
     def __init__(
         self,
@@ -144,6 +150,7 @@ class NaturalGradient(LayerOptimizer, register=False):
         refresh_every: int = 100,
         fisher: FisherKind = "mc",
         statistics: Statistics = "per_example",
+        refresh: Refreshing | None = None,
         dtype: torch.dtype | None = None,
         layers: Sequence[str] | None = None,
         groups: Sequence[dict[str, Any]] | None = None,
@@ -161,6 +168,7 @@ class NaturalGradient(LayerOptimizer, register=False):
             refresh_every=refresh_every,
             fisher=fisher,
             statistics=statistics,
+            refresh=refresh,
         )
         settings = NaturalSettings(
             lr=lr,
@@ -301,19 +309,23 @@ class NaturalGradient(LayerOptimizer, register=False):
             ValueError: no forward pass of the model, or one without gradients; labels of another
                 number.
         """
-        # numbers are read once: later steps wait for nothing
-        check_forwards(forwards, self.likelihood, values=self.steps == 0)
-        examples = 0
-        for forward in forwards:
-            examples += len(forward.z)
-        check_labels(y, examples)
-        check_labels(kept, examples)
-        if self.steps == 0:
-            self._check_shapes(forwards, y, kept)
+
+        def shapes() -> list[Shape]:
+            # numbers are read once: later steps wait for nothing
+            check_forwards(forwards, self.likelihood, values=self.steps == 0)
+            found = [tuple(forward.z.shape) for forward in forwards]
+            examples = sum(shape[0] for shape in found)
+            check_labels(y, examples)
+            check_labels(kept, examples)
+            if self.steps == 0:
+                self._check_shapes(forwards, y, kept)
+            return found
+
+        places = self.reductions.places(shapes, equal=True)
         if self.options.statistics == "gradient":
-            self.window.count(examples)
+            self.window.count(sum(place.examples for place in places))
         else:
-            self._absorb(forwards, y, kept)
+            self._absorb(forwards, places, y, kept)
         self.window.open(self.steps)
 
     def _check_shapes(
@@ -331,12 +343,18 @@ class NaturalGradient(LayerOptimizer, register=False):
             started = stopped
 
     def _absorb(
-        self, forwards: Sequence[Watched], y: Tensor | None, kept: Tensor | None = None
+        self,
+        forwards: Sequence[Watched],
+        places: Sequence[Place],
+        y: Tensor | None,
+        kept: Tensor | None = None,
     ) -> None:
         """Let forward passes join the present observation.
 
         Args:
             forwards: what was recorded of them.
+            places: where their examples stand among those of all ranks; a rank that has fewer
+                forward passes than others takes part with nothing.
             y: labels of all their examples, which make the statistics empirical; None for the
                 optimizer's own kind.
             kept: which labels the loss keeps; None for all.
@@ -350,48 +368,93 @@ class NaturalGradient(LayerOptimizer, register=False):
         if kept is not None:
             # of labels nothing but the places that are ignored is read by the other kinds
             y = self.likelihood.labels_kept(kept)
+        if self.likelihood.summed and not self.reductions.ranks.alone:
+            raise ValueError(
+                "Several processes got a loss with reduction='sum', expected 'mean': their "
+                "gradients are averaged; average the loss."
+            )
         started = 0
-        for forward in forwards:
-            stopped = started + len(forward.z)
-            labels = None
-            if y is not None:
-                labels = y[started:stopped]
-            started = stopped
-            device = forward.z.device
-            with self.plain_precision(device):
-                generator = self._generator(device)
-                dtype = self.options.dtype
-                found = statistics(
-                    forward,
-                    self.layers,
-                    self.likelihood,
-                    kind,
-                    labels,
-                    generator,
-                    dtype,
-                    self._placements,
-                )
+        for index, place in enumerate(places):
+            with self.plain_precision(self.device):
+                if index < len(forwards):
+                    forward = forwards[index]
+                    stopped = started + len(forward.z)
+                    labels = None if y is None else y[started:stopped]
+                    started = stopped
+                    found = self._statistics(forward, place, kind, labels)
+                else:
+                    found = self._no_statistics(place, kind)
                 with torch.no_grad():
-                    self._join(found)
+                    self._join(found, place)
 
-    def _join(self, found: Mapping[str, Observed]) -> None:
+    def _statistics(
+        self, forward: Watched, place: Place, kind: FisherKind, labels: Tensor | None
+    ) -> dict[str, Observed]:
+        """Those of one forward pass.
+
+        Args:
+            forward: what was recorded.
+            place: of its examples among those of all ranks.
+            kind: which Fisher.
+            labels: of its examples.
+        """
+        found = statistics(
+            forward,
+            self.layers,
+            self.likelihood,
+            kind,
+            labels,
+            self._generator(forward.z.device),
+            self.options.dtype,
+            self._placements,
+            partial(self.reductions.sample, place=place),
+        )
+        self._check_apart()
+        return found
+
+    def _no_statistics(self, place: Place, kind: FisherKind) -> dict[str, Observed]:
+        """Of a forward pass that only other ranks made; its random numbers are drawn here, too."""
+        if labels_of(kind).draws:
+            p = self.param_groups[0]["params"][0]
+            (shape, *_) = [shape for shape in place.shapes if shape is not None]
+            z = torch.zeros(0, *shape[1:], dtype=self.working_dtype(p), device=p.device)
+            self.reductions.sample(self.likelihood, z, self._generator(p.device), place)
+        return {}
+
+    def _check_apart(self) -> None:
+        """Refuse layers of which several processes have statistics that do not add up."""
+        if self.reductions.ranks.alone:
+            return
+        for name, found in self._placements.items():
+            if is_shared(found):
+                raise ValueError(
+                    f"Layer {name!r} has rows that all examples share, expected rows of its "
+                    "examples in several processes; leave it to the fallback with layers=[...]."
+                )
+
+    def _join(self, found: dict[str, Observed], place: Place) -> None:
         """Let the statistics of one forward pass join the present observation of their layers."""
         if self.options.kl_clip is not None:
-            self.step_size.see(found)
+            self.step_size.see(found, place.before, place.examples)
+        mean = self.options.statistics == "mean"
+        if mean:
+            found = self.reductions.batch_means(found, self.layers, place)
         contributions = {}
         for name, observed in found.items():
-            if self.options.statistics == "mean":
-                observed = observed._replace(stats=of_batch_mean(observed.stats))
-            c = self.curvature[name]
-            contributions[name] = c.contribution(observed)
-            if self._sub_sampled is None:
-                moments = contributions[name].moments
-                self._sub_sampled = c.sub_sampled(moments, observed.stats.N)
-        # first all, then none left to make: what several processes exchange, they exchange here
+            contributions[name] = self.curvature[name].contribution(observed)
+        if not mean:  # those of the mean are of all ranks already
+            contributions = self.reductions.contributions(contributions, self._nothing_of)
         for name, new in contributions.items():
             c = self.curvature[name]
+            if self._sub_sampled is None:
+                self._sub_sampled = c.sub_sampled(new.moments, 1 if mean else place.examples)
             c.absorb(new, self.options.decay)
             self.window.lose(new.ok)
+
+    def _nothing_of(self, name: str) -> Contribution:
+        """What a forward pass gives to a layer that it did not use."""
+        c = self.curvature[name]
+        return c.nothing(self.dtype_of(c.layer), self.device)
 
     def warm_start(self, data: Any) -> None:
         """Take the statistics of one pass over the data (one per sweep of the approximation) as the
@@ -422,22 +485,38 @@ class NaturalGradient(LayerOptimizer, register=False):
     def _sweep(self, data: Any) -> None:
         """One pass over the data, which replaces the moments."""
         self.window.close()
-        for batch in self.batches(data):
-            with watching(self.forward, self.layers) as forwards:
-                self.forward(batch.inputs)
-            check_forwards(forwards, self.likelihood)
+        for batch in self.reductions.in_step(self.batches(data)):
+            forwards, places = self._one_pass(batch)
             if not self.window.is_open:
                 # only now: data that cannot be used must not cost what was learnt before
                 for c in self.curvature.values():
                     c.restart()
-            labels = batch.y if self.options.fisher == "empirical" else None
-            self._absorb(forwards, labels)
+            labels = None
+            if self.options.fisher == "empirical" and batch is not None:
+                labels = batch.y
+            self._absorb(forwards, places, labels)
             self.window.open(self.steps)
         for c in self.curvature.values():
             c.settle(self.options.decay)
         self.window.close()
         # no step belongs to these examples
-        self.step_size.seen.clear()
+        self.step_size.forget()
+
+    def _one_pass(self, batch: Batch | None) -> tuple[list[Watched], list[Place]]:
+        """A forward pass of a batch, and its place among those of the other ranks."""
+        forwards: list[Watched] = []
+
+        def shapes() -> list[Shape]:
+            if batch is None:  # only other ranks have one
+                return []
+            with watching(self.forward, self.layers) as watched:
+                self.forward(batch.inputs)
+            check_forwards(watched, self.likelihood)
+            forwards.extend(watched)
+            return [tuple(forward.z.shape) for forward in watched]
+
+        places = self.reductions.places(shapes, equal=False)
+        return forwards, places
 
     # -- the step ----------------------------------------------------------------------------------
     def update(self, loss: Any) -> None:
@@ -509,7 +588,7 @@ class NaturalGradient(LayerOptimizer, register=False):
             return 1.0
         # a zero step is not divided by; rounding may leave one below zero
         tiny = torch.finfo(power.dtype).tiny
-        power = self.step_size.of(shares, power.abs())
+        power = self.step_size.of(shares, power.abs(), self.reductions.summed)
         power = power.clamp(min=tiny)
         nu = (self.options.kl_clip / power).sqrt()
         return nu.clamp(max=1.0)
@@ -563,7 +642,14 @@ class NaturalGradient(LayerOptimizer, register=False):
                     settings.append(group)
         if not observed:
             return
-        notes, (skipped, lost) = refresh(observed, settings, self._counters())
+        shapes = {c.layer.name: c.layer.shape for c in observed}
+        owners = self.reductions.owners(shapes, self.options.refresh)
+        if owners:
+            notes, (skipped, lost) = refresh_dealt(
+                observed, settings, self._counters(), owners, self.reductions
+            )
+        else:
+            notes, (skipped, lost) = refresh(observed, settings, self._counters())
         if self._sub_sampled:
             notes.append(self._sub_sampled)
             self._sub_sampled = ""
@@ -671,7 +757,16 @@ class NaturalGradient(LayerOptimizer, register=False):
         }
         matrices = self.matrices()
         options = {"output": self.forward.output, **options}
-        return compare_in_use(self.model, self.likelihood, data, label, matrices, about, options)
+        return compare_in_use(
+            self.model,
+            self.likelihood,
+            data,
+            label,
+            matrices,
+            about,
+            options,
+            self.reductions,
+        )
 
 
 def _check_factors(statistics: Statistics, curvature: Mapping[str, LayerCurvature]) -> None:

@@ -27,7 +27,7 @@ from fisher_lab._passes.capture import (
     pull_back_shared,
     recording,
 )
-from fisher_lab._passes.labels import FisherKind, output_factors
+from fisher_lab._passes.labels import FisherKind, Sampler, output_factors
 from fisher_lab._passes.model import Forward
 from fisher_lab._passes.placement import Use
 from fisher_lab.layers import Layer
@@ -166,6 +166,7 @@ def statistics(
     generator: torch.Generator | None,
     dtype: torch.dtype | None,
     placements: Placements,
+    sample: Sampler | None = None,
 ) -> dict[str, Observed]:
     """Statistics of every layer that took part in a forward pass, at labels of the chosen kind.
 
@@ -178,6 +179,7 @@ def statistics(
         generator: source of sampled labels.
         dtype: of the statistics; None for each layer's own, at least float32.
         placements: of layers whose rows are not the examples, as far as they are known; added to.
+        sample: draws labels, where these examples are part of a larger batch.
     """
     z = forward.z.detach()
     finite = all_finite([z])
@@ -185,7 +187,7 @@ def statistics(
     safe = kept(finite, z)
     safe = safe.to(statistics_dtype(z.dtype, dtype))
     N = z.shape[0]
-    S = output_factors(likelihood, safe, fisher, y, generator, N).to(z.dtype)
+    S = output_factors(likelihood, safe, fisher, y, generator, N, sample).to(z.dtype)
     learn_placements(forward.z, forward.uses, placements)
     apart: dict[str, Layer] = {}
     shared: dict[str, Layer] = {}

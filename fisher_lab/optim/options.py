@@ -17,6 +17,7 @@ from fisher_lab._passes.labels import FisherKind, check_fisher
 Statistics = Literal["per_example", "mean", "gradient"]
 MomentumOrder = Literal["before", "after"]
 DampingStyle = Literal["exact", "factored"]
+Refreshing = Literal["replicated", "sharded"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class NaturalOptions(Options):
         fisher: labels of the statistics.
         statistics: of each example's gradient, of the batch-mean gradient at sampled labels, or of
             the training gradient itself.
+        refresh: in several processes, who factorises: every rank everything, or each its share;
+            None for what takes less time.
 
     Raises:
         ValueError: an option out of range, or two that contradict each other.
@@ -73,6 +76,7 @@ class NaturalOptions(Options):
     refresh_every: int = 100
     fisher: FisherKind = "mc"
     statistics: Statistics = "per_example"
+    refresh: Refreshing | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +91,8 @@ class NaturalOptions(Options):
             raise ValueError(
                 f'Got statistics={self.statistics!r}, expected "per_example", "mean" or "gradient".'
             )
+        if self.refresh is not None:
+            check_one_of("refresh", self.refresh, get_args(Refreshing))
         if self.statistics == "mean" and self.fisher == "true":
             raise ValueError(
                 'Got statistics="mean" with fisher="true", expected "mc" or "empirical": the mean '

@@ -19,6 +19,8 @@ from fisher_lab.approximations import Approximation
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.optim.finite import all_finite
 from fisher_lab.optim.layer_state import LayerCurvature
+from fisher_lab.optim.reductions import Reductions
+from fisher_lab.optim.saving import decode, encode
 from fisher_lab.optim.vectors import Bucket
 
 # first jitter after a failed factorisation, relative to the mean eigenvalue; then ten times as much
@@ -88,6 +90,90 @@ def refresh(
     Returns:
         One sentence for each layer where something failed, and the counters.
     """
+    outcomes, counters = _outcomes(curvatures, settings, extra)
+    return _taken(curvatures, outcomes), counters
+
+
+def refresh_dealt(
+    curvatures: Sequence[LayerCurvature],
+    settings: Sequence[Settings],
+    extra: Tensor,
+    owners: Mapping[str, int],
+    reductions: Reductions,
+) -> tuple[list[str], list[float]]:
+    """The same in several processes, of which each makes the matrices and inverses of its layers,
+    rescues included, and sends them to the others.
+
+    Args:
+        curvatures: layers that have been observed.
+        settings: the parameter group of each.
+        extra: a 1-d tensor of counters to read along.
+        owners: the rank of every layer.
+        reductions: what sends them.
+    """
+    own = []
+    own_settings = []
+    for c, group in zip(curvatures, settings, strict=True):
+        if owners[c.layer.name] == reductions.ranks.own:
+            own.append(c)
+            own_settings.append(group)
+    made: list[Outcome] = []
+    counters: list[float] = []
+
+    def work() -> None:
+        outcomes, read = _outcomes(own, own_settings, extra)
+        made.extend(outcomes)
+        counters.extend(read)
+
+    reductions.ranks.agreed(work)
+    sent = {}
+    for c, outcome in zip(own, made, strict=True):
+        sent[c.layer.name] = outcome.encoded()
+    received = reductions.exchanged(sent)
+    outcomes = []
+    for c in curvatures:
+        outcome = Outcome.decoded(received[c.layer.name], extra.device)
+        outcomes.append(outcome)
+    return _taken(curvatures, outcomes), counters
+
+
+class Outcome(NamedTuple):
+    """What a refresh gives to one layer.
+
+    Attributes:
+        note: what went wrong; None for nothing.
+        jitter: of the layer from now on.
+        matrix: the new one; None where the last good one stays.
+        inverse: of the matrix.
+    """
+
+    note: str | None
+    jitter: float
+    matrix: FisherMatrix | None = None
+    inverse: FisherMatrix | None = None
+
+    def encoded(self) -> dict[str, Any]:
+        """As plain containers of tensors."""
+        return {
+            "note": self.note,
+            "jitter": self.jitter,
+            "matrix": encode(self.matrix),
+            "inverse": encode(self.inverse),
+        }
+
+    @classmethod
+    def decoded(cls, found: dict[str, Any], device: torch.device) -> Outcome:
+        """The inverse of `encoded`."""
+        matrices = {}
+        for name in ("matrix", "inverse"):
+            matrices[name] = decode(found[name], device, None)
+        return cls(found["note"], found["jitter"], **matrices)
+
+
+def _outcomes(
+    curvatures: Sequence[LayerCurvature], settings: Sequence[Settings], extra: Tensor
+) -> tuple[list[Outcome], list[float]]:
+    """New matrices and inverses of some layers, and the counters."""
     matrices = []
     for c in curvatures:
         matrix = c.assembled()
@@ -98,13 +184,23 @@ def refresh(
         candidate = Candidate(c, group, matrix, inverse)
         candidates.append(candidate)
     verdicts, counters = _read(candidates, extra)
-    notes = []
+    outcomes = []
     for candidate, verdict in zip(candidates, verdicts, strict=True):
-        note = _accept(candidate, verdict)
-        if note is not None:
-            name = candidate.curvature.layer.name
-            notes.append(f"layer {name!r}: {note}")
-    return notes, counters
+        outcome = _judged(candidate, verdict)
+        outcomes.append(outcome)
+    return outcomes, counters
+
+
+def _taken(curvatures: Sequence[LayerCurvature], outcomes: Sequence[Outcome]) -> list[str]:
+    """Let the steps use what was made; one sentence for each layer where something failed."""
+    notes = []
+    for c, outcome in zip(curvatures, outcomes, strict=True):
+        c.jitter = outcome.jitter
+        if outcome.matrix is not None and outcome.inverse is not None:
+            c.accept(outcome.matrix, outcome.inverse)
+        if outcome.note is not None:
+            notes.append(f"layer {c.layer.name!r}: {outcome.note}")
+    return notes
 
 
 def _prepare_all(
@@ -134,8 +230,10 @@ def _read(candidates: Sequence[Candidate], extra: Tensor) -> tuple[list[Verdict]
         matrix = is_finite(candidate.matrix)
         inverse = is_finite(candidate.inverse)
         flags += [seen, matrix, inverse]
-    numbers = torch.stack(flags)
-    together = torch.cat([numbers.to(extra.dtype), extra])
+    together = extra
+    if flags:  # a rank may have no layer
+        numbers = torch.stack(flags)
+        together = torch.cat([numbers.to(extra.dtype), extra])
     if together.is_meta:  # nothing to read: all is well
         good = [Verdict(1, 1, 1)] * len(candidates)
         zeros = [0.0] * len(extra)
@@ -149,26 +247,25 @@ def _read(candidates: Sequence[Candidate], extra: Tensor) -> tuple[list[Verdict]
     return verdicts, values
 
 
-def _accept(candidate: Candidate, verdict: Verdict) -> str | None:
-    """Let the steps use a candidate; where it is no good, say what was done instead."""
+def _judged(candidate: Candidate, verdict: Verdict) -> Outcome:
+    """A candidate that the steps may use; where it is no good, what is done instead."""
     c = candidate.curvature
     if not verdict.seen:
         # nothing to apply yet
-        return None
+        return Outcome(None, c.jitter)
     if not verdict.matrix:
-        return "the matrix overflowed, the last good one stays"
+        return Outcome("the matrix overflowed, the last good one stays", c.jitter)
     inverse = candidate.inverse
     note = None
     if not verdict.inverse:
         rescued = _rescue(candidate)
         if rescued is None:
-            return "the factorisation failed, the last good inverse stays"
+            return Outcome("the factorisation failed, the last good inverse stays", c.jitter)
         inverse = rescued
         note = f"the factorisation failed, jitter is now {c.jitter:g}"
     # what the matrix remembers of its factorisation is in the inverse
     matrix = candidate.matrix.forgetful()
-    c.accept(matrix, inverse)
-    return note
+    return Outcome(note, c.jitter, matrix, inverse)
 
 
 def buckets(

@@ -54,13 +54,13 @@ def _encoded_fields(value: Any) -> dict[str, Any]:
     return fields
 
 
-def decode(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def decode(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """What `encode` made.
 
     Args:
         value: plain containers.
         device: where its tensors go.
-        dtype: of those that are floating-point numbers.
+        dtype: of those that are floating-point numbers; None for their own.
 
     Raises:
         ValueError: a structure that is not known (its class was not imported).
@@ -71,7 +71,9 @@ def decode(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
     if isinstance(value, Tensor):
         # indices and counters are no numbers of the working precision
-        chosen = dtype if value.is_floating_point() else value.dtype
+        chosen = value.dtype
+        if dtype is not None and value.is_floating_point():
+            chosen = dtype
         return value.to(device, chosen, copy=True)
     if isinstance(value, tuple | list):
         # torch.save may give lists where tuples were

@@ -14,7 +14,7 @@ outweighs F. Nothing here waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from fisher_lab.statistics.contractions import project
 # examples of which the number is the mean: of 128 its relative error is about sqrt(2 / 128)
 EXAMPLES = 128
 LEAST = 8
+Summed = Callable[[Tensor], Tensor]
 # they are held from the forward pass to the step, and patches of convolutions are large
 HELD_BYTES = 256 * 2**20
 
@@ -42,16 +43,23 @@ class StepSize:
         seen: statistics of the present observation, by layer, of every forward pass in it.
         ratio: p^T F p over the number that was assumed, in the last step that was observed, a 0-d
             tensor; None before.
+        passed: examples of the present observation on all ranks, kept or not.
     """
 
     seen: list[dict[str, LayerStats]] = field(default_factory=list)
     ratio: Tensor | None = None
+    passed: int = 0
 
-    def see(self, found: Mapping[str, Observed]) -> None:
-        """Keep some examples of a forward pass."""
-        room = EXAMPLES
-        for earlier in self.seen:
-            room -= _examples_of(earlier)
+    def see(self, found: Mapping[str, Observed], before: int, examples: int) -> None:
+        """Keep some examples of a forward pass.
+
+        Args:
+            found: the statistics of every layer.
+            before: examples of the pass that other ranks have and that come first.
+            examples: of the pass, on all ranks.
+        """
+        room = EXAMPLES - self.passed - before
+        self.passed += examples
         stats = {name: observed.stats for name, observed in found.items()}
         if room <= 0 or not stats:
             return
@@ -63,29 +71,37 @@ class StepSize:
             kept[name] = _copied_part(s, first)
         self.seen.append(kept)
 
-    def of(self, shares: Sequence[Share], assumed: Tensor) -> Tensor:
+    def of(self, shares: Sequence[Share], assumed: Tensor, summed: Summed) -> Tensor:
         """lr^2 p^T F p of a step, a 0-d tensor.
 
         Args:
             shares: of the groups, with their directions.
             assumed: what <p, m> says of it, a 0-d tensor.
+            summed: the sum of a tensor over the ranks.
         """
-        if self.seen:
-            self.ratio = self._compared(shares, assumed)
-            self.seen = []
+        if self.passed:
+            self.ratio = self._compared(shares, assumed, summed)
+            self.forget()
         if self.ratio is None:
             return assumed
         return self.ratio * assumed
 
-    def _compared(self, shares: Sequence[Share], assumed: Tensor) -> Tensor:
+    def forget(self) -> None:
+        """No step belongs to the examples that are kept, or it is made."""
+        self.seen = []
+        self.passed = 0
+
+    def _compared(self, shares: Sequence[Share], assumed: Tensor, summed: Summed) -> Tensor:
         """The new ratio; the last one where a step is zero or not finite."""
         total = torch.zeros_like(assumed)
         examples = 0
         for stats in self.seen:
             total = total + _sum_of_squares(stats, shares)
             examples += _examples_of(stats)
+        both = torch.stack([total, torch.full_like(total, examples)])
+        total, counted = summed(both)
         tiny = torch.finfo(assumed.dtype).tiny
-        ratio = total / examples / assumed.clamp(min=tiny)
+        ratio = total / counted / assumed.clamp(min=tiny)
         good = torch.isfinite(ratio) & (ratio > 0)
         before = self.ratio
         if before is None:
@@ -95,7 +111,7 @@ class StepSize:
     def state(self) -> dict[str, Any]:
         """Everything, as plain containers."""
         seen = tuple(encode(stats) for stats in self.seen)
-        return {"ratio": self.ratio, "seen": seen}
+        return {"ratio": self.ratio, "seen": seen, "passed": self.passed}
 
     @classmethod
     def of_state(
@@ -105,7 +121,8 @@ class StepSize:
         if saved is None:
             return cls()
         seen = decode(saved["seen"], device, dtype)
-        return cls(list(seen), copied(saved["ratio"], device))
+        passed = sum(map(_examples_of, seen))  # as saved before there were several processes
+        return cls(list(seen), copied(saved["ratio"], device), saved.get("passed", passed))
 
 
 def _sum_of_squares(stats: Mapping[str, LayerStats], shares: Sequence[Share]) -> Tensor:

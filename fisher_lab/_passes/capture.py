@@ -25,7 +25,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fisher_lab._passes.batches import Batch, Inputs, doubled, examples_of, taken
 from fisher_lab._passes.derivatives import per_example_gradients
-from fisher_lab._passes.model import NOT_FINITE, Forward, plain_kernels
+from fisher_lab._passes.model import NOT_FINITE, Forward, plain_kernels, probe
 from fisher_lab._passes.placement import (
     MOST_EXAMPLES,
     Placement,
@@ -36,8 +36,9 @@ from fisher_lab._passes.placement import (
     placed,
     placement_of,
 )
-from fisher_lab.layers import EmbeddingLayer, Layer
-from fisher_lab.statistics import LayerStats, contractions
+from fisher_lab._passes.vocabulary import Part, of_vocabulary
+from fisher_lab.layers import EmbeddingLayer, Layer, VocabularyLayer
+from fisher_lab.statistics import LayerStats, VocabularyStats, sums_over
 
 Factors = Callable[[Tensor], Tensor]  # outputs z [N, *output] -> output factors S [R, N, *output]
 Placements = dict[str, list[Placement]]  # for every layer the placement of each of its uses
@@ -163,20 +164,23 @@ def first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
 
 
 # -- how the rows of the layers belong to the examples ---------------------------------------------
-def find_placements(forward: Forward, layers: dict[str, Layer], batch: Batch) -> Placements:
+def find_placements(
+    forward: Forward, layers: dict[str, Layer], batch: Batch, most_numbers: float = math.inf
+) -> Placements:
     """The placement of every use of every layer, found on the first examples of a batch.
 
     Args:
         forward: the model.
         layers: adapters by name; those in gradient form need none.
         batch: some examples.
+        most_numbers: in what is alive meanwhile.
 
     Raises:
         ValueError: examples that interact, or a model that is random.
     """
     hooked, _ = by_form(layers)
-    some = batch.part(slice(0, MOST_EXAMPLES)).inputs
-    N = examples_of(some)
+    N = min(batch.N, _examples_to_place(forward, batch, most_numbers))
+    some = batch.part(slice(0, N)).inputs
     with torch.enable_grad(), recording(hooked) as uses:
         z = forward(some)
     check_output(z, N)
@@ -244,6 +248,14 @@ def _same_when_expanded(
         return False
     difference = (again - z).norm()
     return bool(difference <= forward.agreement(z.dtype) * z.norm())
+
+
+def _examples_to_place(forward: Forward, batch: Batch, most_numbers: float) -> int:
+    """Of how many examples the derivatives that tell their rows apart fit; two at least."""
+    # outputs, random output gradients, those of some examples, and what these become
+    of_example = 4 * probe(forward, batch).numel()
+    fitting = most_numbers // of_example
+    return max(2, int(min(MOST_EXAMPLES, fitting)))
 
 
 def by_form(layers: dict[str, Layer]) -> tuple[dict[str, Layer], dict[str, Layer]]:
@@ -451,7 +463,7 @@ def pull_back(
             a = placed(use.a, kind, N, owner, axis=0)
             g = use.layer.unroll_gradient(gradient)
             g = placed(g, kind, N, owner, axis=1)
-            parts.append(use.layer.in_block(a, g))
+            parts.append((use.layer, a, g))
         if parts:
             stats[name] = assembled(layer, parts)
     return stats
@@ -489,7 +501,7 @@ def pull_back_shared(
             # all rows are positions of one example
             a = use.a.flatten(0, 1).unsqueeze(0)
             g = g.flatten(1, 2).unsqueeze(1)
-            parts.append(use.layer.in_block(a, g / root))
+            parts.append((use.layer, a, g / root))
         if parts:
             stats[name] = assembled(layer, parts)
     return stats
@@ -513,13 +525,16 @@ def _gradients(z: Tensor, S: Tensor, uses: list[Use], retain_graph: bool) -> lis
         ) from error
 
 
-def assembled(layer: Layer, parts: list[tuple[Tensor, Tensor]]) -> LayerStats:
+def assembled(layer: Layer, parts: list[Part]) -> LayerStats:
     """Stats of a layer from a `[N, T, Q, d_in]` and g `[R, N, T, Q, d_out]` of its uses, which are
     more positions.
     """
-    a, g = parts[0]
+    if isinstance(layer, VocabularyLayer):
+        return of_vocabulary(layer, parts)  # type: ignore[return-value]
+    in_block = [use.in_block(a, g) for use, a, g in parts]
+    a, g = in_block[0]
     if len(parts) > 1:
-        inputs, gradients = zip(*parts, strict=True)
+        inputs, gradients = zip(*in_block, strict=True)
         a = torch.cat(inputs, 1)
         g = torch.cat(gradients, 2)
     return LayerStats(a, g.detach(), layer.kernel, layer.bias)
@@ -635,7 +650,7 @@ def _check_total(
                 total = torch.zeros_like(parameter)
             tensors[key] = total
         expected = layer.pack(tensors)
-        captured = contractions.combine(found[name], ones)
+        captured = sums_over(found[name], shared=False).combine(ones)
         difference = (captured - expected).norm()
         deviation = float(difference) / max(sizes[name], floor)
         if not deviation <= allowed:
@@ -648,6 +663,10 @@ def _check_total(
 
 def _size_of_terms(stats: LayerStats) -> float:
     """Size of what may cancel in the sum of all gradients."""
+    if isinstance(stats, VocabularyStats):
+        # a bound of |g| is 2 |c|, and much larger gradients would be wrong gradients of lookups
+        sizes = stats.a.norm(dim=-1) * stats.scale.abs()
+        return float(sizes.sum() + stats.e.norm(dim=-1).sum())
     a, g = stats.factors()
     inputs = a.flatten(1).norm(dim=1)
     total = g.sum(0)

@@ -23,6 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.memory import Budget, readable
 from fisher_lab.likelihoods import Likelihood
 
 FisherKind = Literal["true", "mc", "empirical"]
@@ -297,6 +298,17 @@ def gradient_labels(
     drawn = MonteCarlo(seed).draw(likelihood, outputs, batch)
     assert drawn is not None
     return drawn
+
+
+def check_output_factors(R: int, z: Tensor, budget: Budget) -> None:
+    """Refuse output factors that do not fit for one example."""
+    need = R * z.numel() * z.element_size()
+    if need > budget.total:
+        raise ValueError(
+            f"The output factors of one example with R = {R} directions need {readable(need)}, "
+            "expected at most "
+            f'{readable(budget.total)}; use fisher="mc", whose R is 1, or raise memory=.'
+        )
 
 
 def label_seed(seed: int, batch: int) -> int:

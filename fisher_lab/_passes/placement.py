@@ -24,6 +24,7 @@ from fisher_lab.layers import Layer
 NOBODY = -1  # a row without influence on any output
 SEVERAL = -2  # a row that several examples use
 MOST_EXAMPLES = 64  # examples from which the placement of a model's layers is found
+TOGETHER = 2**24  # most numbers of output gradients that are derived at once
 
 
 @dataclass(frozen=True)
@@ -106,26 +107,33 @@ def owners(z: Tensor, uses: list[Use]) -> list[Tensor]:
         z: outputs `[N, *output]`, whose graph is kept.
         uses: of any layers.
     """
-    columns = _digits_of_examples(z)
+    chosen, draw = _digits_of_examples(z)
     edges = [use.edge for use in uses]
-    gradients = gradients_at(z, edges, columns, retain_graph=True)
+    together = len(chosen) * z.numel() <= TOGETHER
+    touched: list[list[Tensor]] = [[] for _ in uses]
+    # large ones one by one
+    for some in [chosen] if together else chosen.split(1):
+        gradients = gradients_at(z, edges, some * draw, retain_graph=True)
+        for seen, use, gradient in zip(touched, uses, gradients, strict=True):
+            if gradient is None:
+                continue
+            g = use.layer.unroll_gradient(gradient)  # [some digits, M, T, Q, d_out]
+            has_gradient = (g != 0).flatten(3).any(-1)
+            seen.append(has_gradient.flatten(1))
     found = []
-    for use, gradient in zip(uses, gradients, strict=True):
-        M, T = use.a.shape[:2]
-        if gradient is None:
-            nobody = torch.full((M * T,), NOBODY, device=z.device)
-            found.append(nobody)
+    for seen, use in zip(touched, uses, strict=True):
+        if seen:
+            found.append(_read_digits(torch.cat(seen)))
             continue
-        g = use.layer.unroll_gradient(gradient)  # [2 digits, M, T, Q, d_out]
-        has_gradient = (g != 0).flatten(3).any(-1)
-        touched = has_gradient.flatten(1)
-        found.append(_read_digits(touched))
+        M, T = use.a.shape[:2]
+        nobody = torch.full((M * T,), NOBODY, device=z.device)
+        found.append(nobody)
     return found
 
 
-def _digits_of_examples(z: Tensor) -> Tensor:
-    """Output gradients `[2 digits, N, *output]`: random, but zero for the examples without the
-    binary digit, then zero for those with it.
+def _digits_of_examples(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Which examples `[2 digits, N, 1, ...]` have a binary digit, then which have it not; and
+    random output gradients `[N, *output]`.
     """
     N = z.shape[0]
     digits = max(1, (N - 1).bit_length())
@@ -137,8 +145,7 @@ def _digits_of_examples(z: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     draw = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
     of_output = (1,) * (z.ndim - 1)
-    chosen = chosen.view(2 * digits, N, *of_output)
-    return chosen * draw
+    return chosen.view(2 * digits, N, *of_output), draw
 
 
 def _read_digits(touched: Tensor) -> Tensor:

@@ -19,7 +19,12 @@ from fisher_lab._passes.capture import (
     find_placements,
     recording,
 )
-from fisher_lab._passes.labels import Empirical, Outputs, gradient_labels
+from fisher_lab._passes.labels import (
+    Empirical,
+    Outputs,
+    check_output_factors,
+    gradient_labels,
+)
 from fisher_lab._passes.model import (
     Forward,
     lowest_precision,
@@ -29,9 +34,16 @@ from fisher_lab._passes.model import (
 )
 from fisher_lab._passes.placement import Placement
 from fisher_lab._passes.setup import Setup
-from fisher_lab.layers import GradientForm, Layer
+from fisher_lab._passes.vocabulary import NoSoftmaxError
+from fisher_lab.layers import GradientForm, Layer, VocabularyLayer
 from fisher_lab.likelihoods import Likelihood
-from fisher_lab.statistics import LayerStats, contractions, joined
+from fisher_lab.statistics import (
+    LayerStats,
+    VocabularyStats,
+    joined,
+    joined_vocabulary,
+    sums_over,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,8 @@ class Source:
 
     Args:
         setup: the question.
+        vocabularies: whether layers of a vocabulary may have statistics of their own kind, which
+            not all readers understand.
 
     Raises:
         ValueError, TypeError: whatever cannot be measured, in one sentence.
@@ -68,8 +82,9 @@ class Source:
         chunk: most examples whose columns of all layers fit the memory at once.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, vocabularies: bool = False) -> None:
         self.setup = setup
+        self.vocabularies = vocabularies
         prepared = setup.prepared()
         self.prepared = prepared
         self.forward: Forward = prepared.forward
@@ -89,14 +104,22 @@ class Source:
         self.outputs = tuple(z.shape[1:])
         self.first_batch = first.N
         self.R = self.labels.directions(self.likelihood, z)
+        check_output_factors(self.R, z, self.budget)
+        self._drawn: dict[int, Tensor] = {}  # labels by batch
         with untouched_randomness():
             self.precision = lowest_precision(self.forward, first, self.dtype)
             self.forward = replace(self.forward, inside=self.precision)
-            self.placements: Placements = find_placements(self.forward, self.layers, first)
+            room = self.budget.for_piece // self._itemsize
+            self.placements: Placements = find_placements(self.forward, self.layers, first, room)
             self._take_gradient_form()
+            self._take_vocabulary_form(first)
             self._positions: dict[str, int] = {}  # of one example, by layer
             self._output_numbers, self._input_numbers = self._sizes(first)
         self._check_example()
+        if self.batches.single:
+            for name, layer in self.layers.items():
+                if isinstance(layer, VocabularyLayer):
+                    self.check_vocabulary(name)
         self.chunk = self._chunk(self.layers)
         self._verified: set[str] = set()  # layers whose first capture was checked
         self._kept: dict[str, LayerStats] = {}  # columns that fit the memory and are captured once
@@ -137,15 +160,20 @@ class Source:
     def _check_factors(self) -> None:
         """Refuse layers with a factor that no approximation avoids and that does not fit."""
         for name, layer in self.layers.items():
+            if self._may_be_vocabulary(layer):
+                continue
             factor = layer.factor_size() * self._itemsize
             need = self.budget.for_factor(factor)
             if need > self.budget.total:
                 kind = type(layer.module).__name__
                 rows, columns = layer.shape
                 most = readable(self.budget.total)
+                cure = "leave it out with layers=[...] or raise memory="
+                if self.labels.kind == "true" and layer.tied:  # an embedding
+                    cure = f'use fisher="mc", {cure}'
                 raise ValueError(
                     f"Layer {name!r} ({kind}, W {rows} x {columns}) needs {readable(need)}, "
-                    f"expected at most {most}; leave it out with layers=[...] or raise memory=."
+                    f"expected at most {most}; {cure}."
                 )
 
     def _check_first(self, z: Any, first: Batch) -> None:
@@ -175,6 +203,49 @@ class Source:
             self.layers[name] = GradientForm.joined(layer.uses, reason)
             del self.placements[name]
         self._check_factors()  # of the new forms
+
+    def _may_be_vocabulary(self, layer: Layer) -> bool:
+        """Whether a layer may turn out to be one of a vocabulary."""
+        one_direction = self.labels.kind != "true"
+        return self.vocabularies and one_direction and VocabularyLayer.may_be(layer)
+
+    def _take_vocabulary_form(self, first: Batch) -> None:
+        """Layers to the logits of a softmax over many classes, found on one example."""
+        may_be = [name for name, layer in self.layers.items() if self._may_be_vocabulary(layer)]
+        one = first.part(slice(0, 1))
+        for name in may_be:
+            layer = VocabularyLayer(self.layers[name])
+            try:
+                capture(
+                    self.forward, {name: layer}, one.inputs, self._any_factors(one), self.placements
+                )
+            except NoSoftmaxError:
+                continue
+            self.layers[name] = layer
+        self.vocabularies = False  # what is none now is measured as any other layer
+        self._check_factors()
+
+    def check_vocabulary(self, name: str) -> None:
+        """Refuse a layer of a vocabulary whose inputs do not fit the memory."""
+        if self.fits_at_once([name]):
+            return
+        raise ValueError(
+            f"Layer {name!r} has more inputs than fit a quarter of the memory, "
+            f"{readable(self.budget.for_columns)}; use fewer examples or raise memory=."
+        )
+
+    def _any_factors(self, one: Batch) -> Callable[[Tensor], Tensor]:
+        """Output factors of an example at any label."""
+        likelihood = self.likelihood.of_batch(one.y)
+
+        def factors(z: Tensor) -> Tensor:
+            label = None
+            if self.labels.kind == "mc":
+                generator = torch.Generator(z.device).manual_seed(self.seed)
+                label = likelihood.sample(z.detach(), generator)
+            return self.labels.factors(likelihood, z, label, one.y)
+
+        return factors
 
     def _check_example(self) -> None:
         """Refuse examples that do not fit one by one, even where layers are captured one by one."""
@@ -214,7 +285,10 @@ class Source:
                 handle.remove()
         unrolled = {}
         for name, of_layer in uses.items():
-            sizes = [use.layer.unrolled_numbers(use.a) for use in of_layer]
+            if isinstance(self.layers[name], VocabularyLayer):
+                sizes = [use.a.numel() for use in of_layer]
+            else:
+                sizes = [use.layer.unrolled_numbers(use.a) for use in of_layer]
             unrolled[name] = sum(sizes)
             positions = [math.prod(use.a.shape[:3]) for use in of_layer]  # rows, positions, groups
             self._positions[name] = sum(positions)
@@ -267,20 +341,24 @@ class Source:
         rows, columns = self.layers[name].shape
         if self.layers[name].gradient_form:
             return self.R * rows * columns
+        if isinstance(self.layers[name], VocabularyLayer):
+            return self._positions[name] * (columns + 3)  # label, weight and sum of the softmax
         return self._positions[name] * (columns + self.R * rows)
 
     def fits_at_once(self, names: Iterable[str] | None = None) -> bool:
         """Whether the data is one batch whose columns, for these layers, are captured once and
         kept.
         """
-        if not self.batches.single:
+        chosen = list(self.layers if names is None else names)
+        small = all(isinstance(self.layers[name], VocabularyLayer) for name in chosen)
+        if not self.batches.single and not small:
             return False
-        chosen = self.layers if names is None else names
         numbers = 0.0
         for name in chosen:
             numbers += self._captured_numbers(name)
         of_example = numbers * self._itemsize
-        return self.first_batch * of_example <= self.budget.for_columns
+        N = self.first_batch if self.batches.single else self.N
+        return N * of_example <= self.budget.for_columns
 
     # -- passes over the data ----------------------------------------------------------------------
     def batches_with_labels(self) -> Iterator[Piece]:
@@ -291,10 +369,18 @@ class Source:
             if batch.y is not None:
                 like_outputs = torch.empty(batch.N, *self.outputs, device="meta")
                 self.likelihood.check_labels(like_outputs, batch.y)
-            outputs = self._outputs_of(batch)
-            label = self.labels.draw(self.likelihood, outputs, batch.index)
             scaled = self.likelihood.of_batch(batch.y)
-            yield Piece(batch, label, scaled)
+            yield Piece(batch, self._drawn_for(batch), scaled)
+
+    def _drawn_for(self, batch: Batch) -> Tensor | None:
+        """The labels drawn for a batch, once where they are small beside the outputs: classes."""
+        known = self._drawn.get(batch.index)
+        if known is not None:
+            return known
+        label = self.labels.draw(self.likelihood, self._outputs_of(batch), batch.index)
+        if label is not None and not label.is_floating_point():
+            self._drawn[batch.index] = label
+        return label
 
     def parts(self, names: Iterable[str] | None = None) -> Iterator[Piece]:
         """One pass over the data in pieces in which the columns of these layers (None: all) fit the
@@ -356,8 +442,11 @@ class Source:
         self._kept = {}
         for name in layers:
             # the pieces of a layer go as they are joined, so that no layer is held twice
-            of_layer = [piece.pop(name) for piece in pieces]
-            self._kept[name] = joined(of_layer)
+            of_layer: list[Any] = [piece.pop(name) for piece in pieces]
+            if isinstance(of_layer[0], VocabularyStats):
+                self._kept[name] = joined_vocabulary(of_layer)  # type: ignore[assignment]
+            else:
+                self._kept[name] = joined(of_layer)
         yield {name: self._kept[name] for name in wanted}
 
     def _captured(self, layers: dict[str, Layer]) -> Iterator[dict[str, LayerStats]]:
@@ -395,7 +484,7 @@ class Source:
         found = capture(self.forward, self.layers, batch.inputs, factors, self.placements)
         ones = torch.ones(1, examples_of(batch.inputs), dtype=self.dtype, device=batch.device)
         for name, stats in found.items():
-            part = contractions.combine(stats, ones)
+            part = sums_over(stats, shared=False).combine(ones)
             if name in totals:
                 part = totals[name] + part
             totals[name] = part

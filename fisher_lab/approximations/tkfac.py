@@ -66,15 +66,17 @@ class TKFAC(Approximation):
 
 
 def unit_trace(M: Tensor) -> Tensor:
-    """M / tr M for PSD matrices `[Q, n, n]`; zero where M is zero."""
+    """M / tr M for PSD matrices `[Q, n, n]`, or diagonals `[Q, n]`; zero where M is zero."""
     t = traces(M)
-    t = t[:, None, None]
+    t = t.view(-1, *[1] * (M.ndim - 1))
     one = torch.ones_like(t)
     safe = torch.where(t > 0, t, one)
     return M / safe
 
 
 def traces(M: Tensor) -> Tensor:
-    """Traces `[Q]` of `[Q, n, n]`."""
+    """Traces `[Q]` of `[Q, n, n]`, or of diagonals `[Q, n]`."""
+    if M.ndim == 2:
+        return M.sum(-1)
     diagonals = M.diagonal(dim1=-2, dim2=-1)
     return diagonals.sum(-1)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fisher_lab._ground.progress import Progress
 from fisher_lab._ground.ranks import ALONE, Ranks, check_alike
-from fisher_lab._passes.batches import Inputs, batch_checksum, checksum
-from fisher_lab._passes.derivatives import column_derivatives
+from fisher_lab._passes.batches import Inputs, batch_checksum, checksum, taken
+from fisher_lab._passes.derivatives import column_derivatives, per_example_gradients
 from fisher_lab._passes.source import Source
+from fisher_lab.layers import VocabularyLayer
 from fisher_lab.matrices import FisherMatrix
 
 
@@ -65,6 +66,10 @@ class Check:
                 z = source.forward(inputs)
             factors = source.factors_of(piece)
             S = factors(z)
+            if self._through_gradients:
+                bar.say("checking all layers")
+                self._add_all(sums, inputs, S)
+                continue
             for name in names:
                 bar.say(f"checking {name}")
                 sums[name] += self._of_piece(name, inputs, S)
@@ -80,13 +85,44 @@ class Check:
             V = torch.randn(layer.shape, generator=generator, dtype=torch.float64)
             self._directions[name] = V.to(like)
 
-    def _of_piece(self, name: str, inputs: Inputs, S: Tensor) -> float:
-        """Sum of (S^T J v)^2 over the examples of a piece, by forward derivatives along v."""
+    @property
+    def _through_gradients(self) -> bool:
+        """Whether all per-example gradients cost less than a derivative along v for every layer:
+        behind a vocabulary each of those takes the largest products of the network again.
+        """
+        return any(isinstance(layer, VocabularyLayer) for layer in self.source.layers.values())
+
+    def _add_all(self, sums: dict[str, float], inputs: Inputs, S: Tensor) -> None:
+        """Add the sums of (S^T J v)^2 over the examples of a piece, a few examples at a time."""
+        source = self.source
+        tangents = {name: self._tangent(name) for name in source.layers}
+        names = [key for tangent in tangents.values() for key in tangent]
+        size = sum(self._directions[name].numel() for name in source.layers)
+        # gradients, the terms of a tied weight apart, and products with v
+        of_example = 4 * size * S.element_size()
+        step = max(1, source.budget.for_jacobian // of_example)
+        N = S.shape[1]
+        for start in range(0, N, step):
+            some = slice(start, start + step)
+            part = taken(inputs, some)
+            gradients = per_example_gradients(source.forward, names, part, S[:, some])
+            for name, tangent in tangents.items():
+                terms = []
+                for key, direction in tangent.items():
+                    gradient = gradients[key].flatten(2)
+                    terms.append(gradient @ direction.flatten())
+                derivatives = torch.stack(terms).sum(0)
+                sums[name] += float(derivatives.square().sum())
+
+    def _tangent(self, name: str) -> dict[str, Tensor]:
+        """v of a layer by parameter."""
         layer = self.source.layers[name]
         parts = layer.unpack(self._directions[name])
-        tangent = {}
-        for key, part in parts.items():
-            tangent[layer.full_name(key)] = part
+        return {layer.full_name(key): part for key, part in parts.items()}
+
+    def _of_piece(self, name: str, inputs: Inputs, S: Tensor) -> float:
+        """Sum of (S^T J v)^2 over the examples of a piece, by forward derivatives along v."""
+        tangent = self._tangent(name)
         derivatives = column_derivatives(self.source.forward, tangent, inputs, S)
         return float(derivatives.square().sum())
 

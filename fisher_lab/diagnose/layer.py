@@ -18,19 +18,23 @@ from fisher_lab._ground.progress import Progress
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Exact
 from fisher_lab.approximations.exact import is_dense
+from fisher_lab.approximations.vocabulary import has_diagonal_rows
 from fisher_lab.diagnose.candidates import Candidate
 from fisher_lab.diagnose.check import Check
 from fisher_lab.diagnose.inside import floor_inside, precision_inside
-from fisher_lab.diagnose.plan import STREAMED, Group, LayerPlan
+from fisher_lab.diagnose.plan import SLICED, STREAMED, Group, LayerPlan
 from fisher_lab.diagnose.standard_errors import Found, StandardErrors
 from fisher_lab.diagnose.steps import NetworkSteps, Step, StepSums
 from fisher_lab.errors import DampedPair, Measure, Pair, absolute_damping
 from fisher_lab.estimation.exact import exact_blocks
 from fisher_lab.estimation.running import Key, Running, sweep_all
-from fisher_lab.matrices import FisherMatrix, LowRank, Streamed
+from fisher_lab.layers import VocabularyLayer
+from fisher_lab.matrices import FisherMatrix, LowRank, Streamed, VocabularyBlock
 from fisher_lab.results import Cost, LayerAbout, Row
-from fisher_lab.statistics import LayerStats, Sums, contractions
+from fisher_lab.statistics import LayerStats, Sums, VocabularySums, contractions, sums_over
 
+NO_DIAGONAL = "needs more than a diagonal over the rows of a vocabulary"
+NO_INVERSE = "of a vocabulary, whose damped inverse is not formed"
 TOO_MANY_COLUMNS = "needs more columns than fit into the memory"
 NO_COLUMNS = "the columns do not fit into the memory"
 
@@ -132,7 +136,7 @@ def measure_group(
     kept: dict[str, Sums] = {}
     if group.captured_once:
         (whole,) = source.sweep(group.names)
-        kept = {name: Sums(whole[name]) for name in group.names}
+        kept = {name: sums_over(whole[name]) for name in group.names}
     for sums in kept.values():
         sums.form_gradients(source.budget.for_gradients)
     measurable = {plan.name: _measurable(asked, plan) for plan in group.layers}
@@ -166,7 +170,7 @@ def _built(
     for plan in group.layers:
         name = plan.name
         bar.say(f"building {name}")
-        if not plan.streamed and (name not in kept or is_dense(kept[name].stats)):
+        if _exact_is_built(plan, kept.get(name)):
             running[Key(name, None)] = Running(Exact())
         for label, candidate in measurable[name].items():
             state = candidate.begin()
@@ -176,10 +180,23 @@ def _built(
     return running
 
 
+def _exact_is_built(plan: LayerPlan, known: Sums | None) -> bool:
+    """Whether the exact block is built like an approximation, piece by piece or densely."""
+    if plan.streamed or isinstance(known, VocabularySums):
+        return False
+    return known is None or is_dense(known.stats)
+
+
 def _measurable(asked: Asked, plan: LayerPlan) -> dict[str, Candidate]:
     """The candidates, but for those that would hold the columns of a layer that do not fit into the
     memory.
     """
+    if isinstance(asked.source.layers[plan.name], VocabularyLayer):
+        return {
+            label: candidate
+            for label, candidate in asked.candidates.items()
+            if candidate.approximation is None or has_diagonal_rows(candidate.approximation)
+        }
     if not plan.streamed:
         return dict(asked.candidates)
     budget = asked.source.budget
@@ -202,6 +219,8 @@ def _captured(
         one = torch.ones((), dtype=source.dtype, device=device)
         pieces = partial(_pieces, source, plan.name)
         return Streamed(pieces, source.N, source.layers[plan.name].shape, one)
+    if isinstance(known, VocabularySums):
+        return VocabularyBlock(known)
     state = running.get(Key(plan.name, None))
     if state is None:
         assert known is not None
@@ -258,8 +277,9 @@ def measure_layer(
     if isinstance(exact, LowRank):
         exact.sums.form_gradients(asked.source.budget.for_gradients)
     result = LayerResult(name, _about(asked, plan, exact, checked, running, candidates))
+    reason = NO_DIAGONAL if isinstance(exact, VocabularyBlock) else TOO_MANY_COLUMNS
     for label in result.about.left_out or ():
-        result.left_out[f"{label} of layer {name!r}"] = TOO_MANY_COLUMNS
+        result.left_out[f"{label} of layer {name!r}"] = reason
     matrices: dict[str, FisherMatrix] = {}
     for label, candidate in candidates.items():
         matrix, cost = candidate.matrix(name, running.pop(Key(name, label), None), exact)
@@ -286,8 +306,11 @@ def _about(
     if isinstance(exact, LowRank):
         route = contractions.route(exact.stats)
     left_out = None
+    if isinstance(exact, VocabularyBlock):
+        route = SLICED
     if plan.streamed:
         route = STREAMED
+    if len(candidates) < len(asked.candidates):
         left_out = [label for label in asked.candidates if label not in candidates]
     built = running.get(Key(plan.name, None))
     about = layer_about(layer)
@@ -353,9 +376,14 @@ def _measure_damped(
     if float(exact.trace()) <= 0:
         result.about["damped"] = "left out: F = 0, no damping is relative to it"
         return
+    reason = None
     if plan.streamed:
-        result.about["damped"] = f"left out: {NO_COLUMNS}"
-        result.left_out[f"damped errors of layer {name!r}"] = NO_COLUMNS
+        reason = NO_COLUMNS
+    if isinstance(exact, VocabularyBlock):
+        reason = NO_INVERSE
+    if reason is not None:
+        result.about["damped"] = f"left out: {reason}"
+        result.left_out[f"damped errors of layer {name!r}"] = reason
         return
     for damping in asked.dampings:
         bar.say(f"{name}: damping {damping:g}")

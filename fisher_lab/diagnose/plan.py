@@ -10,9 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from fisher_lab._passes.source import Source
+from fisher_lab.layers import VocabularyLayer
 
 # the route of layers whose columns do not fit into the memory
 STREAMED = "columns, read anew for every product"
+# that of a vocabulary
+SLICED = "columns, formed anew in every pass, some rows of W at a time"
 # of `cost`: what every layer takes whatever its size, and the largest size that is solved densely
 OVERHEAD = 3e8
 DENSE = 2000
@@ -74,6 +77,12 @@ def plan(source: Source, names: Iterable[str], candidates: int, exact: str) -> l
     once: list[bool] = []
     room = 0.0
     for name in names:
+        if isinstance(source.layers[name], VocabularyLayer):
+            groups.append([LayerPlan(name, streamed=False)])
+            source.check_vocabulary(name)
+            once.append(True)
+            room = 0.0
+            continue
         rows, columns = source.layers[name].shape
         of_example = source.column_numbers(name)
         # the block itself, or its columns
@@ -111,6 +120,9 @@ def cost(source: Source, name: str, candidates: int, dampings: int) -> float:
     """
     rows, columns = source.layers[name].shape
     of_example = source.column_numbers(name)
+    if isinstance(source.layers[name], VocabularyLayer):
+        # in every one of some passes, output gradients and their products with the inputs
+        return 4 * candidates * source.N * of_example * rows
     statistics = source.N * of_example * (rows + columns)
     # a dense block, or the Gram matrix of its columns
     size = min(rows * columns, source.N * source.R)

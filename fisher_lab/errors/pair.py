@@ -115,6 +115,10 @@ class Pair(Asked):
         if self.small:
             values = eigenvalues(self._difference)
             return Measured(float(values.abs().max()), rounding)
+        own = self.exact.norm_of_difference(self.approx)
+        if own is not None:
+            norm, unfinished = own
+            return Measured(norm, max(unfinished, rounding))
         found = self.extremes
         if found is None:
             found = extremes(self.exact.minus(self.approx), self.exact)

@@ -19,7 +19,7 @@ from fisher_lab._ground.ranks import dealt, in_order, ranks_of
 from fisher_lab._passes.batches import LABELS, Batch, Inputs
 from fisher_lab._passes.capture import check_examples_apart, check_output
 from fisher_lab._passes.derivatives import per_example_gradients
-from fisher_lab._passes.labels import FisherKind
+from fisher_lab._passes.labels import FisherKind, check_output_factors
 from fisher_lab._passes.model import (
     Output,
     lowest_precision,
@@ -190,7 +190,7 @@ def _pieces(prepared: Prepared, names: list[str]) -> Iterator[tuple[Inputs, Tens
         output = tuple(z.shape[1:])
         scaled = likelihood.of_batch(batch.y)
         R = labels.directions(likelihood, z)
-        _check_factors(R, z, prepared.budget)
+        check_output_factors(R, z, prepared.budget)
         # per-example gradients of all parameters, or the factors themselves where these are more
         of_example = R * max(numbers, z.numel()) * z.element_size()
         room = min(prepared.budget.for_jacobian, LARGEST_JACOBIAN)
@@ -232,14 +232,3 @@ def _check_batch(prepared: Prepared, batch: Batch, z: Tensor) -> None:
     # labels are checked by shape: no output needs to be computed
     like_outputs = torch.empty(batch.N, *z.shape[1:], device="meta")
     likelihood.check_labels(like_outputs, batch.y)
-
-
-def _check_factors(R: int, z: Tensor, budget: Budget) -> None:
-    """Refuse output factors that do not fit for one example."""
-    need = R * z.numel() * z.element_size()
-    if need > budget.total:
-        raise ValueError(
-            f"The output factors of one example with R = {R} directions need {readable(need)}, "
-            "expected at most "
-            f'{readable(budget.total)}; use fisher="mc", whose R is 1, or raise memory=.'
-        )

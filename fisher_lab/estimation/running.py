@@ -20,10 +20,12 @@ from fisher_lab._passes.setup import OnUnknown, Setup, check_asked_alike
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.approximations.base import assembled, carried, check_names, observed
+from fisher_lab.approximations.vocabulary import has_diagonal_rows
 from fisher_lab.estimation.average import Mean
+from fisher_lab.layers import VocabularyLayer
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import FisherMatrix
-from fisher_lab.statistics import Sums
+from fisher_lab.statistics import Sums, sums_over
 
 
 class Running:
@@ -146,13 +148,30 @@ def estimate(
 
     def ask() -> Source:
         check_approximation(approximation)
-        return Source(setup)
+        found = Source(setup, vocabularies=True)
+        check_vocabularies(approximation, found)
+        return found
 
     source = ranks.agreed(ask)
     check_asked_alike(source.prepared, ranks)
     own = _own_layers(source, ranks)
     parts = ranks.gathered(lambda: estimated(approximation, source, own))
     return in_order(source.layers, parts)
+
+
+def check_vocabularies(approximation: Approximation, source: Source) -> None:
+    """Refuse an approximation that a layer of a vocabulary of the source cannot have.
+
+    Raises:
+        ValueError: where there is such a layer.
+    """
+    for name, layer in source.layers.items():
+        if isinstance(layer, VocabularyLayer) and not has_diagonal_rows(approximation):
+            raise ValueError(
+                f"{approximation.label} needs more than a diagonal over the {layer.shape[0]:,} "
+                f"rows of layer {name!r}, expected one such as KFAC, EKFAC, TKFAC, TN or Diagonal; "
+                "leave the layer out with layers=[...]."
+            )
 
 
 def _own_layers(source: Source, ranks: Ranks) -> list[str]:
@@ -190,7 +209,7 @@ def estimated(
             # every sweep sees the same statistics, and need not sum them anew
             (whole,) = source.sweep(chosen)
             for name, stats in whole.items():
-                kept[name] = Sums(stats)
+                kept[name] = sums_over(stats)
         sweep_all(running, source, kept)
     found = {}
     for key, state in running.items():
@@ -237,7 +256,7 @@ def _sweep(
             if sums is None:
                 # with one reader nothing is worth keeping
                 several = len(states) > 1
-                sums = Sums(piece[name], shared=several)
+                sums = sums_over(piece[name], several)
             for state in states:
                 state.absorb(sums)
     for state in every:

@@ -14,6 +14,7 @@ from fisher_lab.layers.selection import Selection as Selection
 from fisher_lab.layers.selection import adapt as adapt
 from fisher_lab.layers.selection import select as select
 from fisher_lab.layers.tied import TiedEmbedding as TiedEmbedding
+from fisher_lab.layers.vocabulary import VocabularyLayer as VocabularyLayer
 
 
 def registry() -> dict[type[nn.Module], type[Layer]]:

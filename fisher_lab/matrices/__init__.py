@@ -13,3 +13,4 @@ from fisher_lab.matrices.kronecker import Kronecker as Kronecker
 from fisher_lab.matrices.low_rank import LowRank as LowRank
 from fisher_lab.matrices.low_rank import ShiftedLowRank as ShiftedLowRank
 from fisher_lab.matrices.streamed import Streamed as Streamed
+from fisher_lab.matrices.vocabulary import VocabularyBlock as VocabularyBlock

@@ -19,7 +19,7 @@ from fisher_lab._ground.arguments import number
 from fisher_lab._ground.linalg import lanczos, start_vector
 from fisher_lab._ground.memory import available_bytes, readable
 from fisher_lab._ground.notebook import Cell, html_table
-from fisher_lab.statistics import LayerStats, Sums, pieces
+from fisher_lab.statistics import LayerStats, Sums, VocabularyStats, pieces
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -353,6 +353,10 @@ class FisherMatrix(ABC):
             total += float(difference.square().sum())
         return total
 
+    def norm_of_difference(self, other: FisherMatrix) -> tuple[float, float] | None:  # noqa: ARG002
+        """|self - other|_2 and how far it may be off, where there is a route of its own."""
+        return None
+
     def _square_distance_to(self, stats: LayerStats, most_flops: float) -> float | None:  # noqa: ARG002
         """|F - self|_Frobenius^2 for the F of `stats` without cancellation, by a route of
         its own.
@@ -644,9 +648,11 @@ def _visit(name: str, value: Any, fn: Visitor) -> Any:
             a = fn(f"{name}.a", a)
         g = fn(f"{name}.g", value.g)
         return value.like(a, g)
+    if isinstance(value, VocabularyStats):
+        return value.visited(lambda key, tensor: fn(f"{name}.{key}", tensor))
     if isinstance(value, Sums):
         stats = _visit(name, value.stats, fn)
-        return Sums(stats, value.shared)
+        return type(value)(stats, value.shared)
     if isinstance(value, tuple):
         items = []
         for i, item in enumerate(value):

@@ -142,7 +142,7 @@ class Kronecker(FisherMatrix):
         if len(self.factors) != 2 or stats.a is None:
             return super().quadratic(stats)
         G, A = self.factors
-        if stats.T == 1:
+        if stats.rank_one:
             # columns of rank one: vec(P)^T (G (x) A) vec(P) = (g^T G g)(a^T A a)
             gG = _multiply(stats.g, G)
             aA = _multiply(stats.a, A)
@@ -154,7 +154,7 @@ class Kronecker(FisherMatrix):
         if known is not None:
             return known
         left = sums.left(A)  # <F, G (x) A> = <1/N sum P A P^T, G>
-        if _is_diagonal(G):
+        if _is_diagonal(G) and not _is_diagonal(left):
             left = left.diagonal(dim1=-2, dim2=-1)
         return (G * left).sum()
 

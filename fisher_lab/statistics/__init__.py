@@ -6,3 +6,8 @@ from fisher_lab.statistics.layer_stats import LayerStats as LayerStats
 from fisher_lab.statistics.layer_stats import joined as joined
 from fisher_lab.statistics.sums import Sums as Sums
 from fisher_lab.statistics.sums import as_sums as as_sums
+from fisher_lab.statistics.vocabulary import OutOfReachError as OutOfReachError
+from fisher_lab.statistics.vocabulary import VocabularyStats as VocabularyStats
+from fisher_lab.statistics.vocabulary import VocabularySums as VocabularySums
+from fisher_lab.statistics.vocabulary import joined_vocabulary as joined_vocabulary
+from fisher_lab.statistics.vocabulary import sums_over as sums_over

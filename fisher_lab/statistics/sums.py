@@ -116,7 +116,7 @@ class Sums:
 
     def __reduce__(self) -> Any:
         """Copies and pickles hold the statistics alone."""
-        return Sums, (self._given, self.shared)
+        return type(self), (self._given, self.shared)
 
     @contextmanager
     def unchanged(self, reader: str) -> Iterator[None]:

@@ -24,8 +24,9 @@ from fisher_lab.matrices import (
     Kronecker,
     LowRank,
     Streamed,
+    VocabularyBlock,
 )
-from fisher_lab.statistics import LayerStats
+from fisher_lab.statistics import LayerStats, VocabularyStats, VocabularySums
 from tests.helpers import random_orthogonal, random_stats
 
 POWERS = (-1.0, -0.5, 0.5, 1.0)
@@ -56,6 +57,19 @@ def pieces_of(stats: LayerStats, size: int) -> Iterator[LayerStats]:
 def streamed(stats: LayerStats, size: int) -> Streamed:
     """The block of `stats` in pieces of `size` examples."""
     return Streamed(partial(pieces_of, stats, size), stats.N, stats.shape, stats.g.new_ones(()))
+
+
+def vocabulary_sums(d_out: int = 4, d_in: int = 3) -> VocabularySums:
+    """Of four examples of three positions and two lookups."""
+    W = normal(d_out, d_in)
+    a = normal(4, 3, d_in, seed=1)
+    label = torch.arange(12).reshape(4, 3) % d_out
+    log_sum = (a @ W.T).logsumexp(-1)
+    index = torch.arange(8).reshape(4, 2) % d_out
+    index[0, 0] = -1  # of a row that is not trained
+    e = normal(4, 2, d_in, seed=2)
+    scale = positive(4, 3)
+    return VocabularySums(VocabularyStats(W, a, label, scale, log_sum, index, e, bias=False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +159,7 @@ MATRICES: dict[str, Callable[[], FisherMatrix]] = {
     "Streamed, positions and groups": lambda: streamed(
         random_stats(0, N=5, T=3, Q=2, R=2, d_out=3, d_in=4), 2
     ),
+    "VocabularyBlock": lambda: VocabularyBlock(vocabulary_sums()),
     "Dense": lambda: Dense(psd(12, 12), (3, 4)),
     "Dense, singular": lambda: Dense(psd(12, 12, rank=5), (3, 4)),
     "BlockDiagonal, large blocks": lambda: BlockDiagonal(psd(2, 20, 20), (2, 20)),

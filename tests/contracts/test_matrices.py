@@ -24,6 +24,7 @@ from fisher_lab.matrices import (
     FisherMatrix,
     Kronecker,
     LowRank,
+    VocabularyBlock,
 )
 from fisher_lab.statistics import LayerStats
 from tests.contracts.matrices import (
@@ -37,6 +38,7 @@ from tests.contracts.matrices import (
     positive,
     psd,
     streamed,
+    vocabulary_sums,
 )
 from tests.helpers import assert_psd, assert_same, dense_fisher, frobenius, random_stats
 from tests.naive import kron
@@ -368,12 +370,14 @@ def beside(matrix: FisherMatrix) -> dict[str, FisherMatrix]:
         "gradients": LowRank(type(columns).of_gradients(normal(2, 3, Q, d_out // Q, d_in))),
         "pieces": streamed(shared, 3),
         "dense": Dense(dense_fisher(columns), matrix.shape),
+        "vocabulary": VocabularyBlock(vocabulary_sums(*matrix.shape)),
         "itself": matrix,
     }
 
 
 @pytest.mark.parametrize(
-    "form", ["columns", "columns of positions", "gradients", "pieces", "dense", "itself"]
+    "form",
+    ["columns", "columns of positions", "gradients", "pieces", "dense", "vocabulary", "itself"],
 )
 def test_beside_an_exact_block(matrix, form: str) -> None:
     """Inner product, difference and distance from a block in any form, and the other way round, by

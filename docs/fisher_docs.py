@@ -311,10 +311,11 @@ def scrape(block, block_vars, gallery_conf) -> str:  # noqa: ARG001 - the galler
     from matplotlib.figure import Figure
     from sphinx_gallery.scrapers import figure_rst
 
+    title = block_vars["example_globals"]["__doc__"].strip().splitlines()[0]
     paths = []
     for name, value in list(block_vars["example_globals"].items()):
         if isinstance(value, Figure):
             paths.append(next(block_vars["image_path_iterator"]))
             plots.save(value, paths[-1])
             del block_vars["example_globals"][name]
-    return figure_rst(paths, gallery_conf["src_dir"])
+    return figure_rst(paths, gallery_conf["src_dir"], fig_titles=title)

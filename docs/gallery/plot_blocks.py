@@ -1,8 +1,9 @@
 """
-The exact block, its approximations, their inverses and spectra
-===============================================================
+The exact block, its approximations, and their damped inverses
+==============================================================
 
-``exact_fisher`` and ``estimate`` give matrices; the figures read them.
+``exact_fisher`` and ``estimate`` give matrices; ``plots.blocks`` shows the size of their entries.
+A step uses the inverses in the second row, where other things matter than in the first.
 """
 
 import fisher_lab as fl
@@ -15,8 +16,4 @@ others = {
     m.label: fl.estimate(m, *data, layers=["2"])["2"]
     for m in (fl.KFAC(), fl.TEKFAC(), fl.MiniBlock())
 }
-blocks = fl.plots.blocks(exact, others, inverse_damping=0.01)
-
-# %%
-# All eigenvalues, relative to the largest of the exact block:
-spectrum = fl.plots.spectrum(exact, others)
+figure = fl.plots.blocks(exact, others, inverse_damping=0.01)

@@ -1,6 +1,6 @@
 """
-Along training, and against damping
-===================================
+Errors along a training
+=======================
 
 The same network at several steps; ``steps`` is a setting of the problem.
 """
@@ -15,17 +15,4 @@ for step in (0, 10, 100, 500):
     comparisons[step] = fl.compare(
         problem.model, problem.likelihood, problem.data, methods, progress=False
     )
-training = fl.plots.training(comparisons)
-
-# %%
-# Errors of the damped step depend on the damping, and so does their order:
-damped = fl.compare(
-    problem.model,
-    problem.likelihood,
-    problem.data,
-    methods,
-    layers=["2"],
-    errors=["damped_efficiency"],
-    progress=False,
-)
-damping = fl.plots.damping(damped, "damped_efficiency")
+figure = fl.plots.training(comparisons)

@@ -101,3 +101,10 @@ def test_the_tutorial_has_pictures_exercises_and_answers():
         assert "](drawn:" in text
         assert "## Exercises" in text
         assert text.count("<details>") == text.count("</details>") >= 1
+
+
+def test_the_gallery_has_twelve_figures():
+    scripts = sorted((DOCS / "gallery").glob("plot_*.py"))
+    assert len(scripts) == 12
+    for script in scripts:
+        assert "\nfigure = " in script.read_text(encoding="utf-8"), script.name

@@ -65,4 +65,5 @@ def setup(app):
     app.connect("builder-inited", lambda app: fisher_docs.generate(Path(app.srcdir)), priority=1)
     # before napoleon, which has 500
     app.connect("autodoc-process-docstring", docstrings.to_markup, priority=400)
+    app.connect("autodoc-process-docstring", fisher_docs.with_formula, priority=450)
     app.connect("source-read", running.insert_results)

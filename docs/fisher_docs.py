@@ -255,9 +255,7 @@ def summary(thing) -> str:
 def entry(thing) -> str:
     """Sphinx's directive for a public thing, with the public members of a class."""
     if not inspect.isclass(thing):
-        text = f".. autofunction:: {public_path(thing)}\n"
-        symbol = formula(thing)
-        return text + f"\n   .. math:: {symbol}\n" if symbol else text
+        return f".. autofunction:: {public_path(thing)}\n"
     names = []
     for name, member in members(thing).items():
         target = member.fget if isinstance(member, property) else member
@@ -273,10 +271,18 @@ def entry(thing) -> str:
 
 def formula(thing) -> str:
     """The formula of an error measure in LaTeX; nothing of what has none."""
-    row = errors.MEASURES.get(thing.__name__)
-    if row is None or getattr(errors, row.name) is not thing or not row.symbol.startswith("$"):
+    row = errors.MEASURES.get(getattr(thing, "__name__", ""))
+    ours = row is not None and getattr(errors, row.name, None) is thing
+    if not ours or not row.symbol.startswith("$"):
         return ""
     return row.symbol.strip("$")
+
+
+def with_formula(app, what, name, obj, options, lines) -> None:  # noqa: ARG001 - sphinx asks so
+    """Put the formula of an error measure in front of its docstring."""
+    symbol = formula(obj)
+    if symbol:
+        lines[:0] = [f".. math:: {symbol}", ""]
 
 
 def public_path(thing) -> str:

@@ -18,7 +18,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
@@ -92,6 +92,18 @@ class Method(NaturalGradient, register=False):
         cls.own_defaults = MappingProxyType({**cls.own_defaults, **defaults})
         cls.__signature__ = _signature(cls)  # type: ignore[attr-defined]
 
+    def __new__(cls, *given: Any, **options: Any) -> Self:
+        """Tell who calls it as torch's optimizers are called what to write instead."""
+        # a subclass may say all its arguments itself
+        ours = cls.__init__ is Method.__init__
+        if ours and len(given) < 2 and "likelihood" not in options:
+            raise TypeError(
+                "Got no likelihood, expected the model itself and the loss it is trained with; "
+                f"write {cls.__name__}(model, nn.CrossEntropyLoss(), lr=...), not "
+                "model.parameters()."
+            )
+        return super().__new__(cls)
+
     def __init__(
         self, model: nn.Module, likelihood: AnyLikelihood, lr: Any = ..., **options: Any
     ) -> None:
@@ -106,6 +118,14 @@ class Method(NaturalGradient, register=False):
         if lr is not ...:
             given["lr"] = lr
         super().__init__(model, likelihood, approximation, **given)
+
+
+# people and tools read the arguments of a class from __new__ where it has one
+Method.__signature__ = inspect.signature(
+    Method.__init__
+).replace(  # type: ignore[attr-defined]
+    parameters=list(inspect.signature(Method.__init__).parameters.values())[1:]
+)
 
 
 def _signature(cls: type[Method]) -> inspect.Signature:

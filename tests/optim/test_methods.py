@@ -206,3 +206,26 @@ def test_the_seed_goes_to_those_that_draw():
     assert isinstance(
         training.make_optimizer("SGD", nn.Linear(2, 2), LIKELIHOOD, 0.1, seed=4), torch.optim.SGD
     )
+
+
+@pytest.mark.parametrize("given", ["parameters", "model"])
+def test_who_calls_a_method_as_torchs_optimizers_is_told_what_to_write(given):
+    model = net()
+    first = model.parameters() if given == "parameters" else model
+    with pytest.raises(TypeError, match=r"write KFAC\(model, nn.CrossEntropyLoss\(\), lr=...\)"):
+        optim.KFAC(first, lr=0.1)
+
+
+def test_a_method_that_says_its_arguments_itself_may_know_its_likelihood(forgets):
+    class Fixed(optim.Method):
+        build = staticmethod(fl.KFAC)
+
+        def __init__(self, model):
+            super().__init__(model, LIKELIHOOD)
+
+    assert Fixed(net()).likelihood is not None
+
+
+def test_people_and_tools_see_the_arguments_of_a_method():
+    for cls in (optim.Method, optim.KFAC):
+        assert list(inspect.signature(cls).parameters)[:3] == ["model", "likelihood", "lr"]

@@ -44,6 +44,16 @@ class VocabularyBlock(FisherMatrix):
 
     Args:
         sums: what the columns follow from, with what was computed of them already.
+
+    Example:
+        >>> from fisher_lab.statistics.vocabulary import VocabularyStats, VocabularySums
+        >>> W, a = torch.randn(5, 3), torch.randn(4, 1, 3)
+        >>> log_sum = (a @ W.T).logsumexp(-1)
+        >>> label, one = torch.arange(4)[:, None], torch.ones(4, 1)
+        >>> none = torch.zeros(4, 0, dtype=torch.long), torch.zeros(4, 0, 3)
+        >>> stats = VocabularyStats(W, a, label, one, log_sum, *none, bias=False)
+        >>> fl.matrices.VocabularyBlock(VocabularySums(stats)).shape
+        (5, 3)
     """
 
     sums: VocabularySums

@@ -121,11 +121,8 @@ class Method(NaturalGradient, register=False):
 
 
 # people and tools read the arguments of a class from __new__ where it has one
-Method.__signature__ = inspect.signature(
-    Method.__init__
-).replace(  # type: ignore[attr-defined]
-    parameters=list(inspect.signature(Method.__init__).parameters.values())[1:]
-)
+_without_self = list(inspect.signature(Method.__init__).parameters.values())[1:]
+Method.__signature__ = inspect.Signature(_without_self)  # type: ignore[attr-defined]
 
 
 def _signature(cls: type[Method]) -> inspect.Signature:

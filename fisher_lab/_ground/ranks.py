@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import pickle
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from fisher_lab._ground.memory import budget_bytes
 
@@ -111,6 +113,16 @@ class Ranks:
             raise theirs
         return [of_rank for of_rank, _ in found]
 
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over the ranks, in place."""
+        if not self.alone:
+            torch.distributed.all_reduce(x, group=self.group_of(x))
+        return x
+
+    def group_of(self, x: Tensor) -> Any:
+        """The group whose backend takes a tensor: on the host, that of the objects."""
+        return self.group if x.device.type == "cpu" else None
+
     def memory(self, asked: float | None) -> float | None:
         """The memory budget in GiB that all ranks use, so that all plan alike.
 
@@ -132,6 +144,37 @@ ALONE = Ranks()
 def _nothing() -> Any:
     """The work of a rank that has none."""
     return None
+
+
+class LostRankError(RuntimeError):
+    """A rank that others waited for is gone, or hangs."""
+
+
+# words of the engines where a collective fails for want of a rank; they raise plain RuntimeErrors
+_LOST = ("gloo", "nccl", "timed out", "connection closed", "connection reset", "connection refused")
+
+
+@contextmanager
+def none_lost(cure: str) -> Iterator[None]:
+    """Say in a sentence that a collective failed because another rank is gone or hangs.
+
+    Args:
+        cure: what to do, as the end of the sentence.
+
+    Raises:
+        LostRankError: in place of what the engine of torch.distributed raises.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        words = str(error).lower()
+        engine = isinstance(error, torch.distributed.DistError)
+        if not is_several() or not (engine or any(word in words for word in _LOST)):
+            raise
+        raise LostRankError(
+            f"Rank {torch.distributed.get_rank()} waited in vain for another rank, expected all to "
+            f"take the same steps: one has ended or hangs, and its own error tells why; {cure}."
+        ) from error
 
 
 def is_shared(error: BaseException) -> bool:

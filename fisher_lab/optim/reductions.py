@@ -337,8 +337,7 @@ class Several(Reductions):
         """The sum over the ranks, in place."""
         self.traffic.calls += 1
         self.traffic.nbytes += x.numel() * x.element_size()
-        torch.distributed.all_reduce(x, group=self._group_of(x))
-        return x
+        return self.ranks.summed(x)
 
     def all_ok(self, ok: Tensor) -> Tensor:
         """Whether ok on every rank: no failure is counted anywhere."""
@@ -400,7 +399,7 @@ class Several(Reductions):
             self.traffic.calls += 1
             self.traffic.nbytes += flat.numel() * flat.element_size()
             source = torch.distributed.get_global_rank(self.ranks.group, rank)
-            torch.distributed.broadcast(flat, source, group=self._group_of(flat))
+            torch.distributed.broadcast(flat, source, group=self.ranks.group_of(flat))
             for place, piece in zip(members, flat.split(sizes), strict=True):
                 found[place] = piece.view(parts[place][0])
         return found
@@ -411,10 +410,6 @@ class Several(Reductions):
         first = self.ranks.from_first(lambda: [b.cpu() for b in buffers])
         for own, theirs in zip(buffers, first, strict=True):
             own.copy_(theirs)
-
-    def _group_of(self, x: Tensor) -> Any:
-        """The group whose backend takes a tensor: on the host, the channel of objects."""
-        return self.ranks.group if x.device.type == "cpu" else None
 
 
 @dataclass

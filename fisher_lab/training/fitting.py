@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fisher_lab._ground.arguments import is_whole, seed_of
 from fisher_lab._ground.files import append, write_atomically
 from fisher_lab._ground.progress import Progress
+from fisher_lab._ground.ranks import Ranks, none_lost, ranks_of
 from fisher_lab._passes.batches import (
     LABELS,
     Inputs,
@@ -62,6 +63,10 @@ def fit(
 ) -> list[Record]:
     """Train a model in place.
 
+    Within a group of torch.distributed every rank takes its part of each batch, and all train the
+    model of rank 0 (in DistributedDataParallel, where it is not yet); rank 0 alone writes. Batches
+    that are given, as by a DataLoader, are each rank's own.
+
     Args:
         model: the model; it is trained in training mode and put back into its own.
         optimizer: any torch optimizer; those of `fisher_lab.optim` observe what they need.
@@ -97,6 +102,8 @@ def fit(
     Raises:
         ValueError, TypeError: wrong arguments, places that cannot be written or that another run
             writes to, a checkpoint that is damaged or of something else; before any work.
+        RuntimeError: on the ranks that wait for one that has ended or hangs, at the latest after
+            the time-out of the group; the last checkpoint is whole.
 
     Example:
         >>> opt = fl.optim.KFAC(model, loss)
@@ -104,7 +111,8 @@ def fit(
         >>> len(records)
         2
     """
-    batches = _Batches(data, batch, seed_of(seed), labels)
+    ranks = ranks_of(patient=False)
+    batches = _Batches(data, batch, seed_of(seed), labels, ranks)
     run = _Run(model, optimizer, as_likelihood(likelihood), batches, schedule, output)
     run.metrics = None if metrics is None else Path(metrics)
     run.checkpoint = None if checkpoint is None else Path(checkpoint)
@@ -121,16 +129,22 @@ def fit(
             "for every epoch."
         )
     test = None if test_data is None else split(test_data, labels)
-    with alone(run.metrics, run.checkpoint):
+    with ExitStack() as held:
+        if not ranks.first:
+            run.metrics = None  # one writes
+        places = (run.metrics, run.checkpoint) if ranks.first else ()
+        ranks.agreed(lambda: held.enter_context(alone(*places)))
         run.begin(resume)
         was_training = model.training
         model.train()
         try:
-            with Progress(progress, epochs * batches.steps) as bar:
+            shown = progress if ranks.first else False
+            with Progress(shown, epochs * batches.steps) as bar:
                 bar.advance(run.step)
-                while run.epoch < epochs and not run.diverged:
-                    run.one_epoch(bar, epochs, checkpoint_every)
-                    run.close_epoch(test, callbacks)
+                with none_lost("start again with resume=True from the last checkpoint"):
+                    while run.epoch < epochs and not run.diverged:
+                        run.one_epoch(bar, epochs, checkpoint_every)
+                        run.close_epoch(test, callbacks)
         finally:
             model.train(was_training)
     return run.records
@@ -144,12 +158,14 @@ class _Batches:
         batch: examples in a step, for a whole.
         seed: of the order of a whole.
         labels: the key of y in a mapping.
+        ranks: the processes that train together.
 
     Attributes:
         steps: of an epoch, 1 if unknown.
     """
 
-    def __init__(self, data: Any, batch: int, seed: int, labels: str) -> None:
+    def __init__(self, data: Any, batch: int, seed: int, labels: str, ranks: Ranks) -> None:
+        self.ranks = ranks
         self.batch = batch
         self.seed = seed
         self.labels = labels
@@ -164,6 +180,11 @@ class _Batches:
                 )
             if not (is_whole(batch, 1) and batch <= N):
                 raise ValueError(f"Got batch={batch!r}, expected 1 to {N}, the number of examples.")
+            if batch % ranks.count:
+                raise ValueError(
+                    f"Got batch={batch} on {ranks.count} ranks, expected a multiple of their "
+                    "number: each takes as many examples."
+                )
             self.steps = N // batch
             return
         if isinstance(data, Tensor | str) or not isinstance(data, Iterable):
@@ -195,7 +216,9 @@ class _Batches:
         order = torch.randperm(len(y), generator=generator)
         for index in range(done, self.steps):
             start = index * self.batch
-            chosen = order[start : start + self.batch]
+            own = self.batch // self.ranks.count
+            start += self.ranks.own * own
+            chosen = order[start : start + own]
             yield _chosen(inputs, chosen), y[chosen.to(y.device)]
 
 
@@ -254,7 +277,14 @@ class _Run:
                 f"Got {optimizer!r} as optimizer, expected one such as fl.optim.KFAC(model, loss, "
                 "lr)."
             )
-        self.model = model
+        self.ranks = batches.ranks
+        if self.ranks.alone:
+            self.model = self.trained = model
+        else:
+            _check_averaged(likelihood)
+            parallel = nn.parallel.DistributedDataParallel
+            self.trained = model if isinstance(model, parallel) else parallel(model)
+            self.model = self.trained.module
         self.optimizer = optimizer
         self.likelihood = likelihood
         self.batches = batches
@@ -279,7 +309,8 @@ class _Run:
         found = None
         if self.checkpoint is not None:
             # also without going on: what is no checkpoint is not replaced
-            found = checkpoints.existing(self.checkpoint, resume)
+            path = self.checkpoint
+            found = self.ranks.from_first(lambda: checkpoints.existing(path, resume))
         if resume and found is not None:
             self.load(found)
         elif self.metrics is not None:
@@ -298,8 +329,9 @@ class _Run:
         for inputs, y in self.batches.of_epoch(self.epoch, self.position):
             x = mapped(inputs, lambda entry: entry.to(device))
             loss = train_step(
-                self.model, self.optimizer, self.likelihood, x, y.to(device), self.output
+                self.trained, self.optimizer, self.likelihood, x, y.to(device), self.output
             )
+            loss = self.ranks.summed(loss) / self.ranks.count  # each rank's is a mean
             self.sums = _add(self.sums, loss)
             self.step += 1
             self.position += 1
@@ -347,7 +379,7 @@ class _Run:
         if self.diverged:
             record["diverged"] = True
         elif test is not None:
-            record["test_loss"] = self._test_loss(test)
+            record["test_loss"] = self.ranks.from_first(lambda: self._test_loss(test))
         if self.schedule is not None:
             self.schedule.step()
         if not self.diverged:
@@ -382,11 +414,15 @@ class _Run:
         """Replace the checkpoint."""
         if self.checkpoint is None:
             return
+        random = self.ranks.gathered(torch.get_rng_state)
+        if not self.ranks.first:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": random[0],
+            "random_of_ranks": random,
             "records": json.dumps(self.records),
             checkpoints.ASKED: self.asked,
             "seed": self.batches.seed,
@@ -426,7 +462,8 @@ class _Run:
         self.model.load_state_dict(state["model"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["random"])
+        random = state.get("random_of_ranks", [state["random"]])
+        torch.set_rng_state(random[self.ranks.own % len(random)])
         self.records = json.loads(state["records"])
         self.epoch = state["epoch"]
         self.step = state["step"]
@@ -438,6 +475,15 @@ class _Run:
         if self.metrics is not None:
             lines = [json.dumps(record) + "\n" for record in self.records]
             write_atomically(self.metrics, "".join(lines))
+
+
+def _check_averaged(likelihood: Likelihood) -> None:
+    """Refuse a loss whose gradient over all ranks is not the mean of theirs."""
+    if likelihood.summed:
+        raise ValueError(
+            "Several processes got a loss with reduction='sum', expected 'mean': their gradients "
+            "are averaged; average the loss."
+        )
 
 
 def _add(sums: Tensor | None, loss: Tensor) -> Tensor:

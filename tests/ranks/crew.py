@@ -8,8 +8,10 @@ import importlib
 import multiprocessing
 import os
 import pickle
+import time
 import traceback
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,6 +101,7 @@ def serve(rank, world, store, pipe, collective):
     """The life of a process of a crew."""
     torch.set_num_threads(1)
     importlib.import_module("torch._dynamo")  # which the first measurement loads, for seconds
+    wait_for_all(world, rank, store)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=collective
     )
@@ -114,6 +117,15 @@ def serve(rank, world, store, pipe, collective):
         except BaseException:
             pickled = pickle.dumps(("error", traceback.format_exc()))
         pipe.send_bytes(pickled)
+
+
+def wait_for_all(world, rank, store):
+    """Until all processes have loaded torch: they start apart by more than a short time-out."""
+    Path(f"{store}-{rank}").touch()
+    until = time.monotonic() + STARTING
+    while not all(Path(f"{store}-{other}").exists() for other in range(world)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 class Crews:

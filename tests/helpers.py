@@ -220,7 +220,8 @@ def captured(
     """What the library captures for one batch, with no more than the output factors of the
     likelihood.
     """
-    return capture(Forward(model), layers, x, lambda z: output_factors(likelihood, z, fisher))
+    kind = labels_of(fisher)
+    return capture(Forward(model), layers, x, lambda z: output_factors(likelihood, z, kind))
 
 
 def columns_at(likelihood: Any, z: Tensor, fisher: Any, y: Tensor | None = None) -> Tensor:

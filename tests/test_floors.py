@@ -224,6 +224,59 @@ def test_a_planted_circle_is_found(planted):
     )
 
 
+KINDS_OF_FISHER = {"true", "mc", "empirical"}
+
+
+def compared_kinds(text: str) -> list[int]:
+    """Lines that branch on the name of a kind of Fisher: a comparison, a case, a key of a table."""
+    lines = []
+    for node in ast.walk(ast.parse(text)):
+        asked: list[ast.AST] = []
+        if isinstance(node, ast.Compare):
+            asked = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            asked = [node.value]
+        elif isinstance(node, ast.Dict):
+            asked = [key for key in node.keys if key is not None]
+        for part in asked:
+            options = part.elts if isinstance(part, ast.Tuple | ast.Set | ast.List) else [part]
+            for option in options:
+                if isinstance(option, ast.Constant) and option.value in KINDS_OF_FISHER:
+                    lines.append(node.lineno)
+    return lines
+
+
+def test_only_the_labels_know_the_kinds_of_fisher():
+    """All others ask the kind what it is: `draws`, `expectation`, `needs_data_labels`."""
+    known = PACKAGE / "_passes" / "labels.py"
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path != known:
+            name = path.relative_to(PACKAGE)
+            found = compared_kinds(path.read_text(encoding="utf-8"))
+            wrong += [f"{name}:{line}" for line in found]
+    assert not wrong, f"ask the Labels instead of comparing: {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'if fisher == "mc":\n    pass',
+        'if "true" != self.fisher:\n    pass',
+        'x = fisher in ("mc", "empirical")',
+        'words = {"true": "in closed form"}',
+        'match fisher:\n    case "mc":\n        pass',
+    ],
+)
+def test_a_planted_comparison_of_kinds_is_found(text):
+    assert compared_kinds(text)
+
+
+@pytest.mark.parametrize("text", ['network(model, fisher="mc")', 'def f(fisher="true"):\n    pass'])
+def test_naming_a_kind_is_not_comparing_it(text):
+    assert not compared_kinds(text)
+
+
 PROBE = """
 import json, sys, time
 import torch

@@ -18,7 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -59,14 +59,26 @@ class Outputs:
 
 
 class Labels(ABC):
-    """One kind of Fisher.
+    """One kind of Fisher: what others ask about it, so that nobody compares its name.
 
     Args:
         seed: of labels that are drawn.
+
+    Attributes:
+        kind: its name.
+        description: what it is, in words.
+        expectation: whether it is an expectation over labels, in as many directions as the loss
+            has; otherwise the second moment of one gradient, at one label.
+        draws: whether its labels are drawn from the model, so that the gradients at them have mean
+            zero.
+        needs_data_labels: whether there is nothing to measure without labels of the data.
     """
 
     kind: FisherKind
-    draws = False  # whether its labels are drawn from the model
+    description: str
+    expectation: bool = False
+    draws: bool = False
+    needs_data_labels: bool = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -86,8 +98,13 @@ class Labels(ABC):
         """
         return None
 
-    def check_unlabelled(self) -> None:  # noqa: B027 - nothing to refuse unless a kind says so
+    def check_unlabelled(self) -> None:
         """Raise ValueError where this kind needs the data's labels and there are none."""
+        if self.needs_data_labels:
+            raise ValueError(
+                f'fisher="{self.kind}" needs labels, got none; pass data as (x, y) or use '
+                f'fisher="{TrueFisher.kind}".'
+            )
 
     def factors(
         self,
@@ -131,6 +148,8 @@ class TrueFisher(Labels):
     """
 
     kind = "true"
+    description = "the true Fisher (label expectation in closed form)"
+    expectation = True
 
     def directions(self, likelihood: Likelihood, z: Tensor) -> int:
         """As many as the Hessian of the loss has factors."""
@@ -157,6 +176,7 @@ class MonteCarlo(Labels):
     """One label per example (and position) drawn from the model."""
 
     kind = "mc"
+    description = "the Monte-Carlo Fisher (labels sampled from the model)"
     draws = True
 
     def directions(self, likelihood: Likelihood, z: Tensor) -> int:
@@ -184,7 +204,8 @@ class MonteCarlo(Labels):
         """
         if label is None:
             raise ValueError(
-                'fisher="mc" needs labels drawn from the model, got none; call `draw` first.'
+                f'fisher="{self.kind}" needs labels drawn from the model, got none; call `draw` '
+                "first."
             )
         _check_weights_known(likelihood, self.kind, y)
         scale = _root(likelihood.kappa(z))
@@ -196,16 +217,12 @@ class Empirical(Labels):
     """The labels of the data."""
 
     kind = "empirical"
+    description = "the empirical Fisher (the labels of the data; not the Fisher itself)"
+    needs_data_labels = True
 
     def directions(self, likelihood: Likelihood, z: Tensor) -> int:
         """One."""
         return 1
-
-    def check_unlabelled(self) -> None:
-        """Never without labels."""
-        raise ValueError(
-            'fisher="empirical" needs labels, got none; pass data as (x, y) or use fisher="true".'
-        )
 
     def _factors(
         self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None
@@ -227,14 +244,23 @@ def labels_of(fisher: FisherKind, seed: int = 0) -> Labels:
     Raises:
         ValueError: for another name.
     """
-    check_fisher(fisher)
+    if fisher not in KINDS:
+        raise ValueError(f'Got fisher={fisher!r}, expected "true", "mc" or "empirical".')
     return KINDS[fisher](seed)
 
 
-def check_fisher(fisher: str) -> None:
-    """Raise ValueError for an unknown kind of Fisher."""
-    if fisher not in get_args(FisherKind):
-        raise ValueError(f'Got fisher={fisher!r}, expected "true", "mc" or "empirical".')
+def described(fisher: Any) -> str:
+    """A kind of Fisher in words; a file need not name one that is known."""
+    kind = KINDS.get(str(fisher))
+    if kind is None:
+        return "the Fisher"
+    return kind.description
+
+
+def needs_data_labels(fisher: Any) -> bool:
+    """Whether an optimizer of that kind of Fisher asks for the data's labels; others have none."""
+    kind = KINDS.get(str(fisher))
+    return kind is not None and kind.needs_data_labels
 
 
 def _root(kappa: float | Tensor) -> float | Tensor:
@@ -257,7 +283,7 @@ def _weighted(S: Tensor, likelihood: Likelihood, z: Tensor, y: Tensor | None) ->
 def output_factors(
     likelihood: Likelihood,
     z: Tensor,
-    fisher: FisherKind,
+    labels: Labels,
     y: Tensor | None = None,
     generator: torch.Generator | None = None,
     N: int | None = None,
@@ -268,17 +294,16 @@ def output_factors(
     Args:
         likelihood: p(y | z).
         z: outputs `[N, *output]`.
-        fisher: the kind.
+        labels: the kind.
         y: the data's labels of these examples as a whole batch, if there are any.
-        generator: source of the labels that "mc" draws.
+        generator: source of labels that are drawn.
         N: as in `Labels.factors`.
         sample: draws labels of these outputs, which may be part of a larger batch; None for the
             likelihood's own.
     """
-    labels = labels_of(fisher)
     likelihood = likelihood.of_batch(y)
     label = None
-    if fisher == "mc":
+    if labels.draws:
         z = z.detach()
         if sample is None:
             label = likelihood.sample(z, generator)

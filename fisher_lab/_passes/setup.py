@@ -78,9 +78,8 @@ class Setup:
         likelihood = as_likelihood(self.likelihood)
         module = evaluation_copy(self.model, self.dtype, self.device)
         selection = select(module, self.layers, self.on_unknown)
-        if (
-            kind.kind == "true"
-        ):  # whatever the number of outputs, so that all ways agree on the form
+        if kind.expectation:
+            # whatever the number of outputs, so that all ways agree on the form
             selection = selection.for_directions()
         device = next(module.parameters()).device  # where the copy is, whatever was asked
         batches = Batches(self.data, self.dtype, device, budget.total, self.labels)

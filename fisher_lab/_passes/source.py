@@ -169,7 +169,7 @@ class Source:
                 rows, columns = layer.shape
                 most = readable(self.budget.total)
                 cure = "leave it out with layers=[...] or raise memory="
-                if self.labels.kind == "true" and layer.tied:  # an embedding
+                if self.labels.expectation and layer.tied:  # an embedding
                     cure = f'use fisher="mc", {cure}'
                 raise ValueError(
                     f"Layer {name!r} ({kind}, W {rows} x {columns}) needs {readable(need)}, "
@@ -206,7 +206,7 @@ class Source:
 
     def _may_be_vocabulary(self, layer: Layer) -> bool:
         """Whether a layer may turn out to be one of a vocabulary."""
-        one_direction = self.labels.kind != "true"
+        one_direction = not self.labels.expectation
         return self.vocabularies and one_direction and VocabularyLayer.may_be(layer)
 
     def _take_vocabulary_form(self, first: Batch) -> None:
@@ -240,7 +240,7 @@ class Source:
 
         def factors(z: Tensor) -> Tensor:
             label = None
-            if self.labels.kind == "mc":
+            if self.labels.draws:
                 generator = torch.Generator(z.device).manual_seed(self.seed)
                 label = likelihood.sample(z.detach(), generator)
             return self.labels.factors(likelihood, z, label, one.y)

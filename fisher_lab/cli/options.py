@@ -12,6 +12,7 @@ import torch
 from fisher_lab import approximations as methods
 from fisher_lab import problems
 from fisher_lab._ground.text import did_you_mean
+from fisher_lab._passes.labels import FisherKind
 from fisher_lab.approximations import Approximation
 from fisher_lab.errors import DAMPINGS
 
@@ -107,7 +108,7 @@ class MeasureOptions:
     layers: tuple[str, ...] = ()
     errors: tuple[str, ...] = ("default",)
     dampings: tuple[float, ...] = DAMPINGS
-    fisher: Literal["true", "mc", "empirical"] | None = None
+    fisher: FisherKind | None = None
     exact: Literal["captured", "func"] = "captured"
     dtype: Literal["float64", "float32"] = "float64"
     memory: float | None = None

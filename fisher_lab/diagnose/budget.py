@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab._passes.batches import LABELS, Batch
-from fisher_lab._passes.labels import FisherKind
+from fisher_lab._passes.labels import FisherKind, MonteCarlo
 from fisher_lab._passes.model import Output, untouched_randomness
 from fisher_lab._passes.setup import OnUnknown, Setup
 from fisher_lab._passes.source import Source
@@ -121,8 +121,8 @@ def budget(
     if factored:
         judge.factored = True
         stages.append(judge.stage("factored damping", matrices, "of the factors, not the product"))
-    if fisher == "true":
-        setup = replace(setup, fisher="mc")
+    if source.labels.expectation:
+        setup = replace(setup, fisher=MonteCarlo.kind)
         matrices = estimated(approximation, Source(setup))
         about = "one drawn from the model for each example"
         stages.append(judge.stage("sampled labels", matrices, about))

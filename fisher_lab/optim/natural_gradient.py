@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fisher_lab._ground.linalg import kept
 from fisher_lab._passes.batches import Batch
 from fisher_lab._passes.capture import Placements, is_shared
-from fisher_lab._passes.labels import FisherKind, labels_of
+from fisher_lab._passes.labels import Empirical, FisherKind, Labels
 from fisher_lab._passes.model import Output
 from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.layers import Layer
@@ -267,10 +267,10 @@ class NaturalGradient(LayerOptimizer, register=False):
         Raises:
             ValueError: for `fisher="empirical"`, whose labels a forward pass does not see.
         """
-        if self.options.fisher == "empirical":
+        if self.options.labels.needs_data_labels:
             raise ValueError(
-                'Got fisher="empirical" with attach(), expected "mc" or "true": a forward pass '
-                "does not know the labels; use observing(y) in the loop."
+                f'Got fisher="{self.options.fisher}" with attach(), expected "mc" or "true": a '
+                "forward pass does not know the labels; use observing(y) in the loop."
             )
         if self._attachment is not None:
             self._attachment.remove()
@@ -364,7 +364,8 @@ class NaturalGradient(LayerOptimizer, register=False):
                 "Several forward passes in one step got a loss with reduction='sum', expected "
                 "'mean': the scale of their Fisher is not defined; average the loss."
             )
-        kind: FisherKind = self.options.fisher if y is None else "empirical"
+        # labels that are given are those of the data, whatever is drawn otherwise
+        kind = self.options.labels if y is None else Empirical()
         if kept is not None:
             # of labels nothing but the places that are ignored is read by the other kinds
             y = self.likelihood.labels_kept(kept)
@@ -388,7 +389,7 @@ class NaturalGradient(LayerOptimizer, register=False):
                     self._join(found, place)
 
     def _statistics(
-        self, forward: Watched, place: Place, kind: FisherKind, labels: Tensor | None
+        self, forward: Watched, place: Place, kind: Labels, labels: Tensor | None
     ) -> dict[str, Observed]:
         """Those of one forward pass.
 
@@ -412,9 +413,9 @@ class NaturalGradient(LayerOptimizer, register=False):
         self._check_apart()
         return found
 
-    def _no_statistics(self, place: Place, kind: FisherKind) -> dict[str, Observed]:
+    def _no_statistics(self, place: Place, kind: Labels) -> dict[str, Observed]:
         """Of a forward pass that only other ranks made; its random numbers are drawn here, too."""
-        if labels_of(kind).draws:
+        if kind.draws:
             p = self.param_groups[0]["params"][0]
             (shape, *_) = [shape for shape in place.shapes if shape is not None]
             z = torch.zeros(0, *shape[1:], dtype=self.working_dtype(p), device=p.device)
@@ -492,7 +493,7 @@ class NaturalGradient(LayerOptimizer, register=False):
                 for c in self.curvature.values():
                     c.restart()
             labels = None
-            if self.options.fisher == "empirical" and batch is not None:
+            if self.options.labels.needs_data_labels and batch is not None:
                 labels = batch.y
             self._absorb(forwards, places, labels)
             self.window.open(self.steps)

@@ -27,7 +27,7 @@ from fisher_lab._passes.capture import (
     pull_back_shared,
     recording,
 )
-from fisher_lab._passes.labels import FisherKind, Sampler, output_factors
+from fisher_lab._passes.labels import Labels, Sampler, output_factors
 from fisher_lab._passes.model import Forward
 from fisher_lab._passes.placement import Use
 from fisher_lab.layers import Layer
@@ -161,7 +161,7 @@ def statistics(
     forward: Watched,
     layers: dict[str, Layer],
     likelihood: Likelihood,
-    fisher: FisherKind,
+    labels: Labels,
     y: Tensor | None,
     generator: torch.Generator | None,
     dtype: torch.dtype | None,
@@ -174,8 +174,8 @@ def statistics(
         forward: the recorded pass.
         layers: adapters by name.
         likelihood: p(y | z).
-        fisher: which Fisher.
-        y: the data's labels, for "empirical".
+        labels: which Fisher.
+        y: the data's labels, where they are known.
         generator: source of sampled labels.
         dtype: of the statistics; None for each layer's own, at least float32.
         placements: of layers whose rows are not the examples, as far as they are known; added to.
@@ -187,14 +187,14 @@ def statistics(
     safe = kept(finite, z)
     safe = safe.to(statistics_dtype(z.dtype, dtype))
     N = z.shape[0]
-    S = output_factors(likelihood, safe, fisher, y, generator, N, sample).to(z.dtype)
+    S = output_factors(likelihood, safe, labels, y, generator, N, sample).to(z.dtype)
     learn_placements(forward.z, forward.uses, placements)
     apart: dict[str, Layer] = {}
     shared: dict[str, Layer] = {}
     for name, layer in layers.items():
         group = shared if is_shared(placements.get(name, ())) else apart
         group[name] = layer
-    if shared and fisher != "mc":
+    if shared and not labels.draws:
         S = S * _signs(S, generator)
     captured = pull_back(forward.z, S, forward.uses, apart, placements, retain_graph=True)
     captured |= pull_back_shared(forward.z, S, forward.uses, shared)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fisher_lab._ground.arguments import is_whole, number, seed_of
 from fisher_lab._ground.text import did_you_mean
-from fisher_lab._passes.labels import FisherKind, check_fisher
+from fisher_lab._passes.labels import FisherKind, Labels, labels_of
 
 Statistics = Literal["per_example", "mean", "gradient"]
 MomentumOrder = Literal["before", "after"]
@@ -86,18 +86,24 @@ class NaturalOptions(Options):
             raise ValueError(
                 f"Got kl_clip={self.kl_clip!r}, expected a positive number, or None for no limit."
             )
-        check_fisher(self.fisher)
+        # refuses an unknown kind
+        labels = labels_of(self.fisher)
         if self.statistics not in get_args(Statistics):
             raise ValueError(
                 f'Got statistics={self.statistics!r}, expected "per_example", "mean" or "gradient".'
             )
         if self.refresh is not None:
             check_one_of("refresh", self.refresh, get_args(Refreshing))
-        if self.statistics == "mean" and self.fisher == "true":
+        if self.statistics == "mean" and labels.expectation:
             raise ValueError(
-                'Got statistics="mean" with fisher="true", expected "mc" or "empirical": the mean '
-                "over examples of an expectation over labels is no gradient."
+                f'Got statistics="mean" with fisher="{self.fisher}", expected "mc" or "empirical": '
+                "the mean over examples of an expectation over labels is no gradient."
             )
+
+    @property
+    def labels(self) -> Labels:
+        """The kind of Fisher, which answers for itself."""
+        return labels_of(self.fisher, self.seed)
 
 
 class Option:

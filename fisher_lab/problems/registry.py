@@ -9,16 +9,14 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from fisher_lab._ground.text import first_paragraph
 from fisher_lab._passes.batches import LABELS
-from fisher_lab._passes.labels import FisherKind
+from fisher_lab._passes.labels import KINDS, FisherKind
 from fisher_lab._passes.model import Output
-
-FISHERS = get_args(FisherKind)
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,10 @@ class Problem:
                 f"problem {self.name!r} has the class {name} as its likelihood, expected an "
                 f"instance: write {name}()"
             )
-        if self.fisher not in FISHERS:
+        if self.fisher not in KINDS:
             raise ValueError(
                 f"problem {self.name!r} has fisher={self.fisher!r}, "
-                f"expected one of {', '.join(FISHERS)}: choose one of these"
+                f"expected one of {', '.join(KINDS)}: choose one of these"
             )
 
 

@@ -8,16 +8,12 @@ from typing import Any
 
 from fisher_lab import errors
 from fisher_lab._ground.memory import readable
+from fisher_lab._passes.labels import described
 from fisher_lab.plots.output import Drawing, drawings, training_drawings
 from fisher_lab.report.answers import answers
 from fisher_lab.results import ALL, Comparison, Cost, Row
 from fisher_lab.results.grid import as_text
 
-FISHERS = {
-    "true": "the true Fisher (label expectation in closed form)",
-    "mc": "the Monte-Carlo Fisher (labels sampled from the model)",
-    "empirical": "the empirical Fisher (the labels of the data; not the Fisher itself)",
-}
 Column = tuple[str, float | None]  # an error, and the damping if it is a damped one
 CAPTIONS = {
     "errors": "{error} of every approximation, layer by layer.",
@@ -136,7 +132,7 @@ def _measured(comparison: Comparison) -> str:
     examples = f"{settings.get('N', 'some')} examples"
     if settings.problem_name:
         examples = f"{examples} of the problem {settings.problem_name}"
-    fisher = FISHERS.get(str(settings.fisher), "the Fisher")
+    fisher = described(settings.fisher)
     likelihood = settings.get("likelihood", "not recorded")
     methods = len(comparison.approximations)
     return (

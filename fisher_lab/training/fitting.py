@@ -27,6 +27,7 @@ from fisher_lab._passes.batches import (
     rebuilt,
     split,
 )
+from fisher_lab._passes.labels import needs_data_labels
 from fisher_lab._passes.model import Forward, Output, arguments
 from fisher_lab.likelihoods import Likelihood, as_likelihood
 from fisher_lab.training import checkpoints
@@ -554,7 +555,7 @@ def _told(optimizer: torch.optim.Optimizer, likelihood: Likelihood, y: Tensor) -
     and where the loss ignores some, which it keeps.
     """
     fisher = getattr(optimizer, "fisher", None)
-    if fisher == "empirical":
+    if needs_data_labels(fisher):
         return {"y": y}
     # one that does not observe has no kind of Fisher
     kept = None if fisher is None else likelihood.kept(y)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import fisher_lab as fl
+from fisher_lab._passes.labels import labels_of
 from fisher_lab._passes.model import Forward
 from fisher_lab.layers import select
 from fisher_lab.likelihoods import as_likelihood
@@ -47,8 +48,8 @@ def test_second_moment_of_shared_rows_is_that_of_the_examples(how, length, fishe
     x = torch.randn(N, length, D, dtype=torch.float64)
     y = torch.randint(0, C, (N,))
     loss = nn.CrossEntropyLoss()
-    kind = "true" if fisher == "mc" else fisher
-    truth = fl.exact_fisher(model, loss, (x, y), fisher=kind)["positions"].dense()
+    expected = "true" if fisher == "mc" else fisher
+    truth = fl.exact_fisher(model, loss, (x, y), fisher=expected)["positions"].dense()
     layers = select(model, ["positions"]).layers
     generator = torch.Generator().manual_seed(1)
     likelihood = as_likelihood(loss)
@@ -57,10 +58,11 @@ def test_second_moment_of_shared_rows_is_that_of_the_examples(how, length, fishe
     with watching(Forward(model), layers) as forwards:
         model(x)
     placements = {}
+    kind = labels_of(fisher)
     for _ in range(draws):
-        found = statistics(forwards[0], layers, likelihood, fisher, y, generator, None, placements)[
-            "positions"
-        ]
+        watched = forwards[0]
+        of_layers = statistics(watched, layers, likelihood, kind, y, generator, None, placements)
+        found = of_layers["positions"]
         assert found.examples == N
         P = found.stats.gradients().flatten(2)  # [1, 1, d]
         mean += P[0].T @ P[0] / draws

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fisher_lab as fl
-from fisher_lab._passes.labels import output_factors
+from fisher_lab._passes.labels import labels_of, output_factors
 from fisher_lab.likelihoods import as_likelihood
 from tests.helpers import assert_same
 from tests.layers.oracle import generator, naive_block, normal, randomised, weight_and_bias
@@ -236,11 +236,12 @@ def test_class_probabilities_that_do_not_sum_to_one(fisher: Any, shape: tuple[in
     y = (normal(3, *shape, seed=2) > 0).double() + 0.25
     loss = nn.CrossEntropyLoss()
     likelihood = as_likelihood(loss)
+    kind = labels_of(fisher)
     if fisher == "mc":  # the mean over many labels drawn
-        many = [output_factors(likelihood, z, "mc", y, generator(seed)) for seed in range(4000)]
+        many = [output_factors(likelihood, z, kind, y, generator(seed)) for seed in range(4000)]
         found = sum(outer_of(S) for S in many) / len(many)
     else:
-        found = outer_of(output_factors(likelihood, z, fisher, y))
+        found = outer_of(output_factors(likelihood, z, kind, y))
     for n in range(3):
         if fisher == "empirical":
             out = z[n : n + 1].clone().requires_grad_()

@@ -2,12 +2,16 @@
 sentence of ours.
 """
 
+import inspect
+from dataclasses import MISSING, fields
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import fisher_lab as fl
+from fisher_lab._passes.setup import Setup
 from fisher_lab.training import fit
 
 NAN, INF = float("nan"), float("inf")
@@ -234,3 +238,40 @@ def test_what_has_a_plain_meaning_is_understood(model):
     for data in ((X,), [(X, Y)], ([X, Y],)):
         fisher = "true" if len(data[0]) == 10 else "empirical"
         compare(model, data, fisher=fisher)
+
+
+def questions():
+    """Public functions that ask about a model, a loss and data."""
+    found = []
+    for value in vars(fl).values():
+        if inspect.isfunction(value):
+            names = inspect.signature(value).parameters
+            if {"model", "likelihood", "data"} <= names.keys():
+                found.append(value)
+    return found
+
+
+def test_every_question_has_the_arguments_of_all():
+    """A new attribute of a Setup is an argument of every function that asks, with one default."""
+    assert {f.__name__ for f in questions()} == {
+        "budget",
+        "compare",
+        "estimate",
+        "exact_fisher",
+        "network",
+    }
+    for function in questions():
+        given = inspect.signature(function).parameters
+        for field in fields(Setup):
+            if (function.__name__, field.name) == ("exact_fisher", "on_unknown"):
+                continue  # torch.func needs no adapter
+            assert field.name in given, f"{function.__name__} lacks {field.name}"
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            assert given[field.name].default == default, f"{function.__name__}: {field.name}"
+
+
+def test_a_question_is_taken_from_arguments_by_name(model):
+    arguments = {field.name: field.default for field in fields(Setup)}
+    arguments |= {"model": model, "likelihood": LOSS, "data": X, "seed": 3, "own": "not asked"}
+    setup = Setup.of(arguments, on_unknown="flatten")
+    assert (setup.seed, setup.on_unknown, setup.data) == (3, "flatten", X)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -65,6 +65,23 @@ class Setup:
     on_unknown: OnUnknown = "error"
     labels: str = LABELS
     output: Output | None = None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], **fixed: Any) -> Setup:
+        """The question among the arguments of a public function.
+
+        So a new attribute is written here and in the signatures, and is handed on by no line.
+
+        Args:
+            arguments: its `locals()` before any is worked on; those that are no attributes of a
+                Setup are the function's own.
+            **fixed: attributes that the function chooses itself.
+        """
+        asked = dict(fixed)
+        for field in fields(cls):
+            if field.name not in fixed:
+                asked[field.name] = arguments[field.name]
+        return cls(**asked)
 
     def prepared(self) -> Prepared:
         """The question checked and brought to one form.

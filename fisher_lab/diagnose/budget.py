@@ -91,21 +91,8 @@ def budget(
         >>> found.stages[0].name
         'whole Fisher'
     """
+    setup = Setup.of(locals())
     check_approximation(approximation)
-    setup = Setup(
-        model,
-        likelihood,
-        data,
-        layers=layers,
-        fisher=fisher,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        memory=memory,
-        on_unknown=on_unknown,
-        labels=labels,
-        output=output,
-    )
     source = Source(setup)
     few = None if batch is None else _few_examples(source, batch)
     with untouched_randomness():

@@ -129,20 +129,7 @@ def compare(
     """
     started = time.perf_counter()
     ranks = ranks_of(group)
-    setup = Setup(
-        model,
-        likelihood,
-        data,
-        layers=layers,
-        fisher=fisher,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        memory=ranks.memory(memory),
-        on_unknown=on_unknown,
-        labels=labels,
-        output=output,
-    )
+    setup = Setup.of(locals(), memory=ranks.memory(memory))
     # 1. what is asked, refused before anything is computed
     ask = partial(
         _question,

@@ -82,20 +82,7 @@ def exact_fisher(
         (['0', '2'], (6, 9))
     """
     ranks = ranks_of(group)
-    setup = Setup(
-        model,
-        likelihood,
-        data,
-        layers=layers,
-        fisher=fisher,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        memory=ranks.memory(memory),
-        on_unknown="flatten",
-        labels=labels,
-        output=output,
-    )
+    setup = Setup.of(locals(), memory=ranks.memory(memory), on_unknown="flatten")
     prepared = ranks.agreed(setup.prepared)
     check_asked_alike(prepared, ranks)
     blocks = prepared.selection.layers

@@ -131,20 +131,7 @@ def estimate(
         (6, 9)
     """
     ranks = ranks_of(group)
-    setup = Setup(
-        model,
-        likelihood,
-        data,
-        layers=layers,
-        fisher=fisher,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        memory=ranks.memory(memory),
-        on_unknown=on_unknown,
-        labels=labels,
-        output=output,
-    )
+    setup = Setup.of(locals(), memory=ranks.memory(memory))
 
     def ask() -> Source:
         check_approximation(approximation)

@@ -66,20 +66,7 @@ def network(
         >>> F.block_norms().shape
         torch.Size([2, 2])
     """
-    setup = Setup(
-        model,
-        likelihood,
-        data,
-        layers=layers,
-        fisher=fisher,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        memory=memory,
-        on_unknown=on_unknown,
-        labels=labels,
-        output=output,
-    )
+    setup = Setup.of(locals())
     with untouched_randomness():
         return network_of(Source(setup))
 

@@ -20,6 +20,7 @@ from fisher_lab._passes.model import Output, untouched_randomness
 from fisher_lab._passes.setup import OnUnknown, Setup
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, Exact, check_approximation
+from fisher_lab.diagnose.inside import network_floor_inside
 from fisher_lab.errors import MEASURES
 from fisher_lab.estimation import estimated
 from fisher_lab.likelihoods import Likelihood
@@ -97,7 +98,7 @@ def budget(
     few = None if batch is None else _few_examples(source, batch)
     with untouched_randomness():
         F = network_of(source)
-    judge = _Judge(F, damping)
+    judge = _Judge(source, F, damping)
     stages = [Stage("whole Fisher", 1.0, 0.0, "the best step: what couples layers is there")]
     blocks = estimated(Exact(), source)
     stages.append(judge.stage("exact blocks", blocks, "every layer by itself"))
@@ -135,6 +136,7 @@ class _Judge:
     """Efficiencies of steps at one damping.
 
     Args:
+        source: model and data.
         F: the Fisher of the whole network.
         damping: relative to tr F / d.
 
@@ -142,7 +144,8 @@ class _Judge:
         factored: whether matrices with factors are damped in these.
     """
 
-    def __init__(self, F: NetworkFisher, damping: float) -> None:
+    def __init__(self, source: Source, F: NetworkFisher, damping: float) -> None:
+        self.source = source
         self.F = F
         self.damping = damping
         self.factored = False
@@ -155,7 +158,8 @@ class _Judge:
         """The stage of a step."""
         quantities = self.F.quantities(step, self.damping)
         value, noise = MEASURES["network_efficiency"].formula(quantities)
-        return Stage(name, value, noise, about)
+        floor = network_floor_inside(self.source, self.F, self.damping)
+        return Stage(name, value, max(noise, floor), about)
 
 
 def _few_examples(source: Source, count: int) -> Any:

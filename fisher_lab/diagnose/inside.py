@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fisher_lab._passes.source import Source
+from fisher_lab.whole_network import NetworkFisher
 
 
 def precision_inside(source: Source) -> str:
@@ -34,3 +35,18 @@ def floor_inside(source: Source, numbers: Any, damped: bool) -> float:
     own = 16 * torch.finfo(source.dtype).eps
     condition = numbers.rounding / own
     return inside * condition
+
+
+def network_floor_inside(source: Source, fisher: NetworkFisher, damping: float) -> float:
+    """The same of the efficiency of steps of the whole network.
+
+    Args:
+        source: model and data.
+        fisher: of the whole network.
+        damping: relative to tr F / d of the whole network.
+    """
+    if source.precision == source.dtype:
+        return 0.0
+    inside = 16 * torch.finfo(source.precision).eps
+    # what the numbers of a step know of rounding may be that of an iteration, so not from these
+    return inside * fisher.condition(fisher.absolute_damping(damping))

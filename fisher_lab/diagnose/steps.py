@@ -12,7 +12,7 @@ from fisher_lab._ground.memory import readable
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Exact
 from fisher_lab.diagnose.candidates import Candidate
-from fisher_lab.diagnose.inside import precision_inside
+from fisher_lab.diagnose.inside import network_floor_inside, precision_inside
 from fisher_lab.errors import Measure
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.results import ALL, Row
@@ -191,8 +191,10 @@ class NetworkSteps:
                 continue  # fl.Exact(), whose rows are the same numbers
             square = sums.square() / self.source.N
             quantities = self.fisher.quantities_of(sums.yg, sums.yy, square, step.damping)
+            floor = network_floor_inside(self.source, self.fisher, step.damping)
             for m in self.measures:
                 value, noise = m.formula(quantities)
+                noise = max(noise, floor)
                 row = Row(
                     layer=ALL,
                     approximation=step.label,

@@ -15,7 +15,7 @@ from fisher_lab.plots.layers import (
     name_height,
     name_layers,
 )
-from fisher_lab.plots.reading import Cells, Shown, about, pick, shown, title_of, values_at
+from fisher_lab.plots.reading import Cells, Shown, about, one_error, title_of
 from fisher_lab.plots.scale import Scale, Series
 from fisher_lab.plots.style import (
     OUTLINE,
@@ -68,10 +68,9 @@ def errors(
     Example:
         >>> figure = fl.plots.errors(comparison, "spectral", layers=["0"])
     """
-    rows = pick(comparison, error, damping)
-    found = shown([comparison], rows.values(), layers, approximations)
-    drawn = [row for row in rows.values() if row.approximation in found.names]
-    scale = Scale.of(error, values_at(drawn, found.layers))
+    asked = one_error(comparison, error, damping, layers, approximations)
+    found = asked.shown
+    scale = Scale.of(error, asked.values)
     as_bars = fits_bars(len(found.layers), len(found.labels), columns)
     if as_bars:
         # a group is at least as wide as six bars, so that its name fits under it
@@ -85,11 +84,11 @@ def errors(
     axes.grid(visible=False, axis="x")
     scale.apply(axes)
     if as_bars:
-        _draw_groups(axes, rows, found, scale)
+        _draw_groups(axes, asked.rows, found, scale)
         name_layers(axes, comparison, found.layers)
         axes.set_xlim(-0.5, len(found.layers) - 0.5)
     else:
-        _draw_lines(axes, rows, found, scale)
+        _draw_lines(axes, asked.rows, found, scale)
         name_depth(axes, comparison, found.layers)
     axes.set_ylabel(title_of(error, damping))
     axes.set_title(about(comparison), loc="left")

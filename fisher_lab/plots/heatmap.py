@@ -18,10 +18,8 @@ from fisher_lab.plots.reading import (
     Shown,
     about,
     layer_titles,
-    pick,
-    shown,
+    one_error,
     title_of,
-    values_at,
 )
 from fisher_lab.plots.scale import LARGEST, Scale, drawable
 from fisher_lab.plots.style import new_figure, room_for, styled
@@ -70,12 +68,10 @@ def heatmap(
     Example:
         >>> figure = fl.plots.heatmap(comparison, "trace")
     """
-    rows = pick(comparison, error, damping)
-    found = shown([comparison], rows.values(), layers, approximations)
-    drawn = [row for row in rows.values() if row.approximation in found.names]
-    values = values_at(drawn, found.layers)
-    scale = Scale.of(error, values)
-    norm, colours = _colours(error, values, scale)
+    asked = one_error(comparison, error, damping, layers, approximations)
+    found = asked.shown
+    scale = Scale.of(error, asked.values)
+    norm, colours = _colours(error, asked.values, scale)
     title = about(comparison)
     lines = layer_titles(comparison, found.layers, "  ")
     names = list(found.names.values())
@@ -86,7 +82,7 @@ def heatmap(
     figure = new_figure(width, height, columns)
     axes = figure.add_subplot()
     axes.grid(visible=False)
-    table = _table(rows, found)
+    table = _table(asked.rows, found)
     # the colours overflow long before the numbers do
     image = axes.imshow(np.clip(table, -LARGEST, LARGEST), norm=norm, cmap=colours, aspect="auto")
     if scale.log:  # zeros have no logarithm: the colour of the smallest

@@ -162,6 +162,47 @@ class Shown:
         return list(self.names)
 
 
+@dataclass(frozen=True)
+class OneError:
+    """One error of a comparison, as a figure shows it.
+
+    Attributes:
+        rows: by (layer, approximation).
+        shown: the layers and approximations.
+        values: at these layers, of these approximations.
+    """
+
+    rows: Cells
+    shown: Shown
+    values: list[float]
+
+
+def one_error(
+    comparison: Comparison,
+    error: str,
+    damping: float | None,
+    layers: Sequence[str] | None,
+    approximations: Sequence[str] | None,
+) -> OneError:
+    """What is asked for of one error.
+
+    Args:
+        comparison: where it was measured.
+        error: its name.
+        damping: of a damped error.
+        layers: names of layers; None for all.
+        approximations: labels; None for all.
+
+    Raises:
+        TypeError: for anything but a comparison.
+        ValueError: for an error, damping, layer or approximation that was not measured.
+    """
+    rows = pick(comparison, error, damping)
+    found = shown([comparison], rows.values(), layers, approximations)
+    drawn = [row for row in rows.values() if row.approximation in found.names]
+    return OneError(rows, found, values_at(drawn, found.layers))
+
+
 def shown(
     comparisons: Sequence[Comparison],
     rows: Iterable[Row],

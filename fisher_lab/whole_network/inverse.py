@@ -62,9 +62,8 @@ class Inverse(ABC):
 
     def _rounding(self, value: float, shift: float) -> float:
         """What rounding may do to a value: eps times the condition number of F + shift I."""
-        norm = float(self.fisher.spectral_norm())
         eps = torch.finfo(self.fisher.dtype).eps
-        condition = 1 + norm / shift
+        condition = self.fisher.condition(shift)
         return 16 * eps * condition * value
 
 

@@ -204,8 +204,17 @@ class Products:
 
     def spectral_norm(self) -> Tensor:
         """Largest eigenvalue, a scalar, by the Lanczos method to 1e-6."""
+        return torch.tensor(self._top, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def _top(self) -> float:
+        # every damping's condition number asks for it
         found = lanczos(self.apply, start_vector(self), tolerance=1e-6)
-        return torch.tensor(found.high, dtype=self.dtype, device=self.device)
+        return found.high
+
+    def condition(self, shift: float) -> float:
+        """An upper bound of the condition number of F + shift I."""
+        return 1 + float(self.spectral_norm()) / shift
 
     def eigenpairs(self, k: int) -> tuple[Tensor, Arrays]:
         """The k largest eigenvalues `[k]`, descending, and their eigenvectors `{layer: [k, d_out,

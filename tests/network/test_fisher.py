@@ -311,3 +311,43 @@ def test_a_candidate_under_the_name_of_a_yardstick_is_refused(label: str, error:
         fl.compare(model, nn.CrossEntropyLoss(), (x, y), given, errors=error)
     # no yardstick stands beside the others
     fl.compare(model, nn.CrossEntropyLoss(), (x, y), given, errors="trace")
+
+
+class Rounding(nn.Module):
+    """Computes a part of its forward pass in a precision of its own."""
+
+    def __init__(self, inside: torch.dtype) -> None:
+        super().__init__()
+        self.inside = inside
+        self.first = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        squares = h.to(self.inside).square()
+        return self.last((squares + 1).to(h.dtype))
+
+
+def test_the_noise_of_efficiencies_knows_the_precision_inside() -> None:
+    """In compare and in budget: the rows of a model that rounds differ by less than their noise
+    from those of one that does not, which lies far below.
+    """
+    torch.manual_seed(0)
+    rounded = Rounding(torch.float32).double()
+    exact = Rounding(torch.float64).double()
+    exact.load_state_dict(rounded.state_dict())
+    x = torch.randn(12, 4, dtype=torch.float64)
+    y = torch.randint(3, (12,))
+    asked = {"errors": "network_efficiency", "dampings": [1e-2], "progress": False}
+    found = {}
+    for model in (rounded, exact):
+        loss = nn.CrossEntropyLoss()
+        rows = fl.compare(model, loss, (x, y), fl.KFAC(), **asked).rows
+        stages = fl.budget(model, loss, (x, y), fl.KFAC()).stages
+        found[model] = [(row.value, row.noise) for row in rows]
+        found[model] += [(stage.efficiency, stage.noise) for stage in stages[1:]]
+    least = 16 * torch.finfo(torch.float32).eps
+    for (value, noise), (expected, own) in zip(found[rounded], found[exact], strict=True):
+        assert own < 1e-10 < least < noise < 1e-2
+        assert value != expected
+        assert abs(value - expected) <= noise

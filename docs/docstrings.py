@@ -7,6 +7,7 @@ single backticks is a link where it is a name of ours.
 import re
 
 NAME = re.compile(r"[A-Za-z_][\w.]*(\(\))?")
+REFERENCE = re.compile(r"(^ +|; )([A-Za-z_][\w.]*)(?=[,:;]|\.?$)")
 SEE_ALSO = re.compile(r"\bSee also: ([\w., ]+)")
 
 
@@ -14,7 +15,12 @@ def to_markup(app, what, name, obj, options, lines) -> None:  # noqa: ARG001 - s
     """Rewrite the lines of a docstring in place."""
     result = []
     doctest = False
+    see_also = False
     for line in lines:
+        # a section ends where the next begins
+        see_also = line.startswith("See Also:") or (see_also and line[:1] in (" ", ""))
+        if see_also:
+            line = REFERENCE.sub(r"\1`\2`", line)
         # a doctest ends with an empty line
         doctest = bool(line.strip()) and (doctest or line.lstrip().startswith(">>>"))
         result.append(line if doctest else marked(line))

@@ -78,6 +78,19 @@ def test_a_doctest_stays_as_it_is(docstrings):
     assert lines == [">>> x = a * b", "|c|", "", r"\|d\|"]
 
 
+def test_the_names_of_see_also_are_links(docstrings):
+    lines = [
+        "See Also:",
+        "    estimate, for one; fl.exact_fisher, for the blocks.",
+        "",
+        "Args:",
+        "    a, b",
+    ]
+    docstrings.to_markup(None, "function", "f", None, None, lines)
+    assert lines[1] == "    `estimate`, for one; `fl.exact_fisher`, for the blocks."
+    assert lines[-1] == "    a, b"
+
+
 def written() -> list[Path]:
     """The pages that are written by hand."""
     made = {"generated", "_build", "auto_examples"}

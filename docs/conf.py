@@ -54,6 +54,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r".*\.py",
     "download_all_examples": False,
     "show_memory": False,
+    "write_computation_times": False,  # its page would load scripts from elsewhere
     "abort_on_example_error": True,
 }
 

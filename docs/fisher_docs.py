@@ -317,7 +317,8 @@ def scrape(block, block_vars, gallery_conf) -> str:  # noqa: ARG001 - the galler
     from matplotlib.figure import Figure
     from sphinx_gallery.scrapers import figure_rst
 
-    title = block_vars["example_globals"]["__doc__"].strip().splitlines()[0]
+    # a script begins with three quotes; its title is the line below
+    title = Path(block_vars["src_file"]).read_text(encoding="utf-8").splitlines()[1]
     paths = []
     for name, value in list(block_vars["example_globals"].items()):
         if isinstance(value, Figure):

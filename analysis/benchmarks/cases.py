@@ -4,11 +4,14 @@ every contender.
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
 
-Case = tuple[nn.Module, nn.Module, tuple[torch.Tensor, torch.Tensor]]  # model, loss, (x, y)
+import fisher_lab as fl
+
+Case = tuple[nn.Module, Any, Any]  # model, loss, (x, y) or another batch
 
 
 def _labelled(x: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,8 +79,34 @@ def resnet18(N: int = 64) -> Case:
     return model, nn.CrossEntropyLoss(), _labelled(_inputs(N, 3, 32, 32), 10)
 
 
+def _tokens(V: int, N: int, L: int) -> torch.Tensor:
+    return torch.randint(V, (N, L), generator=torch.Generator().manual_seed(1))
+
+
+def gpt2(V: int = 50_257, N: int = 64, L: int = 128) -> Case:
+    """GPT-2 of two layers of width 256, its output layer tied to the embedding."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        n_layer=2,
+        n_embd=256,
+        n_head=4,
+        vocab_size=V,
+        n_positions=L,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config), fl.Categorical(), {"input_ids": _tokens(V, N, L)}
+
+
+def head(V: int = 50_257, N: int = 64, L: int = 128) -> Case:
+    """Logits with a bias, tied to nothing, of vectors of width 256."""
+    model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, V))
+    return model, fl.Categorical(), _inputs(N, L, 256)
+
+
 CASES: dict[str, Callable[..., Case]] = {
-    f.__name__: f for f in (martens_grosse, mlp, conv, resnet18)
+    f.__name__: f for f in (martens_grosse, mlp, conv, resnet18, gpt2, head)
 }
 
 

@@ -58,6 +58,8 @@ def ours(
         "values": values,
         "routes": routes,
         "parameters": found.settings["parameters"],
+        "versions": found.settings["versions"],
+        "machine": found.settings["machine"],
     }
 
 
@@ -247,8 +249,10 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
+    spent = resource.getrusage(resource.RUSAGE_SELF)
     used = {
         "peak_bytes": peak,
+        "processor": spent.ru_utime + spent.ru_stime,
         "whole": time.perf_counter() - STARTED,
         "product_rate": product_rate(),
     }

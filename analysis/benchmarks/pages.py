@@ -59,6 +59,25 @@ def _alike(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _vocabulary(results: dict[str, Any]) -> list[str]:
+    """The section of large vocabularies."""
+    found = {name: row for name, row in results.items() if isinstance(row, dict)}
+    rows = []
+    for name, row in found.items():
+        processor = f"{row['processor']:.0f} s of processors" if "processor" in row else ""
+        rows.append(_row(name, row).removesuffix("|") + f"{processor} |")
+    parts = [
+        "## Vocabularies: all layers, fisher=mc, KFAC, EKFAC, TN and TKFAC, three errors\n",
+        "64 sequences of 128 tokens, memory=3 GiB. Factors over the vocabulary are diagonals.\n",
+        _table(rows) + "\n",
+    ]
+    measured = next((row for row in found.values() if "versions" in row), None)
+    if measured is not None:
+        versions = ", ".join(f"{name} {text}" for name, text in measured["versions"].items())
+        parts.append(f"{measured['machine']}; {versions}.\n")
+    return parts
+
+
 def write(results: dict[str, Any], folder: Path) -> None:
     """README.md and growth.svg."""
     parts = [HEAD]
@@ -76,6 +95,8 @@ def write(results: dict[str, Any], folder: Path) -> None:
         found = {k: v for k, v in results["large"].items() if isinstance(v, dict)}
         rows = [_row(name, row) for name, row in found.items()]
         parts += ["## Large layers: all approximations, three errors\n", _table(rows) + "\n"]
+    if "vocabulary" in results:
+        parts += _vocabulary(results["vocabulary"])
     if "rates" in results:
         found = results["rates"]["phases"]
         rows = [

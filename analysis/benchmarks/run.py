@@ -1,5 +1,5 @@
-"""All benchmarks, or those named: `python -m analysis.benchmarks.run [beside growth large rates]`;
-`make benchmarks`.
+"""All benchmarks, or those named:
+`python -m analysis.benchmarks.run [beside growth large vocabulary rates]`; `make benchmarks`.
 
 Every measurement is a process of its own. Results, table and figure go to docs/benchmarks.
 """
@@ -37,7 +37,10 @@ def measure(repeats: int = 1, **asked: Any) -> dict[str, Any]:
             return {"asked": asked, "failed": reason}
         runs.append(json.loads(done.stdout.splitlines()[-1]))
     result = {"asked": asked, "values": runs[0]["values"], "routes": runs[0].get("routes")}
-    for name in ("seconds", "whole", "peak_bytes", "product_rate"):
+    for name in ("versions", "machine"):
+        if name in runs[0]:
+            result[name] = runs[0][name]
+    for name in ("seconds", "processor", "whole", "peak_bytes", "product_rate"):
         result[name] = statistics.median(run[name] for run in runs)
     print(f"{asked}: {result['seconds']:.2f} s, {result['peak_bytes'] / 1e6:.0f} MB", flush=True)
     return result
@@ -90,6 +93,21 @@ def large() -> dict[str, Any]:
     }
 
 
+def vocabulary() -> dict[str, Any]:
+    """A small GPT-2 with a vocabulary of real size, and such a head that is tied to nothing."""
+    found = {}
+    names = {"gpt2": "GPT-2 of two layers, tied", "head": "head of width 256, with a bias"}
+    for case, V in (("gpt2", 5000), ("gpt2", 50_257), ("head", 50_257)):
+        found[f"{names[case]}, V = {V:,}"] = measure(
+            library="fisher_lab",
+            case=case,
+            sizes={"V": V},
+            approximations=["KFAC", "EKFAC", "TN", "TKFAC"],
+            options={"fisher": "mc", "memory": 3.0},
+        )
+    return found
+
+
 def rates() -> dict[str, Any]:
     """How near the dominant phases of a layer with a million parameters come to the machine's
     matrix products.
@@ -97,7 +115,13 @@ def rates() -> dict[str, Any]:
     return {"phases": measure(library="phases", case="mlp")}
 
 
-PARTS = {"beside": beside, "growth": growth, "large": large, "rates": rates}
+PARTS = {
+    "beside": beside,
+    "growth": growth,
+    "large": large,
+    "vocabulary": vocabulary,
+    "rates": rates,
+}
 
 
 def main() -> None:

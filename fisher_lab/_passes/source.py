@@ -285,8 +285,9 @@ class Source:
                 handle.remove()
         unrolled = {}
         for name, of_layer in uses.items():
-            if isinstance(self.layers[name], VocabularyLayer):
-                sizes = [use.a.numel() for use in of_layer]
+            layer = self.layers[name]
+            if isinstance(layer, VocabularyLayer):
+                sizes = [layer.captured_numbers(use.layer, use.a) for use in of_layer]
             else:
                 sizes = [use.layer.unrolled_numbers(use.a) for use in of_layer]
             unrolled[name] = sum(sizes)

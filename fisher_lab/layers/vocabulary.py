@@ -63,6 +63,19 @@ class VocabularyLayer(LinearLayer):
             return index
         return index.masked_fill(index == row, -1)
 
+    def captured_numbers(self, use: Layer, a: Tensor) -> int:
+        """Numbers that one use takes while it is captured, half of them copies.
+
+        Args:
+            use: adapter of the module.
+            a: from its `unroll_input`.
+        """
+        if isinstance(use, EmbeddingLayer):
+            return a.numel()
+        positions = a[..., 0].numel()
+        # logits and softmax are computed again, and held against the output gradients
+        return a.numel() + 3 * positions * self.shape[0]
+
     def notes(self) -> dict[str, Any]:
         """Also that factors over the rows are diagonal."""
         found = super().notes()

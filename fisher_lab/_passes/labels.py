@@ -187,14 +187,21 @@ class MonteCarlo(Labels):
         """Labels from the seed of the batch, for all positions alike."""
         seed = label_seed(self.seed, batch)
         generator: torch.Generator | None = None
-        drawn = []
+        drawn: Tensor | None = None
+        start = 0
         for z in outputs.blocks():
             if generator is None:
                 generator = torch.Generator(z.device)
                 generator.manual_seed(seed)
             label = likelihood.sample(z, generator)
-            drawn.append(label)
-        return torch.cat(drawn)
+            if drawn is None:
+                # small ones kept between the large ones of every block would leave holes that the
+                # next block does not fit into
+                drawn = label.new_empty(outputs.N, *label.shape[1:])
+            stop = start + len(label)
+            drawn[start:stop] = label
+            start = stop
+        return drawn
 
     def _factors(
         self, likelihood: Likelihood, z: Tensor, label: Tensor | None, y: Tensor | None

@@ -37,13 +37,7 @@ from fisher_lab._passes.setup import Setup
 from fisher_lab._passes.vocabulary import NoSoftmaxError
 from fisher_lab.layers import GradientForm, Layer, VocabularyLayer
 from fisher_lab.likelihoods import Likelihood
-from fisher_lab.statistics import (
-    LayerStats,
-    VocabularyStats,
-    joined,
-    joined_vocabulary,
-    sums_over,
-)
+from fisher_lab.statistics import Gathered, LayerStats, sums_over
 
 
 @dataclass(frozen=True)
@@ -358,8 +352,11 @@ class Source:
         for name in chosen:
             numbers += self._captured_numbers(name)
         of_example = numbers * self._itemsize
-        N = self.first_batch if self.batches.single else self.N
-        return N * of_example <= self.budget.for_columns
+        return self._examples() * of_example <= self.budget.for_columns
+
+    def _examples(self) -> int:
+        """N, without a pass where the data is one batch."""
+        return self.first_batch if self.batches.single else self.N
 
     # -- passes over the data ----------------------------------------------------------------------
     def batches_with_labels(self) -> Iterator[Piece]:
@@ -439,15 +436,14 @@ class Source:
             for stats in self._captured(layers):
                 yield {name: stats[name] for name in wanted}
             return
-        pieces = list(self._captured(layers))
+        gathered = {name: Gathered(self._examples()) for name in layers}
+        for piece in self._captured(layers):
+            for name in layers:
+                gathered[name].add(piece.pop(name))
         self._kept = {}
         for name in layers:
             # the pieces of a layer go as they are joined, so that no layer is held twice
-            of_layer: list[Any] = [piece.pop(name) for piece in pieces]
-            if isinstance(of_layer[0], VocabularyStats):
-                self._kept[name] = joined_vocabulary(of_layer)  # type: ignore[assignment]
-            else:
-                self._kept[name] = joined(of_layer)
+            self._kept[name] = gathered.pop(name).whole()  # type: ignore[assignment]
         yield {name: self._kept[name] for name in wanted}
 
     def _captured(self, layers: dict[str, Layer]) -> Iterator[dict[str, LayerStats]]:

@@ -27,7 +27,7 @@ def of_vocabulary(layer: VocabularyLayer, parts: list[Part]) -> VocabularyStats:
     Raises:
         NoSoftmaxError: where the output gradients are not c (onehot(y) - softmax(z)).
     """
-    W = layer.weight()
+    W = layer.weight
     logits: list[tuple[Tensor, Tensor]] = []
     indices = []
     gradients = []

@@ -8,6 +8,7 @@ position in the place of its V output gradients.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -50,9 +51,12 @@ class VocabularyLayer(LinearLayer):
         """Name of a parameter in the whole model."""
         return self._names[parameter]
 
+    @cached_property
     def weight(self) -> Tensor:
-        """W `[V, d_in]`."""
+        """W `[V, d_in]`, the same for all that is captured."""
         values = {key: parameter.detach() for key, parameter in self.parameters.items()}
+        if not self.bias:
+            return values["weight"]
         return self.pack(values)
 
     def trained(self, index: Tensor, use: Layer) -> Tensor:

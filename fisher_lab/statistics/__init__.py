@@ -2,6 +2,7 @@
 several readers share.
 """
 
+from fisher_lab.statistics.gathering import Gathered as Gathered
 from fisher_lab.statistics.layer_stats import LayerStats as LayerStats
 from fisher_lab.statistics.layer_stats import joined as joined
 from fisher_lab.statistics.sums import Sums as Sums

@@ -114,6 +114,15 @@ class VocabularyStats:
                 some[field.name] = value[part]
         return replace(self, **some)  # type: ignore[arg-type]
 
+    def of_examples(self) -> list[Tensor]:
+        """What there is of every example, the examples first."""
+        return [self.a, self.label, self.scale, self.log_sum, self.index, self.e]
+
+    def with_examples(self, tensors: list[Tensor]) -> VocabularyStats:
+        """The same with others, as `of_examples` has them."""
+        a, label, scale, log_sum, index, e = tensors
+        return VocabularyStats(self.W, a, label, scale, log_sum, index, e, self.bias)
+
     # -- gradients, a slice of the rows at a time --------------------------------------------------
     def slices(self) -> Iterator[slice]:
         """The rows of W in slices whose gradients take a chunk of memory."""

@@ -10,7 +10,7 @@ examples (a flag, None, a table that all examples share) are handed on as they a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,6 +262,19 @@ class Batches:
             self._compare(checksums, None)
             self._checksums = checksums
         self.N = examples
+
+    def about(self, first: int) -> int:
+        """About how many examples there are, without reading the data: of batches as large as the
+        first one, where they have not been counted.
+
+        Args:
+            first: examples in the first batch.
+        """
+        if self.N is not None:
+            return self.N
+        if isinstance(self._source, Sized):
+            return first * len(self._source)
+        return first
 
     def counted(self) -> int:
         """Number of examples, for which the data is read once where nobody has."""

@@ -142,6 +142,16 @@ class Source:
         return self.batches.counted()
 
     @property
+    def about_N(self) -> int:
+        """About as many, without a pass over the data."""
+        return self.batches.about(self.first_batch)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return next(self.model.parameters()).device
+
+    @property
     def scale(self) -> float:
         """The loss over its mean: N for losses that are sums over examples, whose statistics have
         it inside.
@@ -322,6 +332,10 @@ class Source:
         # unrolled form and a copy
         numbers = (self.R + 2) * self._output_numbers + 2 * inputs
         return max(1, numbers * self._itemsize)
+
+    def positions(self, name: str) -> int:
+        """Positions (and groups) of an example at which a layer is used, 1 in the gradient form."""
+        return max(1, self._positions.get(name, 1))
 
     def column_numbers(self, name: str) -> float:
         """Numbers per example that the columns of a layer's block take: inputs and output

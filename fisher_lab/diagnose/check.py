@@ -66,14 +66,16 @@ class Check:
                 z = source.forward(inputs)
             factors = source.factors_of(piece)
             S = factors(z)
+            share = piece.batch.N / source.about_N
             if self._through_gradients:
                 bar.say("checking all layers")
                 self._add_all(sums, inputs, S)
+                bar.advance(share * len(names))
                 continue
             for name in names:
                 bar.say(f"checking {name}")
                 sums[name] += self._of_piece(name, inputs, S)
-        bar.advance(len(source.layers))
+                bar.advance(share)
         return sums, crc
 
     def _draw_directions(self) -> None:

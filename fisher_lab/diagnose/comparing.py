@@ -30,6 +30,7 @@ from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation
 from fisher_lab.diagnose.candidates import Candidate, Matrices, named
 from fisher_lab.diagnose.check import Check
+from fisher_lab.diagnose.cost import of_check, told, work_of
 from fisher_lab.diagnose.dealing import measure_dealt
 from fisher_lab.diagnose.inside import precision_inside
 from fisher_lab.diagnose.layer import Asked, LayerResult, layer_about
@@ -101,7 +102,9 @@ def compare(
             derivative, for errors of TENGraD but its traces, for KPSVD's trace, for spectral
             norms of which no eigenvalue is ahead by more than chance, and for errors below their
             noise floor.
-        progress: show a progress bar; None: when stderr is a terminal.
+        progress: False for none; else a bar where stderr is a terminal, a line now and then
+            elsewhere, and about how long it takes before anything that takes longer than ten
+            seconds.
         resume: file to save to after every layer, and to go on from if it exists: a regular file of
             your own, no link.
         problem: settings of the problem, kept in the result.
@@ -223,16 +226,26 @@ def _measured(
     source, candidates, kinds, dampings, exact, _, problem, path = question
     earlier = ranks.from_first(lambda: None if path is None else load_unfinished(path))
     shown = progress if ranks.first else False
-    with (
-        Progress(shown, len(source.layers) * (len(candidates) + 2)) as bar,
-        untouched_randomness(),
-    ):
+    damped = dampings if any(m.damped for m in kinds.of_layers) else ()
+    work = work_of(source, len(candidates), len(damped))
+    check_work = of_check(source)
+    total = sum(work.values()) + len(work) * check_work
+    with Progress(shown, total / ranks.count) as bar, untouched_randomness():
+        if bar.every < math.inf:
+            done = set() if earlier is None else {row.layer for row in earlier.rows}
+            todo = [name for name in source.layers if name not in done]
+            line = todo and told(source, todo, len(candidates), len(damped), ranks.count)
+            if line:
+                bar.announce(line)
+        bar.weigh(check_work)
         # 2. one pass for the independent check and the fingerprint
         check = Check(source)
         check.run(bar, ranks)
         collector = StandardErrors(kinds.of_layers) if question.standard_errors else None
         steps = NetworkSteps(source, kinds.of_steps, dampings)
-        asked = Asked(source, candidates, kinds.of_layers, dampings, exact, check, collector, steps)
+        asked = Asked(
+            source, candidates, kinds.of_layers, dampings, exact, check, collector, steps, work
+        )
         settings = _settings(asked, problem, question.of_network)
         if not ranks.alone:
             settings["machine"] += f", {ranks.count} processes"

@@ -13,7 +13,7 @@ from fisher_lab._ground.progress import Progress
 from fisher_lab._ground.ranks import Ranks, dealt
 from fisher_lab.diagnose.influence import Influences
 from fisher_lab.diagnose.layer import Asked, Blocks, LayerResult, measure_group
-from fisher_lab.diagnose.plan import Group, cost, plan
+from fisher_lab.diagnose.plan import Group, plan
 
 
 class Share(NamedTuple):
@@ -48,9 +48,7 @@ def measure_dealt(
     if asked.wanted or asked.steps.measures:
         todo = [name for name in asked.source.layers if name not in results]
     groups = plan(asked.source, todo, len(asked.candidates), asked.exact)
-    costs = {}
-    for name in todo:
-        costs[name] = cost(asked.source, name, len(asked.candidates), len(asked.dampings))
+    costs = {name: asked.work[name] for name in todo}
     own = dealt(costs, ranks.count)[ranks.own]
     shared = Blocks(asked.source, own)
     if not ranks.alone:

@@ -52,6 +52,7 @@ class Asked:
         check: what every captured block is held against.
         standard_errors: their collector, None where they were not asked for.
         steps: the collector of the whole network's steps.
+        work: of every layer, in operations.
     """
 
     source: Source
@@ -62,6 +63,7 @@ class Asked:
     check: Check
     standard_errors: StandardErrors | None
     steps: NetworkSteps
+    work: Mapping[str, float]
 
     @property
     def damped(self) -> list[Measure]:
@@ -142,6 +144,8 @@ def measure_group(
     measurable = {plan.name: _measurable(asked, plan) for plan in group.layers}
     running = _built(asked, group, kept, measurable, bar)
     for plan in group.layers:
+        # one step when it is built, one for every candidate
+        bar.weigh(asked.work[plan.name] / (len(asked.candidates) + 1))
         known = kept.get(plan.name)
         captured = _captured(source, plan, known, running)
         checked = asked.check.deviation(plan.name, captured)

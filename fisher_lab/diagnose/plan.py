@@ -16,9 +16,6 @@ from fisher_lab.layers import VocabularyLayer
 STREAMED = "columns, read anew for every product"
 # that of a vocabulary
 SLICED = "columns, formed anew in every pass, some rows of W at a time"
-# of `cost`: what every layer takes whatever its size, and the largest size that is solved densely
-OVERHEAD = 3e8
-DENSE = 2000
 
 
 @dataclass(frozen=True)
@@ -107,26 +104,3 @@ def plan(source: Source, names: Iterable[str], candidates: int, exact: str) -> l
         groups[-1].append(layer)
         room -= need
     return [Group(tuple(layers), kept) for layers, kept in zip(groups, once, strict=True)]
-
-
-def cost(source: Source, name: str, candidates: int, dampings: int) -> float:
-    """About how long a layer takes to be measured, in operations; only their ratios matter.
-
-    Args:
-        source: the question.
-        name: of the layer.
-        candidates: number of approximations.
-        dampings: how many.
-    """
-    rows, columns = source.layers[name].shape
-    of_example = source.column_numbers(name)
-    if isinstance(source.layers[name], VocabularyLayer):
-        # in every one of some passes, output gradients and their products with the inputs
-        return 4 * candidates * source.N * of_example * rows
-    statistics = source.N * of_example * (rows + columns)
-    # a dense block, or the Gram matrix of its columns
-    size = min(rows * columns, source.N * source.R)
-    block = float(size) ** 2 * min(of_example, rows * columns)
-    factors = rows**3 + columns**3
-    solves = dampings * (factors + float(min(size, DENSE)) ** 3)
-    return OVERHEAD + candidates * (statistics + factors + solves) + block

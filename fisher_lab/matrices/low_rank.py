@@ -193,7 +193,13 @@ class LowRank(FisherMatrix):
         return float(self.stats.N * self.stats.T) * self.dim
 
     def square_distance(self, other: FisherMatrix, most_flops: float) -> float | None:
-        """By the other's own route where it has one, else entry by entry."""
+        """From the Gram matrix if other is made of the first columns, else by the other's own route
+        or entry by entry.
+        """
+        weight = self.weights_beside(other)
+        if weight is not None and most_flops >= self.stats.N**2:  # the norm was made of it
+            squares = self.sums.squared_gram()
+            return float(weight @ squares @ weight)
         found = other._square_distance_to(self.stats, most_flops)
         if found is None:
             return super().square_distance(other, most_flops)

@@ -36,9 +36,6 @@ from fisher_lab.training.places import alone
 
 Record = dict[str, Any]
 Callback = Callable[[torch.optim.Optimizer, int], Record]
-SHOWN_EVERY = (
-    0.5  # seconds between two messages of the progress bar, whose loss waits for the device
-)
 TESTED_AT_ONCE = 500  # examples of the test data in one forward pass
 
 
@@ -90,7 +87,8 @@ def fit(
             without the stop. Only `epochs` may differ from what the checkpoint was made with.
         callbacks: called after every epoch with the optimizer and the epoch; what they return joins
             the record.
-        progress: show a bar with loss, speed and time left; None: when stderr is a terminal.
+        progress: False for none; else a bar with loss, speed and time left where stderr is a
+            terminal, a line now and then elsewhere.
         labels: the key of y where batches are mappings.
         output: what of the model's output is z: a name, an index or a function; None for a tensor,
             or `logits`. Optimizers that observe have an `output=` of their own.
@@ -338,7 +336,7 @@ class _Run:
             self.position += 1
             bar.advance()
             now = time.perf_counter()
-            if bar.enabled and now - shown > SHOWN_EVERY:
+            if now - shown > bar.every:  # the loss that is shown waits for the device
                 speed = (self.step - first) / (now - shown)
                 shown = now
                 first = self.step

@@ -417,6 +417,17 @@ def test_of_a_sub_sample_of_the_columns_the_norm_is_known() -> None:
     assert LowRank(stats).known_square(copied) is None
 
 
+def test_the_distance_from_a_sub_sample_of_the_columns_needs_no_entries() -> None:
+    """It follows from the Gram matrix, and is exactly zero where all columns are kept."""
+    stats = random_stats(0, N=6, R=2, d_out=3, d_in=4)
+    exact = LowRank(stats)
+    part = LowRank(stats.examples(slice(0, 2)))
+    whole = LowRank(stats.examples(slice(0, 6)))
+    expected = frobenius(exact.dense() - part.dense()) ** 2
+    assert exact.square_distance(part, 100.0) == pytest.approx(expected)
+    assert exact.square_distance(whole, 100.0) == 0.0
+
+
 def test_same_structure_and_numbers(matrix) -> None:
     """`same` tells equal matrices from others."""
     assert matrix.same(matrix.forgetful())

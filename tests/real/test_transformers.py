@@ -266,6 +266,34 @@ def test_lora_on_a_frozen_model(transformers: Any) -> None:
         close(block.dense(), expected, 1e-5, layer)
 
 
+def test_dora_on_a_frozen_model(transformers: Any) -> None:
+    """The low-rank factors, of which the norm of the weight is made too, and the magnitudes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft = importlib.import_module("peft")
+        case = llama(transformers)
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], use_dora=True)
+        model = peft.get_peft_model(case.model, config).double().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                draw = torch.Generator().manual_seed(len(name))
+                parameter.add_(torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
+    case.model = model
+    likelihood = fl.Categorical()
+    found = fl.estimate(fl.Exact(), model, likelihood, (case.inputs, case.y))
+    assert sum("magnitude" in layer for layer in found) == 2
+    assert len(found) == 6
+    for layer, block in found.items():
+        parameters = list(model.get_submodule(layer).parameters(recurse=False))
+        expected = oracle.dense_block(model, case.call, N, parameters, lambda w: w, case.loss)
+        close(block.dense(), expected, 1e-5, layer)
+    opt = fl.optim.KFAC(model, likelihood)
+    data = {**case.inputs, "labels": case.y}
+    records = fl.training.fit(model, opt, likelihood, data, 3, batch=N)
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
 def test_tied_embeddings_of_gpt2(transformers: Any) -> None:
     """Embedding and output layer are one block, and exact."""
     case = gpt2(transformers)

@@ -213,6 +213,7 @@ def test_progress_shows_epoch_loss_and_speed(monkeypatch):
     class Bar(training.fitting.Progress):
         def __init__(self, enabled, total):
             super().__init__(enabled, total)
+            self.every = 0.5
             totals.append(total)
 
         def say(self, what):

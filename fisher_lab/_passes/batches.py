@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from fisher_lab._ground.memory import readable
 
@@ -338,6 +339,7 @@ def split(batch: Any, labels: str = LABELS) -> tuple[Inputs, Tensor | None]:
         TypeError: for what is no batch.
         ValueError: for a mapping that holds nothing but labels.
     """
+    _check_packed(batch)
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, Mapping):
@@ -349,6 +351,7 @@ def split(batch: Any, labels: str = LABELS) -> tuple[Inputs, Tensor | None]:
             pair = (*pair, None)
         if _is_pair(pair):
             inputs, y = pair
+            _check_packed(inputs)
             if isinstance(inputs, list):
                 inputs = tuple(inputs)
             return inputs, y
@@ -360,6 +363,16 @@ def split(batch: Any, labels: str = LABELS) -> tuple[Inputs, Tensor | None]:
         "of tensors, or a mapping of tensors; convert arrays with torch.as_tensor, write several "
         "inputs as ((x1, x2), y)."
     )
+
+
+def _check_packed(value: Any) -> None:
+    """Refuse packed sequences, whose examples lie between each other."""
+    if isinstance(value, PackedSequence):
+        raise TypeError(
+            "Got a PackedSequence as inputs, expected tensors whose first dimension are the "
+            "examples; pass padded sequences and their lengths, ((x, lengths), y), and pack them "
+            "inside the model."
+        )
 
 
 def _is_pair(pair: tuple[Any, ...]) -> bool:

@@ -567,13 +567,18 @@ class NaturalGradient(LayerOptimizer, register=False):
             )
         if self.options.statistics == "gradient":
             return
+        missing = []
         for share in shares:
             for layer, place in zip(share.layers, share.places, strict=True):
                 if place and self.curvature[layer.name].moments is None:
-                    raise ValueError(
-                        f"Layer {layer.name!r} has a gradient but was never observed, expected it "
-                        "in an observed forward pass; leave it to the fallback with layers=[...]."
-                    )
+                    missing.append(layer.name)
+        if missing:
+            names = ", ".join(map(repr, missing))
+            raise ValueError(
+                f"Layer {names} has a gradient but was never observed, expected it in an observed "
+                "forward pass; leave it to the fallback by naming the other layers in "
+                "layers=[...]."
+            )
 
     def _clip(self, shares: Sequence[Share]) -> Tensor | float:
         """nu, by which the step is shortened so that lr^2 <p, m> is at most `kl_clip`."""

@@ -137,3 +137,28 @@ def test_optimizer_and_reentrant_checkpoint():
 def test_optimizers_refuse_programs_too():
     with pytest.raises(ValueError, match="scripted or traced"):
         fl.optim.KFAC(torch.jit.trace(net(), X), fl.Categorical(), 0.1)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_packed_sequences_are_packed_inside_the_model(labelled):
+    packed = nn.utils.rnn.pack_padded_sequence(
+        torch.randn(5, 4, 3), torch.tensor([4, 3, 3, 2, 1]), batch_first=True
+    )
+    data = (packed, torch.zeros(5, dtype=torch.long)) if labelled else packed
+    with pytest.raises(TypeError, match="pack them inside the model"):
+        estimate(net(), data)
+
+
+def test_all_layers_that_an_optimizer_never_saw_are_named():
+    class Uncalled(Wrapped):
+        def forward(self, x):
+            h = nn.functional.linear(x, self.encoder[0].weight, self.encoder[0].bias)
+            return self.head(nn.functional.linear(h, self.encoder[2].weight))
+
+    model = Uncalled()
+    opt = fl.optim.KFAC(model, fl.Categorical(), 0.1)
+    with opt.observing():
+        z = model(X)
+    z.square().sum().backward()
+    with pytest.raises(ValueError, match=r"'encoder.0', 'encoder.2' .*layers="):
+        opt.step()

@@ -185,6 +185,18 @@ class Question(NamedTuple):
         """Measures of all layers at once."""
         return [*self.kinds.of_all, *self.kinds.of_steps]
 
+    @property
+    def of_each_layer(self) -> bool:
+        """Whether layers are measured one by one."""
+        return bool(self.kinds.of_layers or self.kinds.of_steps)
+
+    @property
+    def damped(self) -> int:
+        """Number of dampings, 0 where no measure of the layers has any."""
+        if any(m.damped for m in self.kinds.of_layers):
+            return len(self.dampings)
+        return 0
+
 
 def _question(
     setup: Setup,
@@ -226,17 +238,14 @@ def _measured(
     source, candidates, kinds, dampings, exact, _, problem, path = question
     earlier = ranks.from_first(lambda: None if path is None else load_unfinished(path))
     shown = progress if ranks.first else False
-    damped = dampings if any(m.damped for m in kinds.of_layers) else ()
-    work = work_of(source, len(candidates), len(damped))
+    work = work_of(source, len(candidates), question.damped)
     check_work = of_check(source)
-    total = sum(work.values()) + len(work) * check_work
+    total = len(work) * check_work
+    if question.of_each_layer:
+        total += sum(work.values())
     with Progress(shown, total / ranks.count) as bar, untouched_randomness():
         if bar.every < math.inf:
-            done = set() if earlier is None else {row.layer for row in earlier.rows}
-            todo = [name for name in source.layers if name not in done]
-            line = todo and told(source, todo, len(candidates), len(damped), ranks.count)
-            if line:
-                bar.announce(line)
+            _announce(bar, question, earlier, ranks)
         bar.weigh(check_work)
         # 2. one pass for the independent check and the fingerprint
         check = Check(source)
@@ -273,6 +282,20 @@ def _measured(
             return found
 
         return ranks.from_first(conclude)
+
+
+def _announce(bar: Progress, question: Question, earlier: Comparison | None, ranks: Ranks) -> None:
+    """Say about how long it takes, if it takes long."""
+    done = set()
+    if earlier is not None:
+        done = {row.layer for row in earlier.rows}
+    source = question.source
+    todo = [name for name in source.layers if name not in done]
+    if not todo or not question.of_each_layer:
+        return
+    line = told(source, todo, len(question.candidates), question.damped, ranks.count)
+    if line is not None:
+        bar.announce(line)
 
 
 def _by_what_they_read(chosen: Sequence[Measure]) -> Kinds:

@@ -27,6 +27,7 @@ OF_CANDIDATE = 2e8  # and every candidate of it
 DERIVATIVE = 10  # forward passes that a derivative in one direction takes
 SOLVES = 40  # products of a damped solve of a large block
 WORTH_TELLING = 10.0  # seconds
+SLOWEST = 1e10  # operations a second of the slowest machine to reckon with
 CALIBRATION = 384  # rows of the matrices that are multiplied to measure the speed
 
 
@@ -237,8 +238,11 @@ def told(
         dampings: of the damped measures, 0 without them.
         processes: that share the work.
     """
+    operations = of_comparison(source, names, candidates, dampings)
+    if operations <= WORTH_TELLING * SLOWEST:  # no need to measure the speed
+        return None
     speed = seconds_per_operation(source.dtype, source.device) / processes
-    seconds = of_comparison(source, names, candidates, dampings) * speed
+    seconds = operations * speed
     if seconds <= WORTH_TELLING:
         return None
     largest = max((source.layers[name].shape for name in names), key=math.prod)

@@ -25,7 +25,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fisher_lab._passes.batches import Batch, Inputs, doubled, examples_of, taken
 from fisher_lab._passes.derivatives import per_example_gradients
-from fisher_lab._passes.model import NOT_FINITE, Forward, plain_kernels, probe
+from fisher_lab._passes.model import NOT_FINITE, REENTRANT, Forward, plain_kernels, probe
 from fisher_lab._passes.placement import (
     MOST_EXAMPLES,
     Placement,
@@ -42,11 +42,6 @@ from fisher_lab.statistics import LayerStats, VocabularyStats, sums_over
 
 Factors = Callable[[Tensor], Tensor]  # outputs z [N, *output] -> output factors S [R, N, *output]
 Placements = dict[str, list[Placement]]  # for every layer the placement of each of its uses
-
-REENTRANT = (
-    "The model checkpoints activations with use_reentrant=True, expected a graph that can be "
-    "derived in parts; use checkpoint(..., use_reentrant=False)."
-)
 
 
 @contextmanager

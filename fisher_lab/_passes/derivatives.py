@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from fisher_lab._passes.batches import Inputs, by_example, entries, examples_of, rebuilt, taken
-from fisher_lab._passes.model import Forward, plain_kernels
+from fisher_lab._passes.model import REENTRANT, Forward, plain_kernels
 
 SMALL = 10**8  # examples times parameters up to which reverse mode twice takes no time
 
@@ -92,13 +92,21 @@ def _one_by_one(
         with torch.enable_grad():
             z = call(params, one).squeeze(0)
         for r in range(R):
-            gradients = torch.autograd.grad(
-                z, list(params.values()), S[r, n], retain_graph=True, allow_unused=True
-            )
+            gradients = _gradients(z, list(params.values()), S[r, n])
             for name, gradient in zip(params, gradients, strict=True):
                 if gradient is not None:  # a parameter that does not reach the output
                     found[name][r, n] = gradient
     return found
+
+
+def _gradients(z: Tensor, params: list[Tensor], s: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of one example in one direction, None where a parameter does not reach it."""
+    try:
+        return torch.autograd.grad(z, params, s, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise ValueError(REENTRANT) from error
+        raise
 
 
 def _pull_back(call: Pure, chosen: dict[str, Tensor], one: Inputs) -> Any:

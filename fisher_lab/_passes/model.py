@@ -27,6 +27,11 @@ NOT_FINITE = (
     "The model returned NaN or infinite outputs, expected finite ones; check inputs and parameters."
 )
 
+REENTRANT = (
+    "The model checkpoints activations with use_reentrant=True, expected a graph that can be "
+    "derived in parts; use checkpoint(..., use_reentrant=False)."
+)
+
 
 def evaluation_copy(
     model: nn.Module, dtype: torch.dtype, device: torch.device | str | None = None

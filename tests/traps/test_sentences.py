@@ -126,6 +126,13 @@ def test_the_cures_work():
     assert len(estimate(model)) == 2
 
 
+@pytest.mark.filterwarnings("ignore")  # torch warns of inputs without gradients
+def test_exact_fisher_and_reentrant_checkpoint():
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        fl.exact_fisher(Checkpointed(True), fl.Categorical(), X)
+    assert len(fl.exact_fisher(Checkpointed(False), fl.Categorical(), X)) == 4
+
+
 def test_optimizer_and_reentrant_checkpoint():
     model = Checkpointed(True)
     optimizer = fl.optim.KFAC(model, fl.Gaussian(), 0.1)

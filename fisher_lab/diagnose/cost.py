@@ -250,7 +250,7 @@ def told(
         f"{len(names)} layers, largest {largest[0]} x {largest[1]}, R = {source.R}, "
         f"N = {source.about_N}: about {duration(seconds)}"
     )
-    if source.fisher != "true" or source.R == 1:
+    if not source.labels.expectation or source.R == 1:  # one sampled label costs as much
         return line
     sampled = of_comparison(source, names, candidates, dampings, R=1) * speed
     return f"{line}; fisher='mc' about {duration(sampled)}"

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fisher_lab as fl
 from fisher_lab import problems
 
-REPEATS = 5
+REPEATS = int(os.environ.get("REPEATS", "5"))
 
 
 # -- compare ---------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from fisher_lab._ground.ranks import is_several
 from fisher_lab.cli.options import ProblemOptions, assignments, literal
 from fisher_lab.results.grid import as_text
 from fisher_lab.training import optimizer_names, train_command, tune_command
@@ -117,6 +118,11 @@ def tune(
         output: file for the trials, .json.
         quiet: no progress bar.
     """
+    if is_several():
+        raise ValueError(
+            "Got several processes for tune, expected one, as its trials are short; train with "
+            "what it finds in several."
+        )
     trials = tune_command(
         problem.problem,
         optimizer,

@@ -507,4 +507,11 @@ def _inside(model: nn.Module) -> nn.Module:
         original, nn.parallel.DistributedDataParallel
     ):
         return _inside(original.module)
+    for name, p in original.named_parameters():
+        # DTensors, told without loading what defines them
+        if hasattr(p, "device_mesh") or type(original).__name__ == "FullyShardedDataParallel":
+            raise ValueError(
+                f"Got a model whose parameter {name!r} is sharded over several processes, expected "
+                "whole ones on each; use DistributedDataParallel."
+            )
     return original

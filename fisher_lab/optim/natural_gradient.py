@@ -648,6 +648,7 @@ class NaturalGradient(LayerOptimizer, register=False):
                     settings.append(group)
         if not observed:
             return
+        self.reductions.check_alike(self.model.parameters(), self.steps)
         shapes = {c.layer.name: c.layer.shape for c in observed}
         owners = self.reductions.owners(shapes, self.options.refresh)
         if owners:

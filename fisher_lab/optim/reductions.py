@@ -158,6 +158,9 @@ class Reductions:
         """Plain containers of tensors of all ranks, by name."""
         return own
 
+    def check_alike(self, parameters: Iterable[Tensor], step: int) -> None:
+        """Refuse to go on where the ranks' parameters have parted; reads one number of each."""
+
     def share_buffers(self, module: nn.Module) -> None:
         """Give a module the buffers of rank 0 in place; BatchNorm's differ between ranks."""
 
@@ -403,6 +406,21 @@ class Several(Reductions):
             for place, piece in zip(members, flat.split(sizes), strict=True):
                 found[place] = piece.view(parts[place][0])
         return found
+
+    def check_alike(self, parameters: Iterable[Tensor], step: int) -> None:
+        """One sum of every parameter tells.
+
+        Raises:
+            ValueError: on every rank.
+        """
+        sums = torch.stack([p.detach().sum(dtype=torch.float32) for p in parameters])
+        every = self.ranks.gathered(lambda: repr(sums.tolist()))  # NaN is NaN
+        for rank, theirs in enumerate(every):
+            if theirs != every[0]:
+                raise ValueError(
+                    f"Rank {rank} has other parameters than rank 0 in step {step}, expected the "
+                    "same on every rank; wrap the model in DistributedDataParallel."
+                )
 
     def share_buffers(self, module: nn.Module) -> None:
         """Those of rank 0."""

@@ -331,3 +331,31 @@ def test_what_is_exchanged_is_the_plan(crews):
     }.items():
         observed = (len(numbers), 8 * sum(numbers))
         assert first[name] == [observed, (0, 0)] * 3, name
+
+
+def without_wrapper(name):
+    """Every rank trains on its own, which nobody wants."""
+    model = net()
+    opt = optimizer(name, model)
+    for x, y in batches():
+        step(opt, model, mine(x, 2), mine(y, 2), ())
+
+
+def sharded_model(name):
+    from torch.distributed.fsdp import fully_shard
+
+    model = net()
+    fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (2,)))
+    optimizer(name, model)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (without_wrapper, "other parameters than rank 0 in step 1"),
+        (sharded_model, "is sharded over several processes"),
+    ],
+)
+def test_models_that_are_not_the_same_everywhere_are_refused(crews, function, words):
+    for error in crews.of(2).errors(function, "KFAC"):
+        assert words in error.splitlines()[-1] or words in error.splitlines()[-2]

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fisher_lab as fl
 from fisher_lab import problems
+from fisher_lab.training.commands import start
 
 REPEATS = int(os.environ.get("REPEATS", "5"))
 
@@ -85,7 +86,7 @@ def refresh() -> None:
     """Seconds of a refresh of the autoencoder's inverses, both ways, under torchrun."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    problem = problems.load("mnist_autoencoder")
+    problem = start("mnist_autoencoder", full=True)
     x, y = problem.data
     for name in ("KFAC", "EKFAC"):
         times = {}

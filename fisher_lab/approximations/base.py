@@ -26,6 +26,8 @@ GONE = {
     ),
 }
 ITERATED = ("carry", "reassemble")  # which only an Iterated is asked for
+# of the methods among them, with self: (old, new, weight) and (moments, matrix)
+ARGUMENTS = {"average": 4, "carry": 3, "reassemble": 3}
 
 
 class Approximation(ABC):
@@ -265,14 +267,35 @@ def _check_class(cls: type[Approximation]) -> None:
         TypeError: what a class of earlier versions did otherwise.
     """
     for name, cure in GONE.items():
-        if hasattr(cls, name):
+        if _as_earlier(cls, name):
             raise TypeError(f"{cls.__name__} defines {name}, expected that it does not: {cure}.")
     for name in ITERATED:
-        if hasattr(cls, name) and not issubclass(cls, Iterated):
+        if not issubclass(cls, Iterated) and _as_earlier(cls, name):
             raise TypeError(
                 f"{cls.__name__} defines {name}, expected that only an fl.approximations.Iterated "
                 "does; subclass that, and write moments_at for the later sweeps."
             )
+
+
+def _as_earlier(cls: type[Approximation], name: str) -> bool:
+    """Whether a class defines a name as earlier versions asked for it, and not as an option or a
+    helper of its own.
+    """
+    if not hasattr(cls, name):
+        return False
+    for base in cls.__mro__:
+        if name in inspect.get_annotations(base):
+            return False  # an option of a dataclass
+    value = inspect.getattr_static(cls, name)
+    if name not in ARGUMENTS:
+        return not inspect.isroutine(value)
+    if not inspect.isroutine(value):
+        return False
+    try:
+        inspect.signature(getattr(cls, name)).bind(*range(ARGUMENTS[name]))
+    except TypeError:
+        return False  # a helper that is called otherwise
+    return True
 
 
 def registry() -> dict[str, type[Approximation]]:

@@ -21,7 +21,7 @@ OptimizerName = Annotated[
 def train(
     optimizer: OptimizerName = "KFAC",
     problem: ProblemOptions = ProblemOptions(problem="mnist_autoencoder"),
-    lr: float = 0.1,
+    lr: float | None = None,
     damping: float | None = None,
     option: tuple[str, ...] = (),
     epochs: int = 10,
@@ -36,7 +36,7 @@ def train(
     Args:
         optimizer: its name.
         problem: the problem.
-        lr: learning rate.
+        lr: learning rate; the optimizer's own if not given.
         damping: lambda on the scale of the Fisher; the optimizer's default if not given.
         option: further arguments of the optimizer, as name=value, for instance observe_every=1.
         epochs: passes over the training data.

@@ -10,16 +10,33 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fisher_lab._passes.model import Forward
+from fisher_lab.layers import Layer
 from fisher_lab.optim.observation import Watched, watching
+from fisher_lab.optim.window import Window
 
-if TYPE_CHECKING:
-    from fisher_lab.optim.natural_gradient import NaturalGradient
+
+class Observer(Protocol):
+    """What is asked of the optimizer that observes."""
+
+    model: nn.Module
+    forward: Forward
+    window: Window
+
+    def is_due(self) -> bool:
+        """Whether the forward passes of the present step are to be watched."""
+
+    def watched_layers(self) -> dict[str, Layer]:
+        """Whose inputs and output gradients are recorded."""
+
+    def conclude(self, forwards: list[Watched], y: Tensor | None) -> None:
+        """Let recorded forward passes join the present observation."""
 
 
 class Attachment:
@@ -31,7 +48,7 @@ class Attachment:
         optimizer: whose model is watched.
     """
 
-    def __init__(self, optimizer: NaturalGradient) -> None:
+    def __init__(self, optimizer: Observer) -> None:
         self._optimizer = weakref.ref(optimizer)
         self._stack = ExitStack()
         self._forwards: list[Watched] = []

@@ -40,7 +40,7 @@ def make_optimizer(
     name: str,
     model: nn.Module,
     likelihood: Likelihood | nn.Module,
-    lr: float,
+    lr: float | None = None,
     damping: float | None = None,
     seed: int = 0,
     **options: Any,
@@ -51,7 +51,7 @@ def make_optimizer(
         name: one of `optimizer_names()`.
         model: what is trained.
         likelihood: the loss.
-        lr: learning rate.
+        lr: learning rate; None for the optimizer's own.
         damping: lambda of a method of `fisher_lab.optim`; None for its default. The baselines have
             none.
         seed: of the optimizer's own random numbers.
@@ -60,6 +60,8 @@ def make_optimizer(
     Raises:
         ValueError: an unknown name, or a damping for an optimizer without one.
     """
+    if lr is not None:
+        options["lr"] = lr
     if name in BASELINES:
         if damping is not None:
             raise ValueError(
@@ -67,8 +69,8 @@ def make_optimizer(
             )
         if name == "SGD":
             options = {"momentum": 0.9, **options}
-            return torch.optim.SGD(model.parameters(), lr=lr, **options)
-        return torch.optim.Adam(model.parameters(), lr=lr, **options)
+            return torch.optim.SGD(model.parameters(), **options)
+        return torch.optim.Adam(model.parameters(), **options)
     known = optim.registry()
     if name not in known:
         names = optimizer_names()
@@ -79,7 +81,7 @@ def make_optimizer(
     if _takes_seed(known[name]):
         options["seed"] = seed
     build: Any = known[name]
-    return build(model, likelihood, lr, **options)
+    return build(model, likelihood, **options)
 
 
 def _takes_seed(optimizer: type) -> bool:
@@ -107,7 +109,7 @@ def train_command(
     problem: str | problems.Problem,
     optimizer: str,
     *,
-    lr: float,
+    lr: float | None = None,
     damping: float | None = None,
     epochs: int = 10,
     batch: int = 100,
@@ -124,7 +126,7 @@ def train_command(
     Args:
         problem: a name or a Problem.
         optimizer: one of `optimizer_names()`.
-        lr: learning rate.
+        lr: learning rate; None for the optimizer's own.
         damping: None for the optimizer's default.
         epochs: passes over the training data.
         batch: examples in a step (at most all of them).

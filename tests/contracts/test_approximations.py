@@ -189,9 +189,30 @@ def test_a_name_of_the_package_is_not_taken_over() -> None:
 @pytest.mark.parametrize("name", ["average", "keeps_examples", "carry", "reassemble"])
 def test_what_nothing_asks_for_any_more_is_refused_with_the_cure(name) -> None:
     """Methods that classes of earlier versions defined would else be passed over in silence."""
+    of_earlier = 1.0 if name == "keeps_examples" else lambda *_: None
     with pytest.raises(TypeError, match=f"defines {name}.*fl.approximations"):
-        type("OfEarlierVersions", (Approximation,), {name: lambda *_: None})
+        type("OfEarlierVersions", (Approximation,), {name: of_earlier})
     assert "OfEarlierVersions" not in approximations.registry()
+
+
+def test_options_and_helpers_of_those_names_are_ones_own() -> None:
+    """Only what earlier versions would have asked for is refused."""
+    before = approximations.registry()
+    try:
+
+        @dataclass(frozen=True)
+        class OwnOptions(Isotropic):
+            average: bool = True
+            carry: float = 0.5
+            keeps_examples: int = 3
+
+            def reassemble(self, x):
+                return x
+
+        assert OwnOptions(average=False).label == "OwnOptions(average=False)"
+    finally:
+        Approximation._registry.clear()
+        Approximation._registry.update(before)
 
 
 def test_a_class_of_earlier_versions_sees_the_matrix() -> None:

@@ -1,11 +1,13 @@
 """Training and tuning named problems, as the command line does."""
 
+import inspect
 import json
 
 import pytest
 import torch
 
 from fisher_lab import problems, training
+from fisher_lab.cli import training as command_line
 
 TINY = {
     "problem": "mnist_autoencoder",
@@ -26,6 +28,19 @@ def test_train_a_named_problem_and_go_on(optimizer, tmp_path):
     assert len(output.read_text().splitlines()) == 2
     assert "test_loss" in more[1]
     assert (tmp_path / "run.pt").exists()
+
+
+@pytest.mark.parametrize(("optimizer", "own"), [("KFAC", 0.01), ("TENGraD", 0.1), ("SGD", 0.001)])
+def test_without_a_learning_rate_the_optimizer_has_its_own(optimizer, own):
+    records = training.train_command(**TINY, optimizer=optimizer)
+    assert [record["lr"] for record in records] == [own]
+    given = training.train_command(**TINY, optimizer=optimizer, lr=0.02)
+    assert [record["lr"] for record in given] == [0.02]
+
+
+def test_the_command_line_leaves_the_learning_rate_to_the_optimizer():
+    default = inspect.signature(command_line.train).parameters["lr"].default
+    assert default is None
 
 
 def test_a_named_problem_is_trained_from_its_untrained_start():

@@ -355,10 +355,16 @@ def _of_all_layers(
 
 
 # -- what is kept beside the numbers ---------------------------------------------------------------
-def _settings(asked: Asked, problem: Mapping[str, Any], of_all: Sequence[Measure]) -> Settings:
-    """Everything that is needed to trust the result later."""
+def _settings(asked: Asked, problem: Mapping[str, Any], beside: Sequence[Measure]) -> Settings:
+    """Everything that is needed to trust the result later.
+
+    Args:
+        asked: the question.
+        problem: its settings.
+        beside: measures of the whole network, beside those of the layers.
+    """
     source = asked.source
-    names = [m.name for m in (*asked.wanted, *of_all)]
+    names = [m.name for m in (*asked.wanted, *beside)]
     libraries = ("fisher-lab", "torch", "numpy", "scipy")
     versions = {name: _version(name) for name in libraries}
     versions["python"] = platform.python_version()

@@ -20,6 +20,7 @@ from fisher_lab import (
     plots,
     problems,
     report,
+    results,
     training,
 )
 from fisher_lab._ground.memory import readable
@@ -65,6 +66,8 @@ API = {
     "Quantify": [
         fl.compare,
         fl.Comparison,
+        results.Recommendation,
+        results.Choice,
         fl.load_comparison,
         fl.exact_fisher,
         fl.estimate,

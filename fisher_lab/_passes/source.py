@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fisher_lab._ground.memory import readable
-from fisher_lab._passes.batches import Batch, examples_of
+from fisher_lab._passes.batches import Batch
 from fisher_lab._passes.capture import (
     Placements,
     by_form,
@@ -474,28 +474,35 @@ class Source:
         model.
         """
         totals: dict[str, Tensor] = {}
+        device = next(self.model.parameters()).device
+        for columns in self.gradient_columns():
+            for name, stats in columns.items():
+                ones = torch.ones(1, stats.N, dtype=self.dtype, device=device)
+                part = sums_over(stats, shared=False).combine(ones)
+                if name in totals:
+                    part = totals[name] + part
+                totals[name] = part
+        # N is known after the pass
+        return {name: total / self.N for name, total in totals.items()}
+
+    def gradient_columns(self) -> Iterator[dict[str, LayerStats]]:
+        """Gradients of the examples' losses, as columns of some examples at a time: at the data's
+        labels, or at labels drawn from the model.
+        """
         for batch in self.batches:
             outputs = self._outputs_of(batch)
             label = gradient_labels(self.likelihood, outputs, batch.y, self.seed, batch.index)
             likelihood = self.likelihood.of_batch(batch.y)
             for start in range(0, batch.N, self.chunk):
                 some = slice(start, start + self.chunk)
-                self._add_gradients(totals, batch.part(some), label[some], likelihood)
-        # N is known after the pass
-        return {name: total / self.N for name, total in totals.items()}
+                yield self._gradients_of(batch.part(some), label[some], likelihood)
 
-    def _add_gradients(
-        self, totals: dict[str, Tensor], batch: Batch, label: Tensor, likelihood: Likelihood
-    ) -> None:
-        """Add the sums of the examples' gradients."""
+    def _gradients_of(
+        self, batch: Batch, label: Tensor, likelihood: Likelihood
+    ) -> dict[str, LayerStats]:
+        """Columns of the examples' gradients."""
 
         def factors(z: Tensor) -> Tensor:
             return Empirical().factors(likelihood, z, None, label)
 
-        found = capture(self.forward, self.layers, batch.inputs, factors, self.placements)
-        ones = torch.ones(1, examples_of(batch.inputs), dtype=self.dtype, device=batch.device)
-        for name, stats in found.items():
-            part = sums_over(stats, shared=False).combine(ones)
-            if name in totals:
-                part = totals[name] + part
-            totals[name] = part
+        return capture(self.forward, self.layers, batch.inputs, factors, self.placements)

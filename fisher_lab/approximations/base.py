@@ -98,6 +98,12 @@ class Approximation(ABC):
         options = ", ".join(changed)
         return f"{name}({options})"
 
+    def is_exact_of(self, N: int) -> bool:
+        """Whether it is the exact block of N examples whatever these are, so that its errors on
+        them say nothing of other examples.
+        """
+        return False
+
     def check_factors(self, sums: Sums) -> None:
         """Raise ValueError for statistics without layer inputs."""
         if sums.a is None:

@@ -58,6 +58,10 @@ class Exact(Approximation):
 
     listed = False
 
+    def is_exact_of(self, N: int) -> bool:
+        """Of all."""
+        return True
+
     def moments(self, sums: Sums) -> Block | ColumnsOrBlock:
         """`block` `[d, d]` where it is small, otherwise the columns, as factors or as gradients."""
         stats = sums.stats

@@ -52,6 +52,10 @@ class TENGraD(Approximation):
                 f"TENGraD got batch={self.batch!r}, expected a whole number of examples, 1 or more."
             )
 
+    def is_exact_of(self, N: int) -> bool:
+        """Of no more than it keeps."""
+        return self.spatial == "exact" and self.batch >= N
+
     def moments(self, sums: Sums) -> Columns:
         """The columns of the first examples."""
         stats = sums.stats.examples(slice(0, self.batch))

@@ -14,7 +14,7 @@ from fisher_lab import problems as named_problems
 from fisher_lab._ground.ranks import is_shared
 from fisher_lab._ground.text import printable
 from fisher_lab._ground.version import __version__
-from fisher_lab.cli.measuring import compare, plot, report
+from fisher_lab.cli.measuring import compare, plot, recommend, report
 from fisher_lab.cli.processes import joined
 from fisher_lab.cli.training import train, tune
 
@@ -42,6 +42,7 @@ def problems() -> None:
 
 COMMANDS: dict[str, Any] = {
     "compare": compare,
+    "recommend": recommend,
     "plot": plot,
     "report": report,
     "train": train,

@@ -62,6 +62,33 @@ def compare(
     print(f"{spent['seconds']:.1f} s, peak memory {readable(spent['peak_bytes'])}{saved}")
 
 
+def recommend(
+    files: tyro.conf.Positional[tuple[Path, ...]] = (),
+    problem: ProblemOptions = ProblemOptions(),
+    measure: MeasureOptions = MeasureOptions(errors=("default", "network_efficiency")),
+    damping: float | None = None,
+) -> None:
+    """Say what to use: for the network and every layer an approximation, its damping, what it keeps
+    of the best step, what it costs, and the optimizer's line.
+
+    Args:
+        files: files that `compare --output` wrote; without any the problem is measured.
+        problem: the problem, if no files are given.
+        measure: what to measure, if no files are given.
+        damping: at which steps are judged, relative to tr F / d; 0.01 if it was measured, else the
+            middle one.
+    """
+    if not files:
+        with _partial(None) as partial:
+            found = _measured(problem, measure, partial, quiet=False)
+        print(found.recommend(damping))
+        return
+    for path in files:
+        if len(files) > 1:
+            print(f"{path}:")
+        print(load_comparison(path).recommend(damping))
+
+
 def plot(
     files: tyro.conf.Positional[tuple[Path, ...]],
     output: Path = Path("figures"),

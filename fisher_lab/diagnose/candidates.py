@@ -4,10 +4,12 @@ are ready.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fisher_lab import approximations as approximations_known
 from fisher_lab._passes.batches import checksum
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation, check_approximation, default_approximations
@@ -39,6 +41,17 @@ class Candidate(ABC):
     @abstractmethod
     def description(self) -> str:
         """What tells it from another candidate of the same label."""
+
+    @property
+    def code(self) -> str | None:
+        """What builds it for an optimizer; None where no optimizer applies its damped inverse."""
+        if self.approximation is None or self.approximation.exponent != -1:
+            return None
+        return code_of(self.approximation)
+
+    def is_own(self, N: int) -> bool:
+        """Whether it is the exact block of N examples, whatever these are."""
+        return self.approximation is not None and self.approximation.is_exact_of(N)
 
     @abstractmethod
     def check(self, source: Source) -> None:
@@ -186,6 +199,21 @@ def named(approximations: Any) -> dict[str, Candidate]:
     if not found:
         raise ValueError("Got no approximations, expected at least one, or None for all.")
     return found
+
+
+def code_of(approximation: Approximation) -> str | None:
+    """An approximation of the library as it is written in Python; None for another one."""
+    kind = type(approximation)
+    if getattr(approximations_known, kind.__name__, None) is not kind:
+        return None
+    options = []
+    for field in inspect.signature(kind).parameters.values():
+        value = getattr(approximation, field.name, field.default)
+        if isinstance(value, Approximation):
+            return None  # whose own code is not its text
+        if value != field.default:
+            options.append(f"{field.name}={value!r}")
+    return f"fl.{kind.__name__}({', '.join(options)})"
 
 
 def _by_label(approximations: Any) -> dict[str, Candidate]:

@@ -29,6 +29,7 @@ from fisher_lab._passes.setup import Setup
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Approximation
 from fisher_lab.diagnose.candidates import Candidate, Matrices, named
+from fisher_lab.diagnose.chance import over_all
 from fisher_lab.diagnose.check import Check
 from fisher_lab.diagnose.cost import of_check, told, work_of
 from fisher_lab.diagnose.dealing import measure_dealt
@@ -39,7 +40,7 @@ from fisher_lab.diagnose.resuming import check_same_run, finished, is_whole, wit
 from fisher_lab.diagnose.standard_errors import StandardErrors
 from fisher_lab.diagnose.steps import NetworkSteps, check_names, is_of_steps
 from fisher_lab.diagnose.totals import over_layers, worst_check
-from fisher_lab.errors import DAMPINGS, Measure
+from fisher_lab.errors import DAMPING, DAMPINGS, Measure
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.results import ALL, Comparison, Cost, Row, Settings, load_unfinished
 from fisher_lab.results.rows import plain
@@ -54,7 +55,7 @@ def compare(
     fisher: FisherKind = "true",
     layers: Sequence[str] | None = None,
     errors: str | Sequence[str] = "default",
-    dampings: Sequence[float] = DAMPINGS,
+    dampings: Sequence[float] | None = None,
     exact: Literal["captured", "func"] = "captured",
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
@@ -89,7 +90,8 @@ def compare(
             best decrease of the whole network's damped quadratic model that each approximation's
             step keeps, as rows of layer "(all)" beside those of the exact blocks ("Exact") and of
             the gradient itself ("(gradient)").
-        dampings: for damped measures, relative to tr F / d.
+        dampings: for damped measures, relative to tr F / d; None for 0.01 with errors="default",
+            else from 0.0001 to 1.
         exact: "captured", or "func" to take the blocks from torch.func throughout.
         seed: of sampled labels and random directions.
         dtype: precision of the computation.
@@ -203,7 +205,7 @@ def _question(
     approximations: Any,
     *,
     errors: str | Sequence[str],
-    dampings: Sequence[float],
+    dampings: Sequence[float] | None,
     exact: Literal["captured", "func"],
     standard_errors: bool,
     problem: Mapping[str, Any] | None,
@@ -213,7 +215,7 @@ def _question(
     candidates = named(approximations)
     kinds = _by_what_they_read(measures.chosen(errors))
     check_names(candidates, [*kinds.of_all, *kinds.of_steps])
-    chosen = check_dampings(dampings)
+    chosen = _asked_dampings(errors, dampings)
     if exact not in ("captured", "func"):
         raise ValueError(f'Got exact={exact!r}, expected "captured" or "func".')
     about = plain(problem or {}, "problem")
@@ -277,6 +279,8 @@ def _measured(
             bar.say("the whole network")
             rows = _of_all_layers(asked, results, kinds.of_all)
             found = _comparison(asked, settings, results, rows, started, complete=True)
+            by_chance = [*over_all([*results.values()], rows), *steps.covariances]
+            found = replace(found, covariances=(*found.covariances, *by_chance))
             if path is not None:
                 found.save(path)
             return found
@@ -308,6 +312,13 @@ def _by_what_they_read(chosen: Sequence[Measure]) -> Kinds:
         else:
             kinds.of_layers.append(m)
     return kinds
+
+
+def _asked_dampings(errors: Any, dampings: Any) -> tuple[float, ...]:
+    """Those given, else one for the default errors, and several for errors asked for by name."""
+    if dampings is None:
+        return (DAMPING,) if errors == "default" or list(errors) == ["default"] else DAMPINGS
+    return check_dampings(dampings)
 
 
 def check_dampings(dampings: Any) -> tuple[float, ...]:
@@ -385,6 +396,8 @@ def _settings(asked: Asked, problem: Mapping[str, Any], beside: Sequence[Measure
         left_out=dict(source.selection.left_out),
         approximations=list(asked.candidates),
         candidates={label: candidate.description for label, candidate in asked.candidates.items()},
+        code=_code(asked.candidates),
+        own=[label for label, candidate in asked.candidates.items() if candidate.is_own(source.N)],
         errors=names,
         dampings=list(asked.dampings),
         standard_errors=asked.standard_errors is not None,
@@ -403,6 +416,16 @@ def _settings(asked: Asked, problem: Mapping[str, Any], beside: Sequence[Measure
     return settings
 
 
+def _code(candidates: Mapping[str, Candidate]) -> dict[str, str]:
+    """What builds the candidates for an optimizer."""
+    found = {}
+    for label, candidate in candidates.items():
+        code = candidate.code
+        if code is not None:
+            found[label] = code
+    return found
+
+
 def _version(name: str) -> str:
     try:
         return version(name)
@@ -414,7 +437,7 @@ def _comparison(
     asked: Asked,
     settings: Settings,
     results: Mapping[str, LayerResult],
-    over_all: Sequence[Row],
+    of_all: Sequence[Row],
     started: float,
     complete: bool,
 ) -> Comparison:
@@ -448,7 +471,7 @@ def _comparison(
         complete=complete,
     )
     return Comparison(
-        rows=(*rows, *over_all),
+        rows=(*rows, *of_all),
         costs=tuple(costs),
         settings=spent,
         quantities=tuple(quantities),

@@ -5,8 +5,9 @@ them.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,12 +21,22 @@ from fisher_lab.approximations import Exact
 from fisher_lab.approximations.exact import is_dense
 from fisher_lab.approximations.vocabulary import has_diagonal_rows
 from fisher_lab.diagnose.candidates import Candidate
+from fisher_lab.diagnose.chance import LAYERED, Gradients, Judged, judged_steps, table
 from fisher_lab.diagnose.check import Check
 from fisher_lab.diagnose.inside import floor_inside, precision_inside
 from fisher_lab.diagnose.plan import SLICED, STREAMED, Group, LayerPlan
 from fisher_lab.diagnose.standard_errors import Found, StandardErrors
 from fisher_lab.diagnose.steps import NetworkSteps, Step, StepSums
-from fisher_lab.errors import DampedPair, Measure, Pair, absolute_damping
+from fisher_lab.errors import (
+    BY_PRODUCTS,
+    DENSE_DIM,
+    MEASURES,
+    DampedPair,
+    Measure,
+    Pair,
+    absolute_damping,
+    best_decrease,
+)
 from fisher_lab.estimation.exact import exact_blocks
 from fisher_lab.estimation.running import Key, Running, sweep_all
 from fisher_lab.layers import VocabularyLayer
@@ -36,6 +47,7 @@ from fisher_lab.statistics import LayerStats, Sums, VocabularySums, contractions
 NO_DIAGONAL = "needs more than a diagonal over the rows of a vocabulary"
 NO_INVERSE = "of a vocabulary, whose damped inverse is not formed"
 TOO_MANY_COLUMNS = "needs more columns than fit into the memory"
+PRODUCTS = 3  # of which the shortest tells the seconds of a step
 NO_COLUMNS = "the columns do not fit into the memory"
 
 
@@ -89,6 +101,7 @@ class LayerResult:
         covariances: with standard errors.
         left_out: what was not measured of it, with the reason.
         steps: its part of the whole network's steps, until it is added to those of other layers.
+        judged: by damping and label, what every example says of its steps.
     """
 
     layer: str
@@ -99,6 +112,7 @@ class LayerResult:
     covariances: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     steps: dict[Step, StepSums] = field(default_factory=dict)
+    judged: dict[float, dict[str, Judged]] = field(default_factory=dict)
 
 
 class Blocks:
@@ -114,6 +128,7 @@ class Blocks:
         self.names = names
         self._exact: dict[str, FisherMatrix] = {}
         self._gradients: dict[str, Tensor] = {}
+        self.examples = Gradients(source)
 
     def exact(self, layer: str) -> FisherMatrix:
         """The block by torch.func."""
@@ -289,11 +304,42 @@ def measure_layer(
         matrix, cost = candidate.matrix(name, running.pop(Key(name, label), None), exact)
         matrices[label] = matrix
         result.costs.append(cost)
+    first: dict[str, DampedPair] = {}
+    if _has_damped(asked, plan, result, exact):
+        first = _damped_pairs(asked, exact, matrices, shared.gradient(name), asked.dampings[0])
+        # before anything else asks for their factorisations
+        _timed_steps(result, first, keep=not _by_products(asked))
     bar.say(f"{name}: steps of the whole network")
-    result.steps = asked.steps.layer(name, exact, matrices, plan.streamed)
+    result.steps = asked.steps.layer(name, exact, matrices, shared.examples, plan.streamed)
     _measure_undamped(asked, result, exact, matrices, known, bar)
-    _measure_damped(asked, plan, result, exact, matrices, shared, bar)
+    _measure_damped(asked, result, exact, matrices, first, known, shared, bar)
     return result
+
+
+def _timed_steps(result: LayerResult, pairs: Mapping[str, DampedPair], keep: bool) -> None:
+    """Take the steps of a layer, and put the seconds of inverses and steps beside the costs.
+
+    Args:
+        result: of the layer, with the costs of all candidates.
+        pairs: by label, of which nothing was asked yet.
+        keep: whether the inverses are needed afterwards.
+    """
+    costs = []
+    for cost in result.costs:
+        pair = pairs[cost.approximation]
+        begin = time.perf_counter()
+        inverse = pair.approx_inverse
+        inverted = time.perf_counter()
+        products = []
+        for _ in range(PRODUCTS):  # the first one may have something to prepare
+            start = time.perf_counter()
+            inverse @ pair.gradient
+            products.append(time.perf_counter() - start)
+        pair.asked(["yg"])  # which takes the step
+        if not keep:
+            pair.forget_inverse()
+        costs.append(replace(cost, inverse=inverted - begin, step=min(products)))
+    result.costs = costs
 
 
 def _about(
@@ -364,37 +410,89 @@ def _measure_undamped(
         bar.advance()
 
 
-def _measure_damped(
-    asked: Asked,
-    plan: LayerPlan,
-    result: LayerResult,
-    exact: FisherMatrix,
-    matrices: Mapping[str, FisherMatrix],
-    shared: Blocks,
-    bar: Progress,
-) -> None:
-    """Errors of the damped inverses and steps, for every damping."""
-    name = result.layer
+def _has_damped(asked: Asked, plan: LayerPlan, result: LayerResult, exact: FisherMatrix) -> bool:
+    """Whether a layer has damped errors; if it has none though they were asked for, it says why."""
     if not asked.damped:
-        return
+        return False
     if float(exact.trace()) <= 0:
         result.about["damped"] = "left out: F = 0, no damping is relative to it"
-        return
+        return False
     reason = None
     if plan.streamed:
         reason = NO_COLUMNS
     if isinstance(exact, VocabularyBlock):
         reason = NO_INVERSE
-    if reason is not None:
-        result.about["damped"] = f"left out: {reason}"
-        result.left_out[f"damped errors of layer {name!r}"] = reason
+    if reason is None:
+        return True
+    result.about["damped"] = f"left out: {reason}"
+    result.left_out[f"damped errors of layer {plan.name!r}"] = reason
+    return False
+
+
+def _measure_damped(
+    asked: Asked,
+    result: LayerResult,
+    exact: FisherMatrix,
+    matrices: Mapping[str, FisherMatrix],
+    first: Mapping[str, DampedPair],
+    known: Sums | None,
+    shared: Blocks,
+    bar: Progress,
+) -> None:
+    """Errors of the damped inverses and steps, for every damping.
+
+    Args:
+        asked: the question.
+        result: of the layer.
+        exact: its exact block.
+        matrices: of the candidates, by label.
+        first: the pairs of the first damping; empty where the layer has no damped errors.
+        known: its columns, where they are kept.
+        shared: what several layers share.
+        bar: progress.
+    """
+    name = result.layer
+    if not first:
         return
-    for damping in asked.dampings:
+    efficient = any(m.name == LAYERED for m in asked.damped)
+    for index, damping in enumerate(asked.dampings):
         bar.say(f"{name}: damping {damping:g}")
-        inverse = exact.powered(-1.0, absolute_damping(exact, damping))
-        for label, matrix in matrices.items():
-            pair = DampedPair(exact, matrix, shared.gradient(name), damping, inverse)
+        pairs = first
+        if index > 0:
+            pairs = _damped_pairs(asked, exact, matrices, shared.gradient(name), damping)
+        for label, pair in pairs.items():
             _record(asked, result, label, damping, pair, {})
+            pair.forget_inverse()
+        if efficient and known is not None and shared.examples.kept:
+            steps = judged_steps(shared.examples, name, known.stats, pairs)
+            values = {label: MEASURES[LAYERED].formula(pair).value for label, pair in pairs.items()}
+            result.judged[damping] = steps
+            result.covariances += table(name, LAYERED, damping, steps, values)
+
+
+def _by_products(asked: Asked) -> bool:
+    """Whether the damped errors need no inverse of the exact block."""
+    return all(m.needs is not None and BY_PRODUCTS.issuperset(m.needs) for m in asked.damped)
+
+
+def _damped_pairs(
+    asked: Asked,
+    exact: FisherMatrix,
+    matrices: Mapping[str, FisherMatrix],
+    gradient: Tensor,
+    damping: float,
+) -> dict[str, DampedPair]:
+    """The pairs of one damping, which share what they need of the exact block."""
+    shift = absolute_damping(exact, damping)
+    inverse = best = None
+    if _by_products(asked) and exact.dim > DENSE_DIM and bool(gradient.any()):
+        best = best_decrease(exact, gradient, shift)
+    else:
+        inverse = exact.powered(-1.0, shift)
+    pairs = {}
+    for label, matrix in matrices.items():
+        pairs[label] = DampedPair(exact, matrix, gradient, damping, inverse, best)
+    return pairs
 
 
 def _record(
@@ -428,7 +526,8 @@ def _record(
             precision_inside(asked.source),
         )
         result.rows.append(row)
-    known = pair.asked().known()
+    # the dampings are relative to the traces, whatever is measured
+    known = pair.asked(["trace_exact"] if damping is None else []).known()
     result.quantities.append(
         {"layer": result.layer, "approximation": label, "damping": damping, **known}
     )

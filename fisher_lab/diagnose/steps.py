@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.conjugate import conjugate_gradients
 from fisher_lab._ground.memory import readable
 from fisher_lab._passes.source import Source
 from fisher_lab.approximations import Exact
 from fisher_lab.diagnose.candidates import Candidate
+from fisher_lab.diagnose.chance import Gradients, Judged, judged, table
 from fisher_lab.diagnose.inside import network_floor_inside, precision_inside
-from fisher_lab.errors import Measure
+from fisher_lab.errors import DENSE_DIM, DampedQuantities, Measure
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.results import ALL, Row
 from fisher_lab.statistics import contractions
@@ -21,6 +23,9 @@ from fisher_lab.whole_network import network_of
 
 EXACT = "Exact"  # the step of the layers' exact blocks
 GRADIENT = "(gradient)"  # the gradient itself, as a step
+EFFICIENCY = "network_efficiency"
+RESIDUAL = 1e-6  # relative, of the step of a large exact block
+MOST_PRODUCTS = 5000
 
 
 def is_of_steps(measure: Measure) -> bool:
@@ -71,6 +76,7 @@ class StepSums:
         yg: y . g.
         yy: y . y.
         projections: <P_rn, y> of every piece of the data, `[R, n]` each.
+        slopes: y . g_n `[N]`, where the examples' gradients fit the memory.
     """
 
     def __init__(self) -> None:
@@ -78,6 +84,7 @@ class StepSums:
         self.yg = 0.0
         self.yy = 0.0
         self.projections: list[Tensor] = []
+        self.slopes: Tensor | None = None
 
     def add(self, other: StepSums) -> None:
         """Add those of another layer."""
@@ -86,9 +93,12 @@ class StepSums:
         self.yy += other.yy
         if not self.projections:
             self.projections = [s.clone() for s in other.projections]
+            self.slopes = other.slopes
             return
         for own, s in zip(self.projections, other.projections, strict=True):
             own += s
+        if self.slopes is not None and other.slopes is not None:
+            self.slopes = self.slopes + other.slopes
 
     def square(self) -> float:
         """sum_rn <P_rn, y>^2."""
@@ -115,6 +125,7 @@ class NetworkSteps:
         self.source = source
         self.measures = measures
         self.sums: dict[Step, StepSums] = {}
+        self.covariances: list[dict[str, Any]] = []
         if not measures:
             return
         self.fisher = network_of(source)
@@ -128,7 +139,12 @@ class NetworkSteps:
         self.shifts = {damping: self.fisher.absolute_damping(damping) for damping in dampings}
 
     def layer(
-        self, name: str, exact: FisherMatrix, matrices: Mapping[str, FisherMatrix], apart: bool
+        self,
+        name: str,
+        exact: FisherMatrix,
+        matrices: Mapping[str, FisherMatrix],
+        gradients: Gradients,
+        apart: bool,
     ) -> dict[Step, StepSums]:
         """The steps of one layer.
 
@@ -136,6 +152,7 @@ class NetworkSteps:
             name: of the layer.
             exact: its exact block.
             matrices: of the candidates, by label.
+            gradients: of the examples.
             apart: whether the exact block is too large to be inverted.
         """
         found: dict[Step, StepSums] = {}
@@ -147,7 +164,7 @@ class NetworkSteps:
             steps[Step(GRADIENT, damping, yardstick=True)] = g
             if not apart:
                 of_exact = Step(EXACT, damping, yardstick=True)
-                steps[of_exact] = exact.power(g, -1.0, shift)
+                steps[of_exact] = _exact_step(exact, g, shift)
             for label, matrix in matrices.items():
                 steps[Step(label, damping, yardstick=False)] = matrix.power(g, -1.0, shift)
         Y = torch.stack(list(steps.values()))
@@ -161,12 +178,23 @@ class NetworkSteps:
             projections = contractions.project(columns[name], Y)
             for sums, own in zip(found.values(), projections, strict=True):
                 sums.projections.append(own.clone())
+        if gradients.kept:
+            for sums, own in zip(found.values(), gradients.slopes(name, Y), strict=True):
+                sums.slopes = own
         return found
 
     def add(self, found: Mapping[Step, StepSums]) -> None:
         """Add the steps of one layer to those of the others."""
         for step, of_layer in found.items():
             self.sums.setdefault(step, StepSums()).add(of_layer)
+
+    def _judged(self, step: Step, numbers: DampedQuantities) -> Judged | None:
+        """A step with what every example says of it."""
+        sums = self.sums[step]
+        if sums.slopes is None:
+            return None
+        q = torch.cat([s.square().sum(0) for s in sums.projections])
+        return judged(numbers, sums.slopes, q, self.shifts[step.damping])
 
     def _is_candidate(self, yardstick: Step) -> bool:
         """Whether a candidate of a yardstick's name has its step on every layer."""
@@ -184,6 +212,7 @@ class NetworkSteps:
         self.fisher.best_decreases(list(self.shifts))  # of all dampings at once
         precision = precision_inside(self.source)
         rows = []
+        steps: dict[float, dict[str, Judged]] = {}
         for step, sums in self.sums.items():
             if sums.layers < len(self.source.layers):
                 continue  # a layer that had no matrix of this kind
@@ -192,6 +221,9 @@ class NetworkSteps:
             square = sums.square() / self.source.N
             quantities = self.fisher.quantities_of(sums.yg, sums.yy, square, step.damping)
             floor = network_floor_inside(self.source, self.fisher, step.damping)
+            known = self._judged(step, quantities)
+            if known is not None:
+                steps.setdefault(step.damping, {})[step.label] = known
             for m in self.measures:
                 value, noise = m.formula(quantities)
                 noise = max(noise, floor)
@@ -207,4 +239,31 @@ class NetworkSteps:
                     precision=precision,
                 )
                 rows.append(row)
+        for damping, found in steps.items():
+            self.covariances += self._table(damping, found, rows)
         return rows
+
+    def _table(
+        self, damping: float, steps: Mapping[str, Judged], rows: Sequence[Row]
+    ) -> list[dict[str, Any]]:
+        """The covariances of the efficiencies of one damping."""
+        efficiencies = {}
+        for row in rows:
+            if row.error == EFFICIENCY and row.damping == damping:
+                efficiencies[row.approximation] = row.value
+        if not efficiencies:
+            return []  # a measure of one's own alone
+        return table(ALL, EFFICIENCY, damping, steps, efficiencies)
+
+
+def _exact_step(exact: FisherMatrix, g: Tensor, shift: float) -> Tensor:
+    """(F + lambda I)^-1 g of an exact block; large ones by products, without an inverse."""
+    if exact.dim <= DENSE_DIM:
+        return exact.power(g, -1.0, shift)
+
+    def flat(v: Tensor) -> Tensor:
+        return (exact @ v.view(exact.shape)).flatten()
+
+    # the efficiency is off by the square of this, times the condition number
+    found = conjugate_gradients(flat, g.flatten(), shift, RESIDUAL, MOST_PRODUCTS)
+    return found.x.view(exact.shape)

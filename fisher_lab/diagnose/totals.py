@@ -9,7 +9,6 @@ from typing import Any
 
 from fisher_lab.diagnose.inside import floor_inside, precision_inside
 from fisher_lab.diagnose.layer import Asked, LayerResult
-from fisher_lab.diagnose.plan import STREAMED
 from fisher_lab.diagnose.standard_errors import Found
 from fisher_lab.errors import DampedQuantities, Quantities, total
 from fisher_lab.results import ALL, Row
@@ -20,13 +19,13 @@ def over_layers(asked: Asked, results: Sequence[LayerResult]) -> list[Row]:
     layer lacks.
     """
     rows: list[Row] = []
-    streamed = any(result.about.route == STREAMED for result in results)
+    lacking = any(f"damped errors of layer {r.layer!r}" in r.left_out for r in results)
     dampings: dict[float | None, None] = {}  # in the order of the rows
     for result in results:
         for row in result.rows:
             dampings[row.damping] = None
     for damping in dampings:
-        if damping is not None and streamed:
+        if damping is not None and lacking:
             continue  # some layers have no damped errors
         rows += _of_damping(asked, results, damping)
     return rows

@@ -1,8 +1,11 @@
 """Error measures: how far an approximation is from the exact block, one function each."""
 
+from fisher_lab.errors.damped import BY_PRODUCTS as BY_PRODUCTS
+from fisher_lab.errors.damped import DAMPING as DAMPING
 from fisher_lab.errors.damped import DAMPINGS as DAMPINGS
 from fisher_lab.errors.damped import DampedPair as DampedPair
 from fisher_lab.errors.damped import absolute_damping as absolute_damping
+from fisher_lab.errors.damped import best_decrease as best_decrease
 from fisher_lab.errors.measures import MEASURES as MEASURES
 from fisher_lab.errors.measures import Measure as Measure
 from fisher_lab.errors.measures import chosen as chosen

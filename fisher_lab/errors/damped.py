@@ -10,12 +10,18 @@ from torch import Tensor
 
 from fisher_lab._ground.arguments import number
 from fisher_lab._ground.linalg import eigenvalues
+from fisher_lab._ground.quadrature import Bounds, inverse_form
 from fisher_lab.errors.pair import DENSE_DIM
 from fisher_lab.errors.quantities import Asked, DampedQuantities, Measured, quantity
 from fisher_lab.errors.spectral import extremes
 from fisher_lab.matrices import FisherMatrix
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # relative to tr F / d
+DAMPING = 1e-2  # that steps are judged at where nobody asks for another
+QUADRATURE = 1e-4  # distance of the bounds of g . x, relative; the lower one is nearer than that
+MOST_PRODUCTS = 20_000
+# what a block of many columns gives by products alone, without its damped inverse
+BY_PRODUCTS = frozenset({"yg", "yHy", "gx", "rounding"})
 
 
 class DampedPair(Asked):
@@ -28,7 +34,8 @@ class DampedPair(Asked):
         approx: the approximation F^.
         gradient: g `[d_out, d_in]`; None if only the spectral error is wanted.
         damping: lambda relative to tr F / d.
-        inverse: (F + lambda I)^-1, if it is already there.
+        inverse: (F + lambda I)^-1, if it is already there; else formed when it is needed.
+        best: bounds of g . x, if they are already there, so that x is not needed for it.
     """
 
     kind = DampedQuantities
@@ -40,6 +47,7 @@ class DampedPair(Asked):
         gradient: Tensor | None,
         damping: float,
         inverse: FisherMatrix | None = None,
+        best: Bounds | None = None,
     ) -> None:
         super().__init__(eps=max(exact.rounding, approx.rounding))
         self.exact = exact
@@ -47,19 +55,30 @@ class DampedPair(Asked):
         self.shift = absolute_damping(exact, damping)
         self.numbers["shift"] = self.shift
         self._gradient = gradient
-        if inverse is None:
-            inverse = exact.powered(-1.0, self.shift)
-        self.inverse = inverse
+        self._known_inverse = inverse
+        self._best = best
+
+    @cached_property
+    def inverse(self) -> FisherMatrix:
+        """(F + lambda I)^-1."""
+        if self._known_inverse is not None:
+            return self._known_inverse
+        return self.exact.powered(-1.0, self.shift)
 
     @quantity
     def rounding(self) -> float:
         """Relative rounding error of a damped step.
 
-        It is eps times the condition number of F + lambda I, with a margin.
+        It is eps times the condition number of F + lambda I, with a margin; where g . x comes from
+        bounds, their distance, if that is more.
         """
         top = float(self.exact.frobenius_norm())  # an upper bound of |F|_2
         condition = 1 + top / self.shift
-        return 16 * self.eps * condition
+        rounded = 16 * self.eps * condition
+        if self._best is None:
+            return rounded
+        apart = (self._best.high - self._best.low) / self._best.low
+        return max(rounded, apart)
 
     @property
     def gradient(self) -> Tensor:
@@ -86,14 +105,19 @@ class DampedPair(Asked):
                 return self.approx.rescued(-1.0, self.shift)
         return inverse
 
+    def forget_inverse(self) -> None:
+        """Free the approximation's inverse, once its step is known."""
+        self.__dict__.pop("approx_inverse", None)
+
     @cached_property
-    def _y(self) -> Tensor:
+    def step(self) -> Tensor:
+        """y = (F^ + lambda I)^-1 g."""
         return self.approx_inverse @ self.gradient
 
     @quantity
     def xy(self) -> float:
         """x . y."""
-        return float((self._x * self._y).sum())
+        return float((self._x * self.step).sum())
 
     @quantity
     def xx(self) -> float:
@@ -103,23 +127,25 @@ class DampedPair(Asked):
     @quantity
     def yy(self) -> float:
         """y . y."""
-        return float(self._y.square().sum())
+        return float(self.step.square().sum())
 
     @quantity
     def yg(self) -> float:
         """y . g."""
-        return float((self._y * self.gradient).sum())
+        return float((self.step * self.gradient).sum())
 
     @quantity
     def gx(self) -> float:
         """g . x."""
+        if self._best is not None:
+            return self._best.low  # the nearer one
         return float((self._x * self.gradient).sum())
 
     @quantity
     def yHy(self) -> float:
         """y . (F + lambda I) y."""
-        Fy = self.exact @ self._y
-        undamped = (self._y * Fy).sum()
+        Fy = self.exact @ self.step
+        undamped = (self.step * Fy).sum()
         return float(undamped) + self.shift * self.yy
 
     @quantity
@@ -132,6 +158,22 @@ class DampedPair(Asked):
         found = extremes(self.inverse.minus(self.approx_inverse), self.exact)
         unfinished = self.shift * found.residual  # of the Lanczos method
         return Measured(self.shift * found.norm, max(unfinished, self.rounding))
+
+
+def best_decrease(exact: FisherMatrix, gradient: Tensor, shift: float) -> Bounds:
+    """Bounds of g . (F + lambda I)^-1 g by products with F, for blocks too large for an inverse.
+
+    Args:
+        exact: F.
+        gradient: g `[d_out, d_in]`, not zero.
+        shift: lambda.
+    """
+
+    def flat(v: Tensor) -> Tensor:
+        return (exact @ v.view(exact.shape)).flatten()
+
+    (found,) = inverse_form(flat, gradient.flatten(), [shift], QUADRATURE, MOST_PRODUCTS)
+    return found
 
 
 def absolute_damping(exact: FisherMatrix, damping: float) -> float:

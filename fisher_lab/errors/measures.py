@@ -468,6 +468,7 @@ def damped_cosine(q: DampedQuantities) -> Measured:
 
 
 @measure(
+    default=True,
     damped=True,
     exact=1.0,
     symbol="share of the best model decrease",

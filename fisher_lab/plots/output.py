@@ -83,6 +83,9 @@ def drawings(comparison: Comparison) -> list[Drawing]:
         found.append(Drawing("cost", main, cost(comparison, main)))
     damped = [row for row in comparison.rows if row.damping is not None]
     for error in errors_of(damped):
+        dampings = {row.damping for row in damped if row.error == error}
+        if len(dampings) < 2:
+            continue  # a curve of one point; the table has it
         found.append(Drawing("damped", error, damping(comparison, error)))
     return found
 

@@ -47,6 +47,7 @@ def section(title: str, comparison: Comparison, identifier: str) -> dict[str, An
         "title": title,
         "id": identifier,
         "facts": _facts(comparison),
+        "recommendation": _recommendation(comparison),
         "answers": found,
         "figures": _figures(comparison, identifier),
         "layers": layers,
@@ -55,6 +56,15 @@ def section(title: str, comparison: Comparison, identifier: str) -> dict[str, An
         "body": _body(comparison, columns),
         "settings": _flat(comparison.settings),
     }
+
+
+def _recommendation(comparison: Comparison) -> str | None:
+    """What to use, as text; None where no efficiency was measured."""
+    try:
+        found = comparison.recommend()
+    except ValueError:
+        return None
+    return str(found)
 
 
 def _layer(comparison: Comparison, name: str) -> str:

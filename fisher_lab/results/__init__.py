@@ -5,6 +5,8 @@ from fisher_lab.results.budget import StepBudget as StepBudget
 from fisher_lab.results.comparison import Comparison as Comparison
 from fisher_lab.results.comparison import load_comparison as load_comparison
 from fisher_lab.results.comparison import load_unfinished as load_unfinished
+from fisher_lab.results.recommendation import Choice as Choice
+from fisher_lab.results.recommendation import Recommendation as Recommendation
 from fisher_lab.results.rows import ALL as ALL
 from fisher_lab.results.rows import Cost as Cost
 from fisher_lab.results.rows import LayerAbout as LayerAbout

@@ -349,6 +349,8 @@ def _cost(cost: Object) -> Cost:
         approximation=_text(cost, "approximation"),
         seconds=float(cost["seconds"]),
         bytes=int(cost["bytes"]),
+        inverse=_optional(cost, "inverse"),
+        step=_optional(cost, "step"),
     )
 
 

@@ -12,6 +12,7 @@ from fisher_lab._ground.files import check_output, read_own, write_atomically
 from fisher_lab._ground.optional import require
 from fisher_lab.results import codec, html, tables
 from fisher_lab.results.measurements import Measurements
+from fisher_lab.results.recommendation import Recommendation, recommend
 from fisher_lab.results.rows import costs_by_pair
 
 if TYPE_CHECKING:
@@ -64,20 +65,23 @@ class Comparison(Measurements):
             f"No {error} of {approximation} on layer {layer!r} (damping {damping}) was measured."
         )
 
-    def difference(self, layer: str, a: str, b: str, error: str) -> Difference:
+    def difference(
+        self, layer: str, a: str, b: str, error: str, damping: float | None = None
+    ) -> Difference:
         """How much larger an error of `a` is than that of `b`, and the standard error of that
         difference.
 
-        The examples are the same for both, so that much of their chance cancels.
+        The examples are the same for both, so that much of their chance cancels. Efficiencies
+        (with a damping) always have one: the chance of the examples that judge the two steps.
 
         Raises:
             KeyError: if the errors or their standard errors were not measured.
         """
-        value_a = self.value(layer, a, error)
-        value_b = self.value(layer, b, error)
+        value_a = self.value(layer, a, error, damping)
+        value_b = self.value(layer, b, error, damping)
         for found in self.covariances:
             names = found["approximations"]
-            if found["layer"] != layer or found["error"] != error:
+            if (found["layer"], found["error"], found.get("damping")) != (layer, error, damping):
                 continue
             if a not in names or b not in names:
                 continue
@@ -94,6 +98,21 @@ class Comparison(Measurements):
             f"No standard error of {error} of {a} and {b} on layer {layer!r} was measured; "
             "use compare(..., standard_errors=True)."
         )
+
+    def recommend(self, damping: float | None = None) -> Recommendation:
+        """What to use for the network and for every layer.
+
+        The approximation whose damped step keeps most of the best decrease, its damping, what it
+        costs on this machine, what is as good by chance, and the optimizer's line.
+
+        Args:
+            damping: at which steps are judged, relative to tr F / d; None for 0.01 where it was
+                measured, else the middle one.
+
+        Raises:
+            ValueError: if no efficiency was measured, or none at that damping.
+        """
+        return recommend(self, damping)
 
     def to_frame(self) -> pandas.DataFrame:
         """The rows as a pandas DataFrame, with the seconds and bytes of each approximation.

@@ -43,12 +43,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one approximation of one layer took: seconds to build it and bytes to hold it."""
+    """What one approximation of one layer took.
+
+    Attributes:
+        layer: its name.
+        approximation: label.
+        seconds: to build it from all examples.
+        bytes: to hold it.
+        inverse: seconds to invert it, damped; None where no damped error was measured.
+        step: seconds to apply that inverse to a gradient.
+    """
 
     layer: str
     approximation: str
     seconds: float
     bytes: int
+    inverse: float | None = None
+    step: float | None = None
 
 
 def costs_by_pair(costs: Iterable[Cost]) -> dict[tuple[str, str], Cost]:
@@ -120,6 +131,8 @@ class Settings(Record):
         left_out: what was not measured, with the reason.
         approximations: their labels.
         candidates: what tells them from others, by label.
+        code: what builds them for an optimizer, by label, where there is such a thing.
+        own: labels of those that are the exact block of these very examples.
         errors: names of the measures.
         dampings: relative to tr F / d.
         standard_errors: whether they were asked for.
@@ -150,6 +163,8 @@ class Settings(Record):
     left_out: Mapping[str, str] | None
     approximations: list[str] | None
     candidates: Mapping[str, str] | None
+    code: Mapping[str, str] | None
+    own: list[str] | None
     errors: list[str] | None
     dampings: list[float] | None
     standard_errors: bool | None

@@ -24,6 +24,7 @@ from fisher_lab.results.grid import (
     row_text,
 )
 from fisher_lab.results.measurements import Measurements
+from fisher_lab.results.recommendation import recommend
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,9 +105,13 @@ def _console(**options: Any) -> Any:
 
 
 def _parts(comparison: Measurements, view: View, width: int) -> Iterator[Any]:
-    """Heading, tables, and what they leave out."""
+    """What to use, heading, tables, and what they leave out."""
     from rich.text import Text
 
+    if not view.every:
+        answer = _answer(comparison, width)
+        if answer:
+            yield Text(answer)
     for line in heading(comparison):
         yield Text(line)
     if view.every:
@@ -125,6 +130,15 @@ def _parts(comparison: Measurements, view: View, width: int) -> Iterator[Any]:
     left_out = sum(group.left_out for group in view.groups)
     if left_out:
         yield Text(f"{left_out} more lines are not shown.")
+
+
+def _answer(comparison: Measurements, width: int) -> str:
+    """What to use; nothing where no efficiency was measured."""
+    try:
+        found = recommend(comparison)
+    except ValueError:
+        return ""
+    return f"{found.text(width)}\n"
 
 
 def _not_shown(columns: Sequence[Column]) -> str:

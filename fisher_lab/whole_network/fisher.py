@@ -151,6 +151,7 @@ class NetworkFisher(Products):
             shift=shift,
             rounding=best.noise / best.value,
             yg=yg,
+            yy=yy,
             gx=best.value,
             yHy=yFy + shift * yy,
         )

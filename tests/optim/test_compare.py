@@ -33,7 +33,7 @@ def test_fresh_true_statistics_have_the_errors_of_the_approximation_itself():
     expected = fl.compare(model, LIKELIHOOD, (x, y), [fl.KFAC()])
     for row in opt.compare((x, y)).rows:
         assert row.value == pytest.approx(
-            expected.value(row.layer, "KFAC", row.error), rel=1e-9, abs=1e-12
+            expected.value(row.layer, "KFAC", row.error, row.damping), rel=1e-9, abs=1e-12
         )
 
 

@@ -85,7 +85,7 @@ def test_the_page_holds_every_number_the_settings_and_the_meaning_of_the_measure
         "1.0e-12",
     ):
         assert text in page.text, text
-    assert sum(tag == "svg" for tag, _ in page.tags) == 6
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
 
 
 def test_the_page_refers_to_nothing_outside_and_its_identifiers_are_unique(tmp_path):

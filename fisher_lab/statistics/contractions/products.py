@@ -17,6 +17,9 @@ def project(stats: LayerStats, V: Tensor) -> Tensor:
     V = V.unflatten(-2, groups)
     if stats.a is None:
         return torch.einsum("rnqoi,...qoi->...rn", stats.g, V)
+    if _is_lean(stats) and V.ndim == 3:
+        images = stats.a[:, 0, 0] @ V[0].T
+        return torch.linalg.vecdot(stats.g[:, :, 0, 0], images)
     images = torch.einsum("ntqi,...qoi->...ntqo", stats.a, V)  # V a
     return torch.einsum("rntqo,...ntqo->...rn", stats.g, images)
 
@@ -28,11 +31,21 @@ def combine(stats: LayerStats, s: Tensor) -> Tensor:
     """
     if stats.a is None:
         V = torch.einsum("...rn,rnqoi->...qoi", s, stats.g)
+    elif _is_lean(stats) and s.ndim == 2:
+        weighted = (s.unsqueeze(-1) * stats.g[:, :, 0, 0]).sum(0)
+        return weighted.T @ stats.a[:, 0, 0]
     else:
         # directions are summed before the products with a
         weighted = torch.einsum("...rn,rntqo->...ntqo", s, stats.g)
         V = torch.einsum("...ntqo,ntqi->...qoi", weighted, stats.a)
     return V.flatten(-3, -2)
+
+
+def _is_lean(stats: LayerStats) -> bool:
+    """Whether there is one position and one group: plain products, which Krylov methods take by the
+    hundred, take then half the time of sums over all indices.
+    """
+    return stats.a is not None and stats.T == 1 and stats.Q == 1
 
 
 def apply(stats: LayerStats, X: Tensor, weight: Tensor | None = None) -> Tensor:

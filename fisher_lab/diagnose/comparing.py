@@ -279,7 +279,9 @@ def _measured(
             bar.say("the whole network")
             rows = _of_all_layers(asked, results, kinds.of_all)
             found = _comparison(asked, settings, results, rows, started, complete=True)
-            by_chance = [*over_all([*results.values()], rows), *steps.covariances]
+            # in the order of the layers, whichever rank measured them: sums are rounded
+            in_order = [results[name] for name in source.layers if name in results]
+            by_chance = [*over_all(in_order, rows), *steps.covariances]
             found = replace(found, covariances=(*found.covariances, *by_chance))
             if path is not None:
                 found.save(path)

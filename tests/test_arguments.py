@@ -113,7 +113,6 @@ def test_what_measuring_takes(model, call, options, message):
         ({"dampings": [0.1, NAN]}, "dampings=[0.1, nan]"),
         ({"dampings": "0.1"}, "dampings='0.1'"),
         ({"dampings": ["0.1"]}, "dampings=['0.1']"),
-        ({"dampings": None}, "dampings=None"),
         ({"approximations": fl.KFAC}, "the class KFAC"),
         ({"approximations": [fl.KFAC]}, "the class KFAC"),
         ({"approximations": {"a": fl.KFAC}}, "the class KFAC"),
@@ -234,7 +233,8 @@ def test_what_has_a_plain_meaning_is_understood(model):
         assert compare(model, dampings=damping, errors="damped_spectral").rows[0].damping == 0.5
     assert compare(model, approximations=fl.KFAC()).approximations == ["KFAC"]
     found = compare(model, errors=["default", "spectrum", "trace"]).errors
-    assert found == [*compare(model).errors, "spectrum"]
+    assert [name for name in found if name != "spectrum"] == compare(model).errors
+    assert found.count("spectrum") == 1
     for data in ((X,), [(X, Y)], ([X, Y],)):
         fisher = "true" if len(data[0]) == 10 else "empirical"
         compare(model, data, fisher=fisher)

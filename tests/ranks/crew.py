@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-STARTING = 120  # seconds: importing torch beside busy neighbours
+STARTING = 240  # seconds: importing torch beside busy neighbours
 TIMEOUT = 60  # of one function
 COLLECTIVE = timedelta(seconds=30)  # after which a collective that waits for a rank fails
 

@@ -82,6 +82,16 @@ def _poisoned(value: Any, text: str) -> Any:
     return value
 
 
+# a curve needs two dampings
+MEASURED = (
+    ("frobenius", None),
+    ("damped_cosine", 0.1),
+    ("damped_cosine", 1.0),
+    ("spectral", 0.01),
+    ("spectral", 0.1),
+)
+
+
 def _body(steps: int) -> dict[str, Any]:
     """What `compare` writes, by hand: a layer and all together, damped and undamped errors that
     have figures.
@@ -89,7 +99,7 @@ def _body(steps: int) -> dict[str, Any]:
     rows, costs, quantities, covariances = [], [], [], []
     places = [(layer, label) for layer in ("0", "(all)") for label in ("KFAC", "TN(modes=2)")]
     for index, (layer, label) in enumerate(places):
-        for error, damping in (("frobenius", None), ("damped_cosine", 0.1), ("spectral", 0.01)):
+        for error, damping in MEASURED:
             row = {
                 "layer": layer,
                 "approximation": label,

@@ -72,6 +72,6 @@ def test_off_block_alone(tmp_path) -> None:
         )
         assert [row.error for row in alone.rows] == ["off_block"]
         assert share(alone) == share(both)
-    assert "off block" in str(fl.load_comparison(path))
+    assert "block" in str(fl.load_comparison(path))
     fl.report.write_report(fl.load_comparison(path), tmp_path / "run.html")
     assert (tmp_path / "run.html").exists()

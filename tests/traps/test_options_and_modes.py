@@ -309,7 +309,7 @@ def test_34_vocabularies_are_refused_above_the_budget() -> None:
     which works.
     """
     model = nn.Sequential(nn.Linear(4, 3000))
-    with pytest.raises(ValueError, match=r'R = 2999 directions needs .*use fisher="mc"'):
+    with pytest.raises(ValueError, match=r'R = 2999 directions need .*use fisher="mc"'):
         fl.estimate(fl.Diagonal(), model, fl.Categorical(), normal(2, 4), memory=0.02)
     fl.estimate(fl.Diagonal(), model, fl.Categorical(), normal(2, 4), memory=0.02, fisher="mc")
 

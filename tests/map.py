@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,38 +51,55 @@ def run_tests(data_file: Path) -> None:
     )
 
 
-def lines_by_test_file(data_file: Path) -> dict[str, dict[str, set[int]]]:
-    """For each module the lines that each test file runs; lines that run on import belong to
-    nobody.
-    """
+@dataclass
+class Held:
+    """What one test file runs of a module: its lines, and by how many tests."""
+
+    lines: set[int] = field(default_factory=set)
+    tests: set[str] = field(default_factory=set)
+
+
+def held_by_test_file(data_file: Path) -> dict[str, dict[str, Held]]:
+    """For each module what each test file runs; lines that run on import belong to nobody."""
     from coverage import CoverageData
 
     data = CoverageData(basename=str(data_file))
     data.read()
-    found: dict[str, dict[str, set[int]]] = {}
+    found: dict[str, dict[str, Held]] = {}
     for measured in data.measured_files():
         module = str(Path(measured).resolve().relative_to(ROOT))
-        by_file: dict[str, set[int]] = defaultdict(set)
+        by_file: dict[str, Held] = defaultdict(Held)
         for line, contexts in data.contexts_by_lineno(measured).items():
             for context in contexts:
                 if context:
-                    by_file[context.split("::")[0]].add(line)
+                    held = by_file[context.split("::")[0]]
+                    held.lines.add(line)
+                    held.tests.add(context)
         found[module] = by_file
     return found
 
 
-def holders(by_file: dict[str, set[int]]) -> list[str]:
-    """The few test files that together run most of a module's tested lines."""
-    everything = set().union(*by_file.values()) if by_file else set()
+def holders(by_file: dict[str, Held]) -> list[str]:
+    """The few test files that together run most of a module's tested lines.
+
+    Of two that add as much, the one with more tests of the module comes first.
+    """
+    everything: set[int] = set()
+    for held in by_file.values():
+        everything |= held.lines
     chosen: list[str] = []
     covered: set[int] = set()
+
+    def worth(name: str) -> tuple[int, int]:
+        return len(by_file[name].lines - covered), len(by_file[name].tests)
+
     while len(chosen) < MOST_FILES and covered != everything:
-        best = max(sorted(by_file), key=lambda name: len(by_file[name] - covered))
-        gain = len(by_file[best] - covered)
+        best = max(sorted(by_file), key=worth)
+        gain, _ = worth(best)
         if chosen and gain < SMALLEST_GAIN * len(everything):
             break
         chosen.append(best)
-        covered |= by_file[best]
+        covered |= by_file[best].lines
     return chosen
 
 
@@ -94,12 +112,14 @@ def modules() -> list[str]:
     return found
 
 
-def page(lines: dict[str, dict[str, set[int]]]) -> str:
+def page(held: dict[str, dict[str, Held]]) -> str:
     """The page as Markdown."""
     rows = []
     for module in modules():
-        tests = ", ".join(f"`{name}`" for name in holders(lines.get(module, {})))
-        rows.append(f"| `{module}` | {tests or 'none: it runs only in processes of its own'} |\n")
+        tests = ", ".join(f"`{name}`" for name in holders(held.get(module, {})))
+        rows.append(
+            f"| `{module}` | {tests or 'none: it runs on import, or in processes of its own'} |\n"
+        )
     return HEAD + "".join(rows)
 
 
@@ -108,7 +128,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data_file = Path(folder) / "coverage"
         run_tests(data_file)
-        PAGE.write_text(page(lines_by_test_file(data_file)), encoding="utf-8")
+        PAGE.write_text(page(held_by_test_file(data_file)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,12 @@ API = {
     "Figures": public(plots, inspect.isfunction),
     "Report": [report.write_report, report.answers],
     "Optimizers": public(optim, inspect.isclass),
-    "Training": [training.fit, training.train_step, training.record_errors],
+    "Training": [
+        training.fit,
+        training.train_step,
+        training.record_errors,
+        training.load_metrics,
+    ],
     "Problems": [
         problems.Problem,
         problems.load,

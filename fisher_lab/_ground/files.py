@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from fisher_lab._ground.arguments import path_of
+
 OWN = "expected a regular file of your own; remove it or choose another place"
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # 0 where the system has no such thing: Windows
 
@@ -74,6 +76,10 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+class UnwrittenError(ValueError):
+    """The system refused to write a file."""
+
+
 # -- contents --------------------------------------------------------------------------------------
 def check_output(path: str | Path, endings: tuple[str, ...] = (".json", ".csv")) -> Path:
     """The path, if a file with one of these endings can be written there.
@@ -82,8 +88,9 @@ def check_output(path: str | Path, endings: tuple[str, ...] = (".json", ".csv"))
 
     Raises:
         ValueError: for another ending or a place that cannot be written.
+        TypeError: for what is no path.
     """
-    path = Path(path)
+    path = path_of("path", path)
     if path.suffix not in endings:
         raise ValueError(
             f"Got output file {str(path)!r}, expected one ending in {' or '.join(endings)}."
@@ -99,7 +106,9 @@ def check_output(path: str | Path, endings: tuple[str, ...] = (".json", ".csv"))
         handle, temporary = _create_beside(path)
         os.close(handle)
         temporary.unlink()
-        refused = path.is_dir() or (path.exists() and not os.access(path, os.W_OK))
+        # a pipe or a device would be replaced by a file
+        odd = path.exists() and not path.is_file()
+        refused = odd or (path.exists() and not os.access(path, os.W_OK))
     except OSError as error:
         raise ValueError(
             f"{str(path)!r} cannot be written ({error}), expected a writable file."
@@ -129,18 +138,34 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Args:
         path: where the file is to be; missing folders are made.
+
+    Raises:
+        UnwrittenError: where the system refuses: no room, no rights, a broken disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = _create_beside(path)
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = _create_beside(path)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:  # a KeyboardInterrupt too
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the system refuses, in a sentence."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # a KeyboardInterrupt too
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise UnwrittenError(
+            f"{path} could not be written ({error.strerror or error}), expected a place with room; "
+            "what stood there is as it was, choose another place or free some."
+        ) from error
 
 
 def _create_beside(path: Path) -> tuple[int, Path]:
@@ -198,10 +223,13 @@ def append(path: Path, text: str) -> None:
 
     Raises:
         NotOwnFileError: for a link.
+        UnwrittenError: where the system refuses; the file is then as it was, or longer by a part of
+            the text.
     """
-    handle = _open_no_link(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    with os.fdopen(handle, "wb") as file:
-        file.write(text.encode("utf-8"))
+    with _told(path):
+        handle = _open_no_link(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode("utf-8"))
 
 
 def _open_no_link(path: Path, flags: int) -> int:

@@ -64,6 +64,12 @@ def readable(size: float) -> str:
     return f"{size:.3g} TB"
 
 
+def least(nbytes: float) -> str:
+    """The smallest `memory=` that will do, in GiB and rounded up."""
+    thousandths = math.ceil(nbytes / 2**30 * 1000)
+    return f"{thousandths / 1000:g}"
+
+
 @dataclass(frozen=True)
 class Budget:
     """The memory that one question may take, and the share that each use of it has.

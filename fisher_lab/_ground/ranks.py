@@ -210,6 +210,11 @@ def ranks_of(group: Any = None, patient: bool = True) -> Ranks:
             return ALONE
         group = torch.distributed.group.WORLD
     distributed = torch.distributed
+    if not isinstance(group, distributed.ProcessGroup):
+        raise TypeError(
+            f"Got group of type {type(group).__name__}, expected a group of torch.distributed, or "
+            "None for the default one."
+        )
     members = distributed.get_process_group_ranks(group)
     if len(members) == 1:
         return ALONE

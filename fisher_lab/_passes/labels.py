@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.arguments import shown
 from fisher_lab._ground.memory import Budget, readable
 from fisher_lab.likelihoods import Likelihood
 
@@ -251,8 +252,9 @@ def labels_of(fisher: FisherKind, seed: int = 0) -> Labels:
     Raises:
         ValueError: for another name.
     """
-    if fisher not in KINDS:
-        raise ValueError(f'Got fisher={fisher!r}, expected "true", "mc" or "empirical".')
+    # what is no text may have no answer to a comparison, or no place among keys
+    if not isinstance(fisher, str) or fisher not in KINDS:
+        raise ValueError(f'Got fisher={shown(fisher)}, expected "true", "mc" or "empirical".')
     return KINDS[fisher](seed)
 
 

@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fisher_lab._ground.arguments import check_kind
 from fisher_lab._ground.tolerances import agreement, agreement_inside
 from fisher_lab._passes.batches import Batch, Inputs, leading, mapped
 from fisher_lab._passes.labels import Outputs
@@ -258,6 +259,8 @@ def default_output(found: Any) -> Any:
 
 
 def _picked(found: Any, output: Output) -> Any:
+    if not callable(output):
+        check_kind("output", output, (str, int), "a name, an index or a function of the output")
     if callable(output):
         return output(found)
     if isinstance(output, str) and not isinstance(found, Mapping):

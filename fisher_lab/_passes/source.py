@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisher_lab._ground.memory import readable
+from fisher_lab._ground.memory import least, readable
 from fisher_lab._passes.batches import Batch
 from fisher_lab._passes.capture import (
     Placements,
@@ -152,6 +152,15 @@ class Source:
         return next(self.model.parameters()).device
 
     @property
+    def limit(self) -> float:
+        """Bytes that were asked for; infinite where the budget is what happens to be free, since
+        numbers must not depend on that.
+        """
+        if self.setup.memory is None:
+            return math.inf
+        return float(self.budget.total)
+
+    @property
     def scale(self) -> float:
         """The loss over its mean: N for losses that are sums over examples, whose statistics have
         it inside.
@@ -177,7 +186,7 @@ class Source:
                     cure = f'use fisher="mc", {cure}'
                 raise ValueError(
                     f"Layer {name!r} ({kind}, W {rows} x {columns}) needs {readable(need)}, "
-                    f"expected at most {most}; {cure}."
+                    f"expected at most {most}; {cure} to {least(need)}."
                 )
 
     def _check_first(self, z: Any, first: Batch) -> None:
@@ -256,9 +265,9 @@ class Source:
         sizes = [self.example_bytes([name]) for name in self.layers]
         need = max(sizes)
         if need > self.budget.total:
-            cure = "raise memory="
+            cure = f"raise memory= to {least(need)}"
             if self.R > 1:
-                cure = 'use fisher="mc", whose R is 1, or raise memory='
+                cure = f'use fisher="mc", whose R is 1, or {cure}'
             raise ValueError(
                 f"One example with R = {self.R} directions needs {readable(need)}, expected at "
                 f"most {readable(self.budget.total)}; {cure}."

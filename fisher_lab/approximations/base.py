@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fisher_lab._ground.arguments import shown
 from fisher_lab._ground.text import did_you_mean
 from fisher_lab.approximations.moments import Means, Moments, as_moments
 from fisher_lab.matrices import FisherMatrix
@@ -82,6 +83,22 @@ class Approximation(ABC):
         Args:
             moments: `moments["A"]` is one of the tensors.
         """
+
+    def factor_sizes(
+        self,
+        rows: int,
+        kernel: Sequence[int],
+        bias: bool,
+    ) -> tuple[int, ...]:
+        """Rows of the square matrices that it holds of a layer, so that what does not fit the
+        memory is refused before anything is computed; none where that is not known.
+
+        Args:
+            rows: of W.
+            kernel: sizes of W's input modes.
+            bias: whether W has a last column for the bias.
+        """
+        return ()
 
     @property
     def label(self) -> str:
@@ -351,7 +368,8 @@ def check_approximation(value: Any, otherwise: str = "") -> None:
 
 def check_choice(owner: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError where an option is none of its choices."""
-    if value not in choices:
+    # arrays answer a comparison with arrays
+    if not isinstance(value, str) or value not in choices:
         known = ", ".join(map(repr, choices))
-        guess = did_you_mean(value, choices)
-        raise ValueError(f"{owner} got {name}={value!r}{guess}, expected one of {known}.")
+        guess = did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise ValueError(f"{owner} got {name}={shown(value)}{guess}, expected one of {known}.")

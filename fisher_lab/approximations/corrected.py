@@ -7,7 +7,7 @@ trace is that of F.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -108,6 +108,10 @@ class EigenvalueCorrected(Iterated, register=False):
     def needs_factors(self) -> bool:  # type: ignore[override]
         """As the base."""
         return self.base.needs_factors
+
+    def factor_sizes(self, rows: int, kernel: Sequence[int], bias: bool) -> tuple[int, ...]:
+        """Those of the basis."""
+        return self.base.factor_sizes(rows, kernel, bias)
 
     def moments(self, sums: Sums) -> WithSquares:
         """The base's moments."""

@@ -11,6 +11,8 @@ with abar the mean of a over the positions.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +49,10 @@ class KFAC(Approximation):
 
     def __post_init__(self) -> None:
         check_choice("KFAC", "spatial", self.spatial, ("expand", "reduce"))
+
+    def factor_sizes(self, rows: int, kernel: Sequence[int], bias: bool) -> tuple[int, ...]:
+        """G and A."""
+        return rows, math.prod(kernel) + bias
 
     def moments(self, sums: Sums) -> dict[str, Tensor]:
         """A `[Q, d_in, d_in]` and G `[Q, d_out, d_out]`."""

@@ -24,8 +24,7 @@ from fisher_lab.approximations.base import Iterated
 from fisher_lab.approximations.moments import Columns, Moments
 from fisher_lab.approximations.tkfac import traces
 from fisher_lab.matrices import FisherMatrix, Kronecker
-from fisher_lab.statistics import LayerStats, Sums, contractions
-from fisher_lab.statistics.pieces import KEPT_BYTES
+from fisher_lab.statistics import LayerStats, Sums, contractions, pieces
 
 # change of the unit-norm factors; stopping on sigma would leave its square root in the factors
 TOLERANCE = 1e-10
@@ -148,7 +147,7 @@ def _roughly(stats: LayerStats, T: Tensor) -> Tensor:
 
 def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
     """Z T and T = Z^T S' for the leading left singular vector S' of Z: Lanczos on Z Z^T from S."""
-    stats = contractions.with_gradients(stats, KEPT_BYTES)
+    stats = contractions.with_gradients(stats, pieces.kept())
     rounding = 64 * torch.finfo(S.dtype).eps
     tolerance = max(TOLERANCE, rounding)
     start = S.flatten()
@@ -165,7 +164,7 @@ def _leading(stats: LayerStats, S: Tensor) -> tuple[Tensor, Tensor]:
         images.append((T, image))
         run.feed(image.flatten())
         held = len(images) * size
-        if held > KEPT_BYTES:
+        if held > pieces.kept():
             images.clear()
     assert run.ritz_vector is not None
     if len(images) == len(run.ritz_weights):
@@ -200,7 +199,7 @@ def _iterate(
     most: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """S, T of norm 1 and sigma, by half-steps from T until both change less than the tolerance."""
-    stats = contractions.with_gradients(stats, KEPT_BYTES)
+    stats = contractions.with_gradients(stats, pieces.kept())
     T = _unit(T)
     image = contractions.left(stats, T)
     S = _unit(image)

@@ -7,6 +7,8 @@ gradients.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,6 +31,10 @@ class LNGD(Approximation):
         >>> abs(fl.errors.trace(exact, K)) < 1e-12
         True
     """
+
+    def factor_sizes(self, rows: int, kernel: Sequence[int], bias: bool) -> tuple[int, ...]:
+        """A alone: the other factor is a diagonal."""
+        return (math.prod(kernel) + bias,)
 
     def moments(self, sums: Sums) -> dict[str, Tensor]:
         """diag U1 `[Q, d_out]` and U2 `[Q, d_in, d_in]`."""

@@ -13,6 +13,7 @@ The layer's block is replaced by many small diagonal blocks of F:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +59,13 @@ class MiniBlock(Approximation):
     def __post_init__(self) -> None:
         check_choice("MiniBlock", "linear", self.linear, ("row", "col", "row_avg", "col_avg"))
         check_choice("MiniBlock", "conv", self.conv, ("kernel", "filter"))
+
+    def factor_sizes(self, rows: int, kernel: Sequence[int], bias: bool) -> tuple[int, ...]:
+        """The average block; blocks of every row or column know what they need."""
+        if len(kernel) > 1:
+            return ()
+        sizes = {"row_avg": (kernel[0] + bias,), "col_avg": (rows,)}
+        return sizes.get(self.linear, ())
 
     def moments(self, sums: Sums) -> Moments | dict[str, Tensor]:
         """Blocks under the name of their kind, in a shape that tells their number; or Rows."""

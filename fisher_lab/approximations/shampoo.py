@@ -6,6 +6,7 @@ rank-one factors); c = t / prod_i tr U_i^(1/k) matches it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from fisher_lab._ground.linalg import eigh, shifted_power
 from fisher_lab.approximations.base import Approximation
 from fisher_lab.approximations.moments import Moments
 from fisher_lab.approximations.tkfac import traces
-from fisher_lab.approximations.tn import covariances, mode_covariances, with_bias
+from fisher_lab.approximations.tn import covariances, mode_covariances, mode_sizes, with_bias
 from fisher_lab.matrices import FisherMatrix, Kronecker
 from fisher_lab.statistics import Sums
 
@@ -39,6 +40,10 @@ class Shampoo(Approximation):
 
     match_trace: bool = True
     exponent = -0.5
+
+    def factor_sizes(self, rows: int, kernel: Sequence[int], bias: bool) -> tuple[int, ...]:
+        """One of every mode, and the block of the bias where it is apart."""
+        return mode_sizes(rows, kernel, bias)
 
     def moments(self, sums: Sums) -> dict[str, Tensor]:
         """Mode covariances, as TN's."""

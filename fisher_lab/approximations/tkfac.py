@@ -12,6 +12,8 @@ per group.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +49,10 @@ class TKFAC(Approximation):
 
     def __post_init__(self) -> None:
         check_choice("TKFAC", "spatial", self.spatial, ("expand", "full"))
+
+    def factor_sizes(self, rows: int, kernel: Sequence[int], bias: bool) -> tuple[int, ...]:
+        """G and A."""
+        return rows, math.prod(kernel) + bias
 
     def moments(self, sums: Sums) -> dict[str, Tensor]:
         """Partial traces U1 `[Q, d_out, d_out]` and U2 `[Q, d_in, d_in]`."""

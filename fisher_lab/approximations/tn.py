@@ -10,11 +10,12 @@ which follows from E[mat_i mat_i^T] = V_i prod_{j != i} tr V_j.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from fisher_lab._ground.arguments import is_whole
+from fisher_lab._ground.arguments import is_whole, shown
 from fisher_lab.approximations.base import Approximation
 from fisher_lab.approximations.moments import Moments
 from fisher_lab.approximations.tkfac import unit_trace
@@ -51,9 +52,13 @@ class TN(Approximation):
     def __post_init__(self) -> None:
         if self.modes is not None and not is_whole(self.modes, 2):
             raise ValueError(
-                f"TN got modes={self.modes!r}, expected 2 or more, or None for the weight's own "
-                "modes."
+                f"TN got modes={shown(self.modes)}, expected 2 or more, or None for the weight's "
+                "own modes."
             )
+
+    def factor_sizes(self, rows: int, kernel: Sequence[int], bias: bool) -> tuple[int, ...]:
+        """One of every mode, and the block of the bias where it is apart."""
+        return mode_sizes(rows, kernel, bias, self.modes)
 
     def moments(self, sums: Sums) -> dict[str, Tensor]:
         """`mode0`, `mode1`, ... `[Q, n_i, n_i]`, and `bias` `[d_out, d_out]` where the bias is
@@ -95,6 +100,20 @@ def input_modes(kernel: tuple[int, ...], modes: int) -> tuple[int, ...]:
     others = kernel[most - 1 :]
     merged = math.prod(others)
     return (*own, merged)
+
+
+def mode_sizes(
+    rows: int, kernel: Sequence[int], bias: bool, modes: int | None = None
+) -> tuple[int, ...]:
+    """Rows of the mode covariances."""
+    if modes is None:
+        modes = 3
+    sizes = input_modes(tuple(kernel), modes)
+    if len(sizes) == 1:
+        return rows, sizes[0] + bias
+    if bias:
+        return (rows, *sizes, rows)
+    return (rows, *sizes)
 
 
 def covariances(moments: Moments) -> list[Tensor]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ from fisher_lab._ground.version import __version__
 from fisher_lab.cli.measuring import compare, plot, recommend, report
 from fisher_lab.cli.processes import joined
 from fisher_lab.cli.training import train, tune
+
+SIGNALS = ("SIGTERM", "SIGHUP")
 
 
 def problems() -> None:
@@ -61,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        with joined() as ranks:
+        with _ending_on(*SIGNALS), joined() as ranks:
             ranks.agreed(lambda: _run(given))
         sys.stdout.flush()  # what is still to be written fails here, not after the last handler
     except BrokenPipeError:
@@ -85,6 +91,28 @@ def _is_ours(error: BaseException) -> bool:
     trace = traceback.extract_tb(error.__traceback__)
     here = Path(__file__).resolve().parent.parent
     return Path(trace[-1].filename).is_relative_to(here)
+
+
+@contextmanager
+def _ending_on(*names: str) -> Iterator[None]:
+    """Signals end the program as an exception does, so that half-written files are removed."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    # signals belong to the main thread; Windows has no SIGHUP
+    if threading.current_thread() is threading.main_thread():
+        for name in names:
+            number = getattr(signal, name, None)
+            # nohup ignores it, and that stays
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(arguments: list[str]) -> None:

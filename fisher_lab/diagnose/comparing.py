@@ -18,6 +18,7 @@ from torch import nn
 
 from fisher_lab import errors as measures
 from fisher_lab._ground.arguments import number
+from fisher_lab._ground.code import fingerprint
 from fisher_lab._ground.files import check_output
 from fisher_lab._ground.memory import peak_bytes
 from fisher_lab._ground.progress import Progress
@@ -41,9 +42,11 @@ from fisher_lab.diagnose.standard_errors import StandardErrors
 from fisher_lab.diagnose.steps import NetworkSteps, check_names, is_of_steps
 from fisher_lab.diagnose.totals import over_layers, worst_check
 from fisher_lab.errors import DAMPING, DAMPINGS, Measure
+from fisher_lab.estimation.memory import check_fits
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.results import ALL, Comparison, Cost, Row, Settings, load_unfinished
 from fisher_lab.results.rows import plain
+from fisher_lab.statistics.pieces import within
 
 
 def compare(
@@ -151,6 +154,15 @@ def compare(
     return _measured(question, ranks, progress, started)
 
 
+def _approximations(candidates: Mapping[str, Candidate]) -> list[Approximation]:
+    """What is to be built."""
+    found = []
+    for candidate in candidates.values():
+        if candidate.approximation is not None:
+            found.append(candidate.approximation)
+    return found
+
+
 class Kinds(NamedTuple):
     """Measures by what they read."""
 
@@ -228,6 +240,7 @@ def _question(
     _check_layer_names(source)
     for candidate in candidates.values():
         candidate.check(source)
+    check_fits(_approximations(candidates), source)
     if standard_errors:
         _check_standard_errors(source, exact)
     return Question(source, candidates, kinds, chosen, exact, standard_errors, about, path)
@@ -245,7 +258,11 @@ def _measured(
     total = len(work) * check_work
     if question.of_each_layer:
         total += sum(work.values())
-    with Progress(shown, total / ranks.count) as bar, untouched_randomness():
+    with (
+        Progress(shown, total / ranks.count) as bar,
+        untouched_randomness(),
+        within(source.limit),
+    ):
         if bar.every < math.inf:
             _announce(bar, question, earlier, ranks)
         bar.weigh(check_work)
@@ -408,6 +425,9 @@ def _settings(asked: Asked, problem: Mapping[str, Any], beside: Sequence[Measure
         machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    own_code = _own_code(asked, beside)
+    if own_code is not None:
+        settings["own_code"] = own_code
     if source.precision != source.dtype:
         settings["precision"] = f"{precision_inside(source)} inside the model"
     if asked.damped or asked.steps.measures:
@@ -426,6 +446,15 @@ def _code(candidates: Mapping[str, Candidate]) -> dict[str, str]:
         if code is not None:
             found[label] = code
     return found
+
+
+def _own_code(asked: Asked, beside: Sequence[Measure]) -> str | None:
+    """Of the approximations, measures, likelihood and layers that are not the library's."""
+    things: list[Any] = [m.formula for m in (*asked.wanted, *beside)]
+    things += [candidate.approximation for candidate in asked.candidates.values()]
+    things.append(asked.source.likelihood)
+    things += asked.source.layers.values()
+    return fingerprint(*things)
 
 
 def _version(name: str) -> str:

@@ -17,6 +17,7 @@ from fisher_lab.results import Comparison, Settings
 # what must be the same for an earlier run to be gone on with
 SAME_RUN = (
     "fingerprint",
+    "own_code",
     "fisher",
     "likelihood",
     "seed",

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fisher_lab._ground.arguments import names_of
+from fisher_lab._ground.arguments import check_kind, names_of
 from fisher_lab._ground.text import did_you_mean, first_paragraph
 from fisher_lab.errors.damped import DampedPair
-from fisher_lab.errors.network import Network
+from fisher_lab.errors.network import COLUMNS, Network
 from fisher_lab.errors.pair import Pair
 from fisher_lab.errors.quantities import DampedQuantities, Measured, NetworkQuantities, Quantities
 from fisher_lab.matrices import FisherMatrix
@@ -246,6 +246,7 @@ def _damped_function(formula: Formula) -> Callable[..., float]:
 
 def _network_function(formula: Formula) -> Callable[..., float]:
     def public(columns: Columns | Sequence[Columns]) -> float:
+        check_kind("columns", columns, (Mapping, list, tuple), COLUMNS)
         pieces = [columns] if isinstance(columns, Mapping) else list(columns)
         network = Network(pieces)
         return formula(network).value
@@ -255,6 +256,9 @@ def _network_function(formula: Formula) -> Callable[..., float]:
 
 def _step_function(formula: Formula) -> Callable[..., float]:
     def public(network: Any, step: Mapping[str, Tensor], damping: float) -> float:
+        if not callable(getattr(network, "quantities", None)):
+            found = type(network).__name__
+            raise TypeError(f"Got network of type {found}, expected what fl.network returned.")
         return formula(network.quantities(step, damping)).value
 
     return public

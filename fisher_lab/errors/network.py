@@ -11,15 +11,18 @@ stands in tests/scale/test_across.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.arguments import check_kind
 from fisher_lab.errors.quantities import Asked, NetworkQuantities, quantity
-from fisher_lab.statistics import contractions
+from fisher_lab.statistics import LayerStats, contractions
 from fisher_lab.statistics.contractions import Columns
+
+COLUMNS = "{layer: LayerStats}, or a list of such pieces"
 
 
 class Network(Asked):
@@ -32,6 +35,12 @@ class Network(Asked):
     kind = NetworkQuantities
 
     def __init__(self, pieces: Sequence[Columns]) -> None:
+        for piece in pieces:
+            check_kind("columns", piece, Mapping, COLUMNS)
+            for stats in piece.values():
+                check_kind("columns", stats, LayerStats, COLUMNS)
+        if not pieces or not pieces[0]:
+            raise ValueError(f"Got no columns, expected {COLUMNS}.")
         first = next(iter(pieces[0].values()))
         super().__init__(eps=torch.finfo(first.g.dtype).eps)
         self.pieces = pieces

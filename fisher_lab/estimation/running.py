@@ -22,10 +22,12 @@ from fisher_lab.approximations import Approximation, check_approximation
 from fisher_lab.approximations.base import assembled, carried, check_names, observed
 from fisher_lab.approximations.vocabulary import has_diagonal_rows
 from fisher_lab.estimation.average import Mean
+from fisher_lab.estimation.memory import check_fits
 from fisher_lab.layers import VocabularyLayer
 from fisher_lab.likelihoods import Likelihood
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.statistics import Sums, sums_over
+from fisher_lab.statistics.pieces import within
 
 
 class Running:
@@ -137,6 +139,7 @@ def estimate(
         check_approximation(approximation)
         found = Source(setup, vocabularies=True)
         check_vocabularies(approximation, found)
+        check_fits([approximation], found)
         return found
 
     source = ranks.agreed(ask)
@@ -191,7 +194,7 @@ def estimated(
     for name in chosen:
         running[Key(name)] = Running(approximation)
     kept = {}
-    with untouched_randomness():
+    with untouched_randomness(), within(source.limit):
         if approximation.sweeps > 1 and source.fits_at_once():
             # every sweep sees the same statistics, and need not sum them anew
             (whole,) = source.sweep(chosen)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.arguments import number
 from fisher_lab.likelihoods.base import Likelihood, diagonal_factors
 
 
@@ -28,6 +29,9 @@ class Huber(Likelihood):
         delta: the threshold, > 0.
         precision: second derivative of -log p in the middle, > 0.
 
+    Raises:
+        ValueError: for other numbers.
+
     Example:
         >>> likelihood = fl.likelihoods.Huber(delta=0.5)
         >>> z, y = torch.randn(5, 3), torch.randn(5, 3)
@@ -36,6 +40,9 @@ class Huber(Likelihood):
     """
 
     def __init__(self, delta: float = 1.0, precision: float = 1.0) -> None:
+        for name, value in (("delta", delta), ("precision", precision)):
+            if not 0 < number(value) < math.inf:
+                raise ValueError(f"Got {name}={value!r}, expected a finite number > 0.")
         self.delta = delta
         self.precision = precision
         s = precision

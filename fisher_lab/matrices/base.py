@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from fisher_lab._ground.arguments import number
+from fisher_lab._ground.arguments import check_kind, is_whole, number, shown
 from fisher_lab._ground.linalg import lanczos, start_vector
 from fisher_lab._ground.memory import available_bytes, readable
 from fisher_lab._ground.notebook import Cell, html_table
@@ -231,7 +231,7 @@ class FisherMatrix(ABC):
         """The identity in pieces `[c, d_out, d_in]`, a few rows of it at a time."""
         d = self.dim
         row = 8 * d  # bytes
-        step = max(1, pieces.CHUNK_BYTES // row)
+        step = max(1, int(pieces.chunk() // row))
         for start in range(0, d, step):
             rows = min(step, d - start)
             E = torch.zeros(rows, d, dtype=self.dtype, device=self.device)
@@ -265,7 +265,7 @@ class FisherMatrix(ABC):
                 is kept for others.
         """
         total = torch.zeros((), dtype=self.dtype, device=self.device)
-        for P in stats.per_example(pieces.STREAM_BYTES):
+        for P in stats.per_example(pieces.stream()):
             P = P.flatten(2, 3)
             image = self._apply(P)
             total = total + (P * image).sum()
@@ -500,10 +500,24 @@ class FisherMatrix(ABC):
         self.__dict__[name] = value
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
-        """The same matrix elsewhere or in another precision."""
+        """The same matrix elsewhere or in another precision.
+
+        Raises:
+            TypeError: for what is no device or no floating point precision.
+            ValueError: for a device that is not there.
+        """
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"Got dtype={shown(dtype)}, expected torch.float64 or torch.float32.")
+        check_kind("device", device, (str, torch.device), 'a device such as "cpu"')
         elsewhere = {}
-        for name, tensor in self.tensors().items():
-            elsewhere[name] = tensor.to(device, dtype)
+        try:
+            for name, tensor in self.tensors().items():
+                elsewhere[name] = tensor.to(device, dtype)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"Got device={device!r} ({reason}), expected a device of this machine."
+            ) from error
         return self.with_tensors(elsewhere)
 
     def _visit(self, fn: Visitor, prefix: str = "") -> Self:
@@ -589,8 +603,8 @@ def checked_scalar(value: Scalar, what: str, matrix: FisherMatrix) -> Scalar:
     """
     if not isinstance(value, Tensor):
         if not 0 <= number(value) < math.inf:
-            raise ValueError(f"Got {what}={value!r}, expected a finite number >= 0.")
-        return value
+            raise ValueError(f"Got {what}={shown(value)}, expected a finite number >= 0.")
+        return number(value)  # tensors take no whole number of any size
     if value.ndim:
         raise ValueError(
             f"Got {what} of shape {list(value.shape)}, expected one number >= 0 or a 0-d tensor; "
@@ -610,15 +624,15 @@ def checked_scalar(value: Scalar, what: str, matrix: FisherMatrix) -> Scalar:
 def check_power(p: Any) -> None:
     """Raise a ValueError for what is no finite number."""
     if not math.isfinite(number(p)):
-        raise ValueError(f"Got power {p!r}, expected a finite number such as -1.")
+        raise ValueError(f"Got power {shown(p)}, expected a finite number such as -1.")
 
 
 def check_index(index: int, count: int) -> None:
     """Raise a ValueError where there is no such part."""
-    if count < 1 or not 0 <= index < count:
+    if not is_whole(count, 1) or not is_whole(index, 0) or index >= count:
         raise ValueError(
-            f"Got part {index} of {count}, expected at least one part and an index below their "
-            "number."
+            f"Got part {shown(index)} of {shown(count)}, expected at least one part and an "
+            "index below their number."
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fisher_lab._ground.arguments import check_kind, shown
 from fisher_lab._ground.linalg import kept
 from fisher_lab._ground.memory import budget_bytes
 from fisher_lab._passes.batches import Batch, Batches
@@ -63,6 +64,7 @@ class LayerOptimizer(torch.optim.Optimizer):
     _registry: ClassVar[dict[str, type[LayerOptimizer]]] = {}
 
     needs_closure: ClassVar[bool] = False  # whether `step` calls its closure more than once
+    own_key: ClassVar[str] = ""  # what every `own_state` of its kind holds
     group_extras: ClassVar[tuple[str, ...]] = ()  # what a group may name beside layers and settings
 
     options: Options
@@ -201,7 +203,15 @@ class LayerOptimizer(torch.optim.Optimizer):
 
         Returns:
             What the closure returned.
+
+        Raises:
+            TypeError: for a closure that cannot be called.
         """
+        if closure is not None and not callable(closure):
+            raise TypeError(
+                f"Got closure={shown(closure)}, expected a function without arguments that returns "
+                "the loss, or None."
+            )
         return self._run(self, closure)
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
@@ -422,15 +432,19 @@ class LayerOptimizer(torch.optim.Optimizer):
 
     def _check_state(self, state_dict: dict[str, Any]) -> None:
         """Refuse the state of something else."""
+        check_kind("state_dict", state_dict, dict, "what opt.state_dict() returned")
         own = state_dict.get("fisher_lab")
-        saved = _layers_of(state_dict["param_groups"])
-        mine = _layers_of(self.param_groups)
-        if own is None or saved != mine:
+        saved = None
+        # torch's own optimizers have nothing of this, other methods other things
+        if own is not None and (not self.own_key or self.own_key in own):
+            saved = _layers_of(state_dict["param_groups"])
+        if saved != _layers_of(self.param_groups):
             raise ValueError(
                 f"The state is not one of a {type(self).__name__} with these layers and groups, "
                 "expected one; build the optimizer with the same arguments as the one that was "
                 "saved."
             )
+        assert own is not None
         version = own.get("version", 1)
         if version > VERSION:
             raise ValueError(

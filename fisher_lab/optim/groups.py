@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisher_lab._ground.arguments import names_of
+from fisher_lab._ground.arguments import check_kind, names_of
 from fisher_lab.approximations import Approximation
 from fisher_lab.layers import Layer, select
 from fisher_lab.optim.options import Settings
@@ -62,11 +62,8 @@ def make_groups(
         ValueError, TypeError: unknown settings or layers, a layer in two groups, settings out of
             range.
     """
-    if isinstance(groups, dict | str):
-        raise TypeError(
-            f"Got groups={groups!r}, expected a list of dicts: [{{'layers': [...], 'lr': ...}}, "
-            "...]."
-        )
+    if groups is not None:
+        check_kind("groups", groups, (list, tuple), "a list of dicts: [{'layers': ..., 'lr': ...}]")
     rest = list(layers)
     made = []
     for group in groups or ():

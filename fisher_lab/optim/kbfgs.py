@@ -330,6 +330,8 @@ class KBFGS(LayerOptimizer):
         >>> value = opt.step(closure)
     """
 
+    own_key = "factors"
+
     needs_closure = True
 
     def __init__(

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from fisher_lab import approximations
+from fisher_lab._ground.arguments import is_whole, shown
 from fisher_lab.approximations import Approximation, MiniBlock
 from fisher_lab.layers import Layer
 from fisher_lab.likelihoods import Likelihood
@@ -288,6 +289,10 @@ class MBF(Method, damping=0.01, statistics="mean", decay=0.9):
     @staticmethod
     def build(max_block_bytes: int = 64 * 2**20) -> ByLayer:
         """The approximation."""
+        if not is_whole(max_block_bytes, 0):
+            raise ValueError(
+                f"Got max_block_bytes={shown(max_block_bytes)}, expected a whole number of bytes."
+            )
         return RowBlocksThatFit(max_block_bytes)
 
 

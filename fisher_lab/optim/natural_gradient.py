@@ -121,6 +121,7 @@ class NaturalGradient(LayerOptimizer, register=False):
         >>> opt.step()
     """
 
+    own_key = "layers"
     group_extras = ("approximation",)
 
     options: NaturalOptions

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fisher_lab._ground.arguments import number, shown
 from fisher_lab.matrices import FisherMatrix
 from fisher_lab.plots.reading import name_of
 from fisher_lab.plots.style import EXACT, Style, draw_legend, new_figure, room_for, styled, styles
@@ -60,6 +61,11 @@ def blocks(
             )
     rows = [("log10 |F|", matrices)]
     if inverse_damping is not None:
+        if not 0 < number(inverse_damping) < math.inf:
+            raise ValueError(
+                f"Got inverse_damping={shown(inverse_damping)}, expected a finite number > 0, or "
+                "None for no inverses."
+            )
         title = f"log10 |(F + {inverse_damping:g} tr F/d)$^{{-1}}$|"
         rows.append((title, _inverses(matrices, inverse_damping)))
     width = 1.0 + 2.3 * len(matrices)

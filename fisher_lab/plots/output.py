@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from fisher_lab._ground.arguments import check_kind
 from fisher_lab._ground.files import check_output, file_names, write_atomically
 from fisher_lab.errors.measures import Judges, judging
 from fisher_lab.plots.bars import errors
@@ -181,6 +182,7 @@ def svg(figure: Figure, prefix: str = "") -> str:
         '<svg'
     """
     # It goes into attributes as it is.
+    check_kind("prefix", prefix, str, "text")
     if prefix and not re.fullmatch(IDENTIFIER, prefix):
         raise ValueError(
             f"Got prefix={prefix!r}, expected ASCII letters, digits, - and _ behind a letter."
@@ -193,6 +195,7 @@ def svg(figure: Figure, prefix: str = "") -> str:
 
 def _printed(figure: Figure, kind: str) -> bytes:
     """The contents of a file of the figure."""
+    check_kind("figure", figure, Figure, "a figure that one of fl.plots drew")
     out = io.BytesIO()
     with matplotlib.rc_context(RC):
         figure.savefig(out, format=kind, metadata=dict.fromkeys(SILENT[kind]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from fisher_lab._ground.arguments import names_of
+from fisher_lab._ground.arguments import check_kind, names_of, number
 from fisher_lab._ground.text import did_you_mean, printable
 from fisher_lab.errors.measures import MEASURES, judging
 from fisher_lab.results import ALL, Comparison, Row
@@ -103,6 +104,11 @@ def pick(comparison: Comparison, error: str, damping: float | None = None) -> Ce
         TypeError: for anything but a comparison.
         ValueError: if it was not measured, or a damping has to be chosen first.
     """
+    check_kind("error", error, str, "the name of a measure")
+    if damping is not None and math.isnan(number(damping)):
+        raise TypeError(
+            f"Got damping of type {type(damping).__name__}, expected a number that was measured."
+        )
     rows = [row for row in checked(comparison).rows if row.error == error]
     if not rows:
         measured = ", ".join(comparison.errors) or "nothing"
@@ -245,7 +251,10 @@ def _chosen(
     """The names asked for, each once."""
     if wanted is None:
         return list(known)
-    names = list(dict.fromkeys(names_of(argument, wanted)))
+    found = names_of(argument, wanted)
+    for name in found:
+        check_kind(argument, name, str, "names")
+    names = list(dict.fromkeys(found))
     for name in names:
         check_known(what, name, known)
     if not names:

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
+from fisher_lab._ground.arguments import is_whole, shown
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -162,10 +164,10 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
         settings = dict(RC)
         columns = kwargs.get("columns")
         if columns is not None:
-            if columns not in WIDTHS:
+            if not is_whole(columns, 1) or columns not in WIDTHS:
                 raise ValueError(
-                    f"Got columns={columns!r}, expected 1 or 2 columns of a paper, or None for a "
-                    "figure as wide as it needs."
+                    f"Got columns={shown(columns)}, expected 1 or 2 columns of a paper, or "
+                    "None for a figure as wide as it needs."
                 )
             settings.update(PAPER)
         with matplotlib.rc_context(settings):

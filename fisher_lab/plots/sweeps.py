@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fisher_lab._ground.arguments import is_whole
 from fisher_lab.plots.reading import (
     Shown,
     about,
@@ -79,6 +80,9 @@ def training(
         )
     if not comparisons:
         raise ValueError("Got no comparisons, expected {step: Comparison} with at least one.")
+    for step in comparisons:
+        if not is_whole(step, 0):
+            raise TypeError(f"Got step {step!r}, expected training steps as whole numbers.")
     steps = sorted(comparisons)
     lines: Lines = {}
     for step in steps:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fisher_lab._ground.arguments import check_kind
 from fisher_lab._ground.text import did_you_mean
 from fisher_lab.problems.registry import Problem, annotated_type, as_problem, names, registered
 
@@ -78,6 +79,8 @@ def load(spec: str, optional: dict[str, Any] | None = None, /, **settings: Any) 
 
 def _accepted(function: Callable[..., Any], optional: dict[str, Any] | None) -> dict[str, Any]:
     """Those of the settings that the function has."""
+    if optional is not None:
+        check_kind("optional", optional, dict, "settings by name")
     known = inspect.signature(function).parameters
     found = {}
     for key, value in (optional or {}).items():

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fisher_lab._ground.arguments import shown
 from fisher_lab._ground.text import first_paragraph
 from fisher_lab._passes.batches import LABELS
 from fisher_lab._passes.labels import KINDS, FisherKind
@@ -66,19 +67,19 @@ class Problem:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TypeError(
-                f"problem {self.name!r} has a model of type {type(self.model).__name__}, "
-                "expected a torch.nn.Module: return the network itself"
+                f"problem {shown(self.name)} has a model of type {type(self.model).__name__}, "
+                "expected a torch.nn.Module: return the network itself."
             )
         if inspect.isclass(self.likelihood):
             name = self.likelihood.__name__
             raise TypeError(
-                f"problem {self.name!r} has the class {name} as its likelihood, expected an "
-                f"instance: write {name}()"
+                f"problem {shown(self.name)} has the class {name} as its likelihood, expected an "
+                f"instance: write {name}()."
             )
-        if self.fisher not in KINDS:
+        if not isinstance(self.fisher, str) or self.fisher not in KINDS:
             raise ValueError(
-                f"problem {self.name!r} has fisher={self.fisher!r}, "
-                f"expected one of {', '.join(KINDS)}: choose one of these"
+                f"problem {shown(self.name)} has fisher={shown(self.fisher)}, "
+                f"expected one of {', '.join(KINDS)}: choose one of these."
             )
 
 
@@ -117,6 +118,12 @@ def problem(function: Callable[..., Any]) -> Callable[..., Problem]:
         >>> fl.problems.load("my_problem").data[0].shape
         torch.Size([50, 8])
     """
+    if not inspect.isfunction(function):
+        found = type(function).__name__
+        raise TypeError(
+            f"Got a {found}, expected a function that returns (model, likelihood, data); put "
+            "@problem above its def."
+        )
     name = function.__name__
     signature = inspect.signature(function)
     taken = _REGISTERED.get(name)
@@ -125,8 +132,8 @@ def problem(function: Callable[..., Any]) -> Callable[..., Problem]:
         old = inspect.getsourcefile(inspect.unwrap(taken))
         if old != inspect.getsourcefile(function):
             raise ValueError(
-                f"a problem named {name!r} is registered already, by {taken.__module__}: give the "
-                "new function another name"
+                f"Got a second problem named {name!r}, expected another name than that of "
+                f"{taken.__module__}; rename the function."
             )
 
     @functools.wraps(function)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fisher_lab._ground.arguments import check_kind
 from fisher_lab._ground.memory import readable
 from fisher_lab.errors.judging import best, distance, finite
 from fisher_lab.errors.measures import MEASURES, exact_value, judging
@@ -33,10 +34,14 @@ class Answer:
 def answers(comparison: Comparison) -> list[Answer]:
     """One sentence per layer, all layers together first where they were measured.
 
+    Raises:
+        TypeError: for anything but a comparison.
+
     Example:
         >>> [answer.layer for answer in fl.report.answers(comparison)]
         ['(all)', '0', '2']
     """
+    check_kind("comparison", comparison, Comparison, "what fl.compare returned")
     names = comparison.layers
     if any(row.layer == ALL for row in comparison.rows):
         names = [ALL, *names]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fisher_lab import plots
+from fisher_lab._ground.arguments import check_kind
 from fisher_lab._ground.files import check_output, write_atomically
 from fisher_lab._ground.text import printable
 from fisher_lab.report.sections import along_training, notes, section
@@ -136,6 +137,8 @@ def _titled(given: Any) -> dict[str, Comparison]:
         for title, item in given.items():
             found[str(title)] = _load(item)
     else:
+        expected = "comparisons, their files, or {title: comparison}"
+        check_kind("comparisons", given, (list, tuple), expected)
         for item in given:
             comparison = _load(item)
             found[_free(_title(comparison), found)] = comparison

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fisher_lab.results.cells import escaped, unescaped, unseparated
-from fisher_lab.results.rows import Cost, LayerAbout, Row, Settings, is_writable, plain
+from fisher_lab.results.rows import Cost, Row, Settings, is_writable, plain
 
 FORMAT = "fisher_lab comparison"
 VERSION = 2
@@ -34,9 +34,7 @@ Contents = Object  # the arguments of a Comparison
 # -- writing ---------------------------------------------------------------------------------------
 def to_json(contents: Contents) -> str:
     """A comparison as JSON."""
-    table = _body(contents)
-    table["rows"] = _as_tables(contents["rows"])
-    body = encoded(table)
+    body = _encoded_whole(contents)
     body["digest"] = digest(body)
     text = json.dumps(body, indent=1, allow_nan=False)
     return f"{text}\n"
@@ -44,6 +42,7 @@ def to_json(contents: Contents) -> str:
 
 def to_csv(contents: Contents) -> str:
     """A comparison as CSV: a comment with everything but the rows, then the rows."""
+    _encoded_whole(contents)  # for what it refuses
     rows = _csv_text(contents["rows"])
     table = _body(contents)
     # files of the first version hold names as they are, and do not say this
@@ -52,6 +51,28 @@ def to_csv(contents: Contents) -> str:
     body["digest"] = digest(body, rows)
     about = json.dumps(body, allow_nan=False)
     return f"# {unseparated(about)}\n{rows}"
+
+
+def _encoded_whole(contents: Contents) -> Object:
+    """Everything as plain JSON.
+
+    Raises:
+        TypeError: for what could not be read again.
+    """
+    # here, since most runs write no file
+    from fisher_lab.results.schema import COMPARISON, checked
+
+    table = _body(contents)
+    table["rows"] = _as_tables(contents["rows"])
+    body: Object = encoded(table)
+    try:
+        checked(COMPARISON, _known(decoded(body)))
+    except ValueError as error:
+        raise TypeError(
+            f"Got a comparison that no file can hold ({error}), expected entries of the documented "
+            "types; convert them."
+        ) from error
+    return body
 
 
 def _csv_text(rows: Sequence[Row]) -> str:
@@ -189,13 +210,24 @@ def _from_csv(text: str, check: bool) -> Contents:
 def _csv_rows(text: str, are_escaped: bool) -> list[Object]:
     """The rows of a CSV file."""
     reader = csv.DictReader(io.StringIO(text))
-    rows = list(reader)
-    if are_escaped:
-        for row in rows:
-            for name in TEXTS:
-                if name in row:  # files of earlier versions have no precision
-                    row[name] = unescaped(row[name])
+    rows = []
+    for cells in reader:
+        row: Object = {}
+        for name, cell in cells.items():
+            row[name] = _of_cell(name, cell, are_escaped)
+        rows.append(row)
     return rows
+
+
+def _of_cell(name: str, cell: str | None, is_escaped: bool) -> str | float | None:
+    """The value that a cell of a CSV file stands for; the inverse of `_cell`."""
+    if name in TEXTS:
+        if name == "precision" and not cell:
+            return None
+        return unescaped(cell) if is_escaped and cell else cell
+    if not cell:
+        return None
+    return float(cell)
 
 
 def _checked(body: Any, rows: str, check: bool) -> Object:
@@ -231,7 +263,7 @@ def _version(body: Any) -> int:
     return version
 
 
-def decoded(value: Any, version: int) -> Any:
+def decoded(value: Any, version: int = VERSION) -> Any:
     """The inverse of `encoded`, of a file of that version."""
     if isinstance(value, list):
         return [decoded(entry, version) for entry in value]
@@ -272,111 +304,35 @@ def _decoded_text(value: str) -> str | float:
 
 # -- what a file holds, checked: whoever wrote it --------------------------------------------------
 def _contents(body: Object) -> Contents:
-    """The arguments of a Comparison; readers below raise what `parsed` tells as one sentence."""
-    rows = _tables(body["rows"])
-    costs = _tables(body["costs"])
-    settings = _table(body["settings"])
-    quantities = _tables(body["quantities"])
-    # files of before there were standard errors have none
-    covariances = _tables(body.get("covariances", []))
+    """The arguments of a Comparison."""
+    # here, since most runs read no file
+    from fisher_lab.results.schema import COMPARISON, checked
+
+    table = checked(COMPARISON, _known(body))
+    rows = [Row(**row) for row in table["rows"]]
+    costs = [Cost(**cost) for cost in table["costs"]]
     return {
-        "rows": tuple(map(_row, rows)),
-        "costs": tuple(map(_cost, costs)),
-        "settings": _settings(settings),
-        "quantities": tuple(map(_quantity, quantities)),
-        "covariances": tuple(covariances),
+        "rows": tuple(rows),
+        "costs": tuple(costs),
+        "settings": Settings(body["settings"] | table["settings"]),
+        "quantities": tuple(table["quantities"]),
+        "covariances": tuple(table.get("covariances", ())),
     }
 
 
-def _tables(value: Any) -> list[Object]:
-    if not isinstance(value, list):
-        raise TypeError("no list where one belongs")
-    return [_table(entry) for entry in value]
+def _known(body: Object) -> Object:
+    """The body without settings that are nobody's but the writer's, under whatever names."""
+    settings = body.get("settings")
+    if not isinstance(settings, dict):
+        return body
+    known = {}
+    for name in Settings.__annotations__:
+        if name in settings:
+            known[name] = settings[name]
+    return body | {"settings": known}
 
 
 def _table(value: Any) -> Object:
     if not isinstance(value, dict):
         raise TypeError("no table where one belongs")
     return value
-
-
-def _text(table: Object, name: str) -> str:
-    value = table[name]
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is no text")
-    return value
-
-
-def _optional_text(table: Object, name: str) -> str | None:
-    """A text, or None where it is left out."""
-    # null in JSON, an empty cell in CSV
-    if not table.get(name):
-        return None
-    return _text(table, name)
-
-
-def _optional(table: Object, name: str) -> float | None:
-    """A number, or None where it is left out."""
-    value = table.get(name)
-    # null in JSON, an empty cell in CSV
-    if value is None or value == "":
-        return None
-    return float(value)
-
-
-def _row(row: Object) -> Row:
-    value = _optional(row, "value")
-    noise = _optional(row, "noise")
-    if value is None or noise is None:
-        raise ValueError("a row without value")
-    return Row(
-        layer=_text(row, "layer"),
-        approximation=_text(row, "approximation"),
-        error=_text(row, "error"),
-        value=value,
-        noise=noise,
-        damping=_optional(row, "damping"),
-        checked=_optional(row, "checked"),
-        fisher=_text(row, "fisher"),
-        stderr=_optional(row, "stderr"),
-        precision=_optional_text(row, "precision"),
-    )
-
-
-def _cost(cost: Object) -> Cost:
-    return Cost(
-        layer=_text(cost, "layer"),
-        approximation=_text(cost, "approximation"),
-        seconds=float(cost["seconds"]),
-        bytes=int(cost["bytes"]),
-        inverse=_optional(cost, "inverse"),
-        step=_optional(cost, "step"),
-    )
-
-
-def _settings(settings: Object) -> Settings:
-    """The settings, if the tables in them that figures and pages read are tables."""
-    _table(settings.get("problem") or {})
-    _table(settings.get("left_out") or {})
-    layers = _table(settings.get("layers", {}))
-    for about in layers.values():
-        _about(_table(about))
-    return Settings(settings)
-
-
-def _about(about: Object) -> LayerAbout:
-    shape = about.get("shape", [0, 0])
-    sizes = shape if isinstance(shape, list) else []
-    if list(map(type, sizes)) != [int, int]:
-        raise TypeError("a shape that is not two whole numbers")
-    return LayerAbout(about)
-
-
-def _quantity(quantity: Object) -> Object:
-    _text(quantity, "layer")
-    _text(quantity, "approximation")
-    for name in ("trace_exact", "trace_approx"):
-        value = quantity.get(name, 0.0)
-        if not isinstance(value, int | float):
-            raise TypeError(f"{name} is no number")
-    return quantity

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from fisher_lab._ground.arguments import check_kind, path_of, shown
 from fisher_lab._ground.files import check_output, read_own, write_atomically
 from fisher_lab._ground.optional import require
 from fisher_lab.results import codec, html, tables
@@ -26,7 +27,7 @@ class Difference(NamedTuple):
     stderr: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison(Measurements):
     """Errors of approximations against the exact Fisher, layer by layer and over all layers.
 
@@ -62,7 +63,8 @@ class Comparison(Measurements):
             if key == wanted:
                 return row.value
         raise KeyError(
-            f"No {error} of {approximation} on layer {layer!r} (damping {damping}) was measured."
+            f"No {shown(error)} of {shown(approximation)} on layer {shown(layer)} (damping "
+            f"{shown(damping)}) was measured, expected one of those that were."
         )
 
     def difference(
@@ -76,7 +78,10 @@ class Comparison(Measurements):
 
         Raises:
             KeyError: if the errors or their standard errors were not measured.
+            TypeError: for names that are none.
         """
+        for name, text in (("layer", layer), ("a", a), ("b", b), ("error", error)):
+            check_kind(name, text, str, "a name")
         value_a = self.value(layer, a, error, damping)
         value_b = self.value(layer, b, error, damping)
         for found in self.covariances:
@@ -162,6 +167,12 @@ class Comparison(Measurements):
             "covariances": self.covariances,
         }
 
+    def __repr__(self) -> str:
+        return (
+            f"Comparison({len(self.approximations)} approximations on {len(self.layers)} layers, "
+            f"{len(self.rows)} rows)"
+        )
+
     # -- for people --------------------------------------------------------------------------------
     def __str__(self) -> str:
         return self.table()
@@ -194,13 +205,15 @@ def load_comparison(path: str | Path, check: bool = True) -> Comparison:
 
     Raises:
         ValueError: if the file is missing, damaged, or not a comparison.
+        TypeError: for what is no path.
 
     Example:
         >>> path = comparison.save("run.json")
         >>> fl.load_comparison(path).rows == comparison.rows
         True
     """
-    path = Path(path)
+    path = path_of("path", path)
+    check_kind("check", check, bool, "True or False")
     try:
         content = path.read_bytes()
     except OSError as error:

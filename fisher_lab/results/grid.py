@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fisher_lab._ground.arguments import names_of
+from fisher_lab._ground.arguments import check_kind, names_of
 from fisher_lab._ground.text import did_you_mean, printable
 from fisher_lab.results.measurements import Measurements
 from fisher_lab.results.rows import Cost, Row, costs_by_pair
@@ -157,6 +157,7 @@ def _measured_names(
         return measured
     wanted = names_of(argument, names)
     for name in wanted:
+        check_kind(argument, name, str, "names")
         if name not in measured:
             known = ", ".join(measured)
             guess = did_you_mean(name, measured)

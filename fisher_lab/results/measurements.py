@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fisher_lab._ground.arguments import check_kind
 from fisher_lab.results.rows import ALL, Cost, Row, Settings
 
 
@@ -19,6 +21,14 @@ class Measurements:
     covariances: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        kinds = (("rows", Row), ("costs", Cost), ("quantities", dict), ("covariances", dict))
+        for name, kind in kinds:
+            entries = getattr(self, name)
+            expected = f"a tuple of {kind.__name__}"
+            check_kind(name, entries, (tuple, list), expected)
+            for entry in entries:
+                check_kind(name, entry, kind, expected)
+        check_kind("settings", self.settings, Mapping, "a table of settings")
         # a plain table, as older code and users write it
         if not isinstance(self.settings, Settings):
             object.__setattr__(self, "settings", Settings(self.settings))

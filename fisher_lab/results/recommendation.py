@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fisher_lab._ground.arguments import number, shown
 from fisher_lab._ground.memory import readable
 from fisher_lab._ground.text import printable
 from fisher_lab.results.measurements import Measurements
@@ -184,10 +185,10 @@ def _damping(rows: Iterable[Row], asked: float | None) -> float:
         )
     if asked is None:
         return DAMPING if DAMPING in measured else measured[len(measured) // 2]
-    if asked not in measured:
+    if number(asked) not in measured:
         known = ", ".join(f"{value:g}" for value in measured)
-        raise ValueError(f"Got damping={asked!r}, expected one of those measured: {known}.")
-    return asked
+        raise ValueError(f"Got damping={shown(asked)}, expected one of those measured: {known}.")
+    return number(asked)
 
 
 def _of_layer(
@@ -297,7 +298,7 @@ def _absolute(comparison: Measurements, layer: str, damping: float) -> float | N
         shape = comparison.settings.about(name).shape
         traces = []
         for numbers in comparison.quantities:
-            if numbers["layer"] == name and numbers.get("trace_exact") is not None:
+            if numbers.get("layer") == name and numbers.get("trace_exact") is not None:
                 traces.append(float(numbers["trace_exact"]))
         if shape is None or not traces:
             return None

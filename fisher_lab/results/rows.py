@@ -137,6 +137,8 @@ class Settings(Record):
         dampings: relative to tr F / d.
         standard_errors: whether they were asked for.
         fingerprint: of model, data, likelihood and labels.
+        own_code: fingerprint of approximations, measures, likelihood and layers of the user's own;
+            None where all are the library's.
         versions: of the libraries.
         machine: system and threads.
         date: of the run.
@@ -169,6 +171,7 @@ class Settings(Record):
     dampings: list[float] | None
     standard_errors: bool | None
     fingerprint: str | None
+    own_code: str | None
     versions: Mapping[str, str] | None
     machine: str | None
     date: str | None

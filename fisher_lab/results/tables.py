@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fisher_lab._ground.arguments import is_whole
+from fisher_lab._ground.arguments import shown as told
 from fisher_lab._ground.memory import readable
 from fisher_lab._ground.text import printable
 from fisher_lab.results.grid import (
@@ -58,8 +60,10 @@ def render(
         width: characters per line, 60 or more; None for those of the terminal.
 
     Raises:
-        ValueError: for an error that was not measured.
+        ValueError: for an error that was not measured, or a width that is none.
     """
+    if width is not None and not is_whole(width, 1):
+        raise ValueError(f"Got width={told(width)}, expected a number of characters, 1 or more.")
     columns = columns_of(comparison, errors)
     groups = layer_lines(comparison, columns)
     view = View(columns, groups, every=errors is not None)

@@ -245,7 +245,7 @@ class LayerStats:
         of_example = (self.R, self.Q, self.d_out, self.d_in)
         # example first, so that those of a piece lie together
         P = self.g.new_empty(self.N, *of_example)
-        for part in self.pieces(pieces.STREAM_BYTES):
+        for part in self.pieces(pieces.stream()):
             some = self.examples(part)
             gradients = some.gradients()  # [R, n, Q, d_out, d_in]
             P[part] = gradients.transpose(0, 1)

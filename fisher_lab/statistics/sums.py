@@ -309,7 +309,7 @@ class Sums:
         """|F|_Frobenius^2, a scalar, never forming F."""
         stats = self.stats
         size = stats.N**2 * stats.itemsize
-        if size <= pieces.KEPT_BYTES:
+        if size <= pieces.kept():
             products = self.squared_gram()
             return products.mean()
         return contractions.overlap(stats, stats)

@@ -11,3 +11,4 @@ from fisher_lab.training.commands import tune_command as tune_command
 from fisher_lab.training.fitting import fit as fit
 from fisher_lab.training.fitting import record_errors as record_errors
 from fisher_lab.training.fitting import train_step as train_step
+from fisher_lab.training.metrics import load_metrics as load_metrics

@@ -42,7 +42,11 @@ def write(path: Path, state: State) -> None:
     """Replace the checkpoint in one go: a kill leaves the old or the new one."""
     whole = {**state, DIGEST: digest(state)}
     with replacing(path) as file:
-        torch.save(whole, file)
+        try:
+            torch.save(whole, file)
+        except RuntimeError as error:
+            # what torch makes of a write that the system refused
+            raise OSError(str(error).splitlines()[0]) from error
 
 
 def existing(path: Path, resume: bool) -> State | None:

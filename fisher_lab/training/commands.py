@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from fisher_lab import optim, problems
-from fisher_lab._ground.arguments import is_whole, number
+from fisher_lab._ground.arguments import check_kind, is_whole, number, path_of, shown
 from fisher_lab._ground.files import check_output, write_atomically
 from fisher_lab._ground.text import did_you_mean
 from fisher_lab.likelihoods import Likelihood
+from fisher_lab.results.codec import decoded, digest, encoded
 from fisher_lab.training import checkpoints
 from fisher_lab.training.fitting import Record, at_most, fit, record_errors
 from fisher_lab.training.places import alone
@@ -60,6 +61,7 @@ def make_optimizer(
     Raises:
         ValueError: an unknown name, or a damping for an optimizer without one.
     """
+    check_kind("name", name, str, f"one of {', '.join(optimizer_names())}")
     if lr is not None:
         options["lr"] = lr
     if name in BASELINES:
@@ -95,7 +97,7 @@ def _takes_seed(optimizer: type) -> bool:
     return False
 
 
-def start(problem: str | problems.Problem, **settings: Any) -> problems.Problem:
+def start(problem: str | problems.Problem, /, **settings: Any) -> problems.Problem:
     """A problem by name, untrained if it can be had untrained; a Problem as it is."""
     if isinstance(problem, problems.Problem):
         return problem
@@ -142,13 +144,19 @@ def train_command(
     Returns:
         One record per epoch; see `fit`.
     """
-    path = None if output is None else Path(output)
+    path = None if output is None else path_of("output", output)
     if path is not None and path.suffix != ".jsonl":
         raise ValueError(
             f"Got output {str(path)!r}, expected a file that ends in .jsonl: metrics are JSON "
             "lines."
         )
     _check_counts(epochs=epochs, batch=batch)
+    _check_tables(settings=settings, options=options)
+    if not is_whole(measure_every, 0):
+        raise ValueError(
+            f"Got measure_every={shown(measure_every)}, expected a whole number of epochs, 0 or "
+            "more."
+        )
     checkpoint = None
     if path is not None:
         check_output(path, (".jsonl",))
@@ -199,6 +207,15 @@ def _check_counts(**counts: int) -> None:
             raise ValueError(f"Got {name}={value!r}, expected a whole number, 1 or more.")
 
 
+def _check_tables(**tables: Any) -> None:
+    """Refuse what are no arguments by name."""
+    for name, table in tables.items():
+        if table is not None:
+            check_kind(name, table, dict, "a dict of arguments by name")
+            for key in table:
+                check_kind(name, key, str, "a dict of arguments by name")
+
+
 def tune_command(
     problem: str | problems.Problem,
     optimizer: str,
@@ -236,8 +253,9 @@ def tune_command(
         has no loss.
     """
     _check_counts(epochs=epochs, batch=batch)
+    _check_tables(settings=settings, options=options)
     _check_grid(lrs, dampings)
-    path = None if output is None else Path(output)
+    path = None if output is None else path_of("output", output)
     with alone(path):
         loaded = start(problem, **(settings or {}))
         about = {
@@ -272,8 +290,7 @@ def tune_command(
             spent = {"seconds": last["seconds"], "epochs": last["epoch"]}
             trials.append({**key, "loss": last["loss"], **spent})
             if path is not None:
-                text = json.dumps({"about": about, "trials": trials}, indent=1)
-                write_atomically(path, text + "\n")
+                _save(path, about, trials)
     mine = [trial for trial in trials if trial["optimizer"] == optimizer]
     return sorted(mine, key=_rank)
 
@@ -288,6 +305,7 @@ def _rank(trial: Record) -> float:
 def _check_grid(lrs: Sequence[float], dampings: Sequence[float]) -> None:
     """Refuse an empty grid, and numbers that no step can be made with."""
     for name, values, least in (("lrs", lrs, "> 0"), ("dampings", dampings, ">= 0")):
+        check_kind(name, values, (list, tuple), f"a list of numbers {least}")
         if not values:
             raise ValueError(f"Got no {name}, expected at least one number {least}.")
         for value in values:
@@ -318,6 +336,14 @@ def grid(
     return trials
 
 
+def _save(path: Path, about: Record, trials: list[Record]) -> None:
+    """All trials so far, with a digest of them."""
+    body = encoded({"about": about, "trials": trials})
+    body["digest"] = digest(body)
+    text = json.dumps(body, indent=1, allow_nan=False)
+    write_atomically(path, f"{text}\n")
+
+
 def _finished(path: Path | None, about: Record) -> list[Record]:
     """The trials that a file holds already.
 
@@ -326,16 +352,21 @@ def _finished(path: Path | None, about: Record) -> list[Record]:
     """
     if path is None or not path.exists():
         return []
+    from fisher_lab.results.schema import TRIALS, checked
+
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        earlier, trials = saved["about"], list(saved["trials"])
-    except (ValueError, KeyError, TypeError) as error:
+        body = json.loads(path.read_bytes().decode("utf-8"))
+        # files of earlier versions have none
+        if "digest" in body and body["digest"] != digest(body):
+            raise ValueError("its contents are not those that were written")
+        saved = checked(TRIALS, decoded(body))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} holds no trials ({error}), expected a file that tune wrote; choose another."
         ) from error
-    if earlier != json.loads(json.dumps(about)):
+    if saved["about"] != decoded(json.loads(json.dumps(encoded(about)))):
         raise ValueError(
             f"{path} holds trials of another problem or budget, expected the same; choose another "
             "file."
         )
-    return trials
+    return [dict(trial) for trial in saved["trials"]]

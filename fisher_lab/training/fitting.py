@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisher_lab._ground.arguments import is_whole, seed_of
-from fisher_lab._ground.files import append, write_atomically
+from fisher_lab._ground.arguments import check_kind, is_whole, path_of, seed_of
 from fisher_lab._ground.progress import Progress
 from fisher_lab._ground.ranks import Ranks, none_lost, ranks_of
 from fisher_lab._passes.batches import (
@@ -32,9 +31,9 @@ from fisher_lab._passes.model import Forward, Output, arguments
 from fisher_lab.likelihoods import Likelihood, as_likelihood
 from fisher_lab.training import checkpoints
 from fisher_lab.training.asked import Asked, asked_of, differences
+from fisher_lab.training.metrics import Metrics, Record
 from fisher_lab.training.places import alone
 
-Record = dict[str, Any]
 Callback = Callable[[torch.optim.Optimizer, int], Record]
 TESTED_AT_ONCE = 500  # examples of the test data in one forward pass
 
@@ -78,8 +77,8 @@ def fit(
         seed: of the order of the examples.
         test_data: of the form of one batch; the loss on it is measured after every epoch.
         schedule: a torch learning rate scheduler, stepped after every epoch.
-        metrics: file of JSON lines, one per epoch; one that is there already is replaced unless the
-            run goes on.
+        metrics: file of JSON lines, one per epoch, which `load_metrics` reads; one that is there
+            already is replaced unless the run goes on.
         checkpoint: file that is replaced every `checkpoint_every` steps and at the end; what is
             there and no checkpoint is refused.
         checkpoint_every: steps; None for every epoch.
@@ -113,8 +112,10 @@ def fit(
     ranks = ranks_of(patient=False)
     batches = _Batches(data, batch, seed_of(seed), labels, ranks)
     run = _Run(model, optimizer, as_likelihood(likelihood), batches, schedule, output)
-    run.metrics = None if metrics is None else Path(metrics)
-    run.checkpoint = None if checkpoint is None else Path(checkpoint)
+    if metrics is not None:
+        run.metrics = Metrics(path_of("metrics", metrics))
+    run.checkpoint = None if checkpoint is None else path_of("checkpoint", checkpoint)
+    check_kind("resume", resume, bool, "True or False")
     if resume and run.checkpoint is None:
         raise ValueError(
             "Got resume=True without a checkpoint, expected the file to go on from; pass "
@@ -131,7 +132,8 @@ def fit(
     with ExitStack() as held:
         if not ranks.first:
             run.metrics = None  # one writes
-        places = (run.metrics, run.checkpoint) if ranks.first else ()
+        written = None if run.metrics is None else run.metrics.path
+        places = (written, run.checkpoint) if ranks.first else ()
         ranks.agreed(lambda: held.enter_context(alone(*places)))
         run.begin(resume)
         was_training = model.training
@@ -291,7 +293,7 @@ class _Run:
         self.output = output
         # before the first step, as a schedule changes the learning rate
         self.asked: Asked = asked_of(optimizer, schedule, **batches.asked())
-        self.metrics: Path | None = None
+        self.metrics: Metrics | None = None
         self.checkpoint: Path | None = None
         self.records: list[Record] = []
         self.epoch = 0
@@ -313,7 +315,7 @@ class _Run:
         if resume and found is not None:
             self.load(found)
         elif self.metrics is not None:
-            self.metrics.unlink(missing_ok=True)
+            self.metrics.path.unlink(missing_ok=True)
 
     def device(self) -> torch.device:
         """Where the model is."""
@@ -388,7 +390,7 @@ class _Run:
         self.position = 0
         self.records.append(record)
         if self.metrics is not None:
-            append(self.metrics, json.dumps(record) + "\n")
+            self.metrics.add(record)
         self.save()
 
     def _test_loss(self, test: tuple[Inputs, Tensor | None]) -> float:
@@ -472,8 +474,7 @@ class _Run:
         sums = state["sums"]
         self.sums = None if sums is None else sums.to(self.device())
         if self.metrics is not None:
-            lines = [json.dumps(record) + "\n" for record in self.records]
-            write_atomically(self.metrics, "".join(lines))
+            self.metrics.write(self.records)
 
 
 def _check_averaged(likelihood: Likelihood) -> None:
@@ -505,7 +506,7 @@ def outputs(model: nn.Module, inputs: Inputs, output: Output | None = None) -> T
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    likelihood: Likelihood,
+    likelihood: Likelihood | nn.Module,
     x: Inputs,
     y: Tensor,
     output: Output | None = None,
@@ -523,11 +524,19 @@ def train_step(
         y: labels `[N, ...]`.
         output: what of the model's output is z; see `fit`.
 
+    Raises:
+        TypeError: for a model, an optimizer, inputs, labels or a likelihood that are none.
+
     Example:
         >>> opt = fl.optim.KFAC(model, loss)
         >>> fl.training.train_step(model, opt, fl.Categorical(), x, y).shape
         torch.Size([])
     """
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
+    check_kind("optimizer", optimizer, torch.optim.Optimizer, "one such as fl.optim.KFAC")
+    check_kind("x", x, (Tensor, tuple, list, Mapping), "a tensor, a tuple or a mapping of them")
+    check_kind("y", y, Tensor, "a tensor of labels")
+    likelihood = as_likelihood(likelihood)
     observing: Callable[..., Any] = getattr(optimizer, "observing", nullcontext)
     labels = _told(optimizer, likelihood, y)
 

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisher_lab._ground.arguments import number
+from fisher_lab._ground.arguments import check_kind, number
 from fisher_lab.errors import network_efficiency
 from fisher_lab.errors.quantities import DampedQuantities
 from fisher_lab.matrices import FisherMatrix
@@ -99,6 +99,7 @@ class NetworkFisher(Products):
             raise ValueError(
                 "The gradient of the loss is zero, expected another one: no step is to be judged."
             )
+        check_kind("dampings", dampings, (list, tuple), "a list of positive finite numbers")
         asked = {damping: self.absolute_damping(damping) for damping in dampings}
         missing = [damping for damping in asked if damping not in self._decreases]
         if missing:
@@ -117,6 +118,8 @@ class NetworkFisher(Products):
             damping: relative to tr F / d of the whole network.
             factored: whether matrices with factors are damped in these, as K-FAC's papers do.
         """
+        check_kind("factored", factored, bool, "True or False")
+        check_kind("matrices", matrices, Mapping, "{layer: FisherMatrix}, as estimate gives them")
         shift = self.absolute_damping(damping)
         steps = {}
         for name in self.shapes:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisher_lab._ground.arguments import check_kind, number, shown
 from fisher_lab._ground.lanczos import lanczos, start_vector
 from fisher_lab._ground.memory import Budget, readable
 from fisher_lab._ground.text import did_you_mean
@@ -102,7 +103,9 @@ class Products:
 
         Raises:
             ValueError: where a layer is missing or has another shape.
+            TypeError: for anything but a mapping.
         """
+        check_kind("V", V, Mapping, "{layer: array of the shape of its W}")
         parts = []
         for name, shape in self.shapes.items():
             part = V.get(name)
@@ -118,7 +121,12 @@ class Products:
         return torch.cat(parts, -1)
 
     def unflatten(self, v: Tensor) -> Arrays:
-        """One array `[..., d]` as `{layer: [..., d_out, d_in]}`."""
+        """One array `[..., d]` as `{layer: [..., d_out, d_in]}`.
+
+        Raises:
+            ValueError: for an array of another size.
+        """
+        self._check_vectors(v)
         arrays = {}
         start = 0
         for name, (rows, columns) in self.shapes.items():
@@ -127,13 +135,24 @@ class Products:
             start = end
         return arrays
 
+    def _check_vectors(self, v: Any) -> None:
+        """Refuse what is no array `[..., d]`."""
+        check_kind("v", v, Tensor, f"a tensor [..., {self.dim}]")
+        if v.ndim == 0 or v.shape[-1] != self.dim:
+            raise ValueError(f"Got shape {tuple(v.shape)}, expected [..., {self.dim}].")
+
     # -- products ----------------------------------------------------------------------------------
     def __matmul__(self, V: Mapping[str, Tensor]) -> Arrays:
         """F V for V `{layer: [..., d_out, d_in]}`, in its shape."""
         return self.unflatten(self.apply(self.flatten(V)))
 
     def apply(self, v: Tensor) -> Tensor:
-        """F times vectors `[..., d]`."""
+        """F times vectors `[..., d]`.
+
+        Raises:
+            ValueError: for vectors of another size.
+        """
+        self._check_vectors(v)
         V = self.unflatten(v)
         total = torch.zeros_like(v)
         for columns in self.pieces():
@@ -213,8 +232,14 @@ class Products:
         return found.high
 
     def condition(self, shift: float) -> float:
-        """An upper bound of the condition number of F + shift I."""
-        return 1 + float(self.spectral_norm()) / shift
+        """An upper bound of the condition number of F + shift I.
+
+        Raises:
+            ValueError: if the shift is no positive number.
+        """
+        if not 0 < number(shift) < math.inf:
+            raise ValueError(f"Got shift={shown(shift)}, expected a finite number above 0.")
+        return 1 + float(self.spectral_norm()) / number(shift)
 
     def eigenpairs(self, k: int) -> tuple[Tensor, Arrays]:
         """The k largest eigenvalues `[k]`, descending, and their eigenvectors `{layer: [k, d_out,
@@ -262,10 +287,10 @@ class Products:
             ValueError: if a layer has another name, or the block does not fit the memory.
         """
         for name in (a, b):
-            if name not in self.shapes:
+            if not isinstance(name, str) or name not in self.shapes:
                 known = ", ".join(self.shapes)
-                guess = did_you_mean(name, self.shapes)
-                raise ValueError(f"Got layer {name!r}{guess}, expected one of: {known}.")
+                guess = did_you_mean(name, self.shapes) if isinstance(name, str) else ""
+                raise ValueError(f"Got layer {shown(name)}{guess}, expected one of: {known}.")
         d_a = math.prod(self.shapes[a])
         d_b = math.prod(self.shapes[b])
         self._check_bytes(d_a * d_b, f"The block between {a!r} and {b!r} needs")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fisher_lab as fl
-from fisher_lab.results import ALL, Comparison, Cost, Row
+from fisher_lab.results import ALL, Comparison, Cost, Row, codec
 from fisher_lab.statistics import Sums
 from tests.diagnose.support import batch, net
 
@@ -171,8 +171,13 @@ WRONG = {
 )
 def test_entries_of_another_kind_are_refused(tmp_path, key: str, value: object) -> None:
     quantity = {"layer": "0", "approximation": "KFAC", "trace_exact": 1.0, "trace_approx": 1.0}
+    covariance = {"layer": "0", "error": "trace", "approximations": ["KFAC"], "matrix": [[1.0]]}
     found = Comparison(
-        (Row("0", "KFAC", "trace", 0.5, 0.0),), (Cost("0", "KFAC", 0.1, 2),), {}, (quantity,), ({},)
+        (Row("0", "KFAC", "trace", 0.5, 0.0),),
+        (Cost("0", "KFAC", 0.1, 2),),
+        {},
+        (quantity,),
+        (covariance,),
     )
     path = found.save(tmp_path / "a.json")
     body = json.loads(path.read_text())
@@ -239,7 +244,7 @@ def test_saving_is_atomic(tmp_path, monkeypatch) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fails)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match="disk full"):
         Comparison(()).save(path)
     assert path.read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
@@ -523,3 +528,54 @@ def test_a_complete_file_that_lacks_a_layer_is_gone_on_with(tmp_path) -> None:
     Comparison(tuple(first), whole.costs, whole.settings, whole.quantities).save(path)
     again = fl.compare(net(), fl.Categorical(), batch(), fl.KFAC(), resume=path)
     assert again.rows == whole.rows
+
+
+MISPLACED = {
+    "a name that is a number": ("rows", 0, "layer", 3),
+    "a value that is text": ("rows", 0, "value", "0.5"),
+    "a value that is true": ("rows", 0, "value", True),
+    "a noise that is a list": ("rows", 0, "noise", [1.0]),
+    "a damping that is text": ("rows", 0, "damping", "x"),
+    "a stderr that is a table": ("rows", 0, "stderr", {}),
+    "seconds that are text": ("costs", 0, "seconds", "1"),
+    "bytes that are not whole": ("costs", 0, "bytes", 1.5),
+    "bytes below 0": ("costs", 0, "bytes", -1),
+    "rows that are a table": ("rows", {}),
+    "settings that are a list": ("settings", []),
+    "layers that are a list": ("settings", "layers", []),
+    "a shape of one number": ("settings", "layers", "0", "shape", [3]),
+    "a shape of texts": ("settings", "layers", "0", "shape", ["3", "4"]),
+    "N that is text": ("settings", "N", "5"),
+    "dampings that are texts": ("settings", "dampings", ["0.1"]),
+    "complete that is a number": ("settings", "complete", 1),
+    "a quantity that is text": ("quantities", 0, "trace_exact", "x"),
+    "a quantity of another name that is text": ("quantities", 0, "eps", "x"),
+    "covariances that are numbers": ("covariances", [1]),
+}
+
+
+@pytest.mark.parametrize("where", MISPLACED.values(), ids=MISPLACED)
+@pytest.mark.parametrize("check", [True, False])
+def test_an_entry_of_another_type_is_told_by_its_place(where, check, tmp_path):
+    torch.manual_seed(0)
+    data = torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 0])
+    model = nn.Sequential(nn.Linear(4, 2))
+    found = fl.compare(model, nn.CrossEntropyLoss(), data, [fl.KFAC()], errors="trace")
+    path = found.save(tmp_path / "run.json")
+    body = json.loads(path.read_text())
+    *place, last, value = where
+    table = body
+    for key in place:
+        table = table[key]
+    table[last] = value
+    body["digest"] = codec.digest(body)
+    path.write_text(json.dumps(body))
+    with pytest.raises(ValueError, match=rf"run.json is truncated or foreign \({where[0]}"):
+        fl.load_comparison(path, check=check)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    for ending in ("json", "csv"):
+        with pytest.raises(TypeError, match="N: input should be a valid integer"):
+            fl.Comparison((), settings={"N": "many"}).save(tmp_path / f"run.{ending}")
+    assert not list(tmp_path.iterdir())

@@ -23,7 +23,6 @@ HOSTILE = {
     "formula": r"$\undefined{$",
     "formulas": r"\$$\frac{1}{$ $x$",
     "controls": "\x00\x08\x1b[31m\x7f\x9b\r",
-    "half a character": "\ud800",
     "other way": "\u202egpj.exe",
     "folder": "../../escaped",
     "absolute": "/tmp/escaped",
@@ -63,9 +62,10 @@ def hostile_file(path: Path, text: str, steps: int = 3) -> Path:
     body = _body(steps)
     version = {"format": body.pop("format"), "version": body.pop("version")}
     poisoned = {key: _poisoned(value, text) for key, value in body.items()}
-    # where numbers are expected, but nothing is computed with them
-    for name in ("N", "R", "parameters", "seed"):
-        poisoned["settings"][name] = f"{text}{name}"
+    # a file with a text where numbers are expected is refused
+    for number, quantity in enumerate(body["quantities"]):
+        own = poisoned["quantities"][number]
+        poisoned["quantities"][number] = {key: own[key] for key in quantity}
     path.write_text(json.dumps(version | poisoned))
     return path
 

@@ -150,7 +150,7 @@ def test_identifiers_of_a_drawing_take_letters_only(tmp_path, prefix):
         plots.svg(figure, prefix)
 
 
-@pytest.mark.parametrize("name", ["image", "folder", "absolute", "half a character", "empty"])
+@pytest.mark.parametrize("name", ["image", "folder", "absolute", "empty"])
 def test_figures_lie_in_their_folder_whatever_the_errors_are_called(
     tmp_path, monkeypatch, capsys, name
 ):
@@ -219,3 +219,10 @@ def test_brackets_of_a_name_stand_in_the_table(tmp_path, name):
     comparison = fl.load_comparison(hostile_file(tmp_path / "run.json", name))
     assert f"{name}KFAC" in comparison.table(width=400)
     assert f"{name}0" in comparison.table(width=400)
+
+
+def test_half_a_character_is_refused(tmp_path):
+    """No file that we write holds one: saving refuses it, too."""
+    given = hostile_file(tmp_path / "run.json", "\ud800")
+    with pytest.raises(ValueError, match=r"run.json is truncated or foreign \(settings"):
+        fl.load_comparison(given)

@@ -144,7 +144,7 @@ def test_a_failing_report_leaves_the_old_one_alone(tmp_path, monkeypatch):
     path = write_report(comparison(), tmp_path / "report.html")
     before = path.read_bytes()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match=r"could not be written \(disk full\)"):
         write_report(comparison(name="other"), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

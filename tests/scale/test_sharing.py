@@ -90,7 +90,7 @@ def test_kpsvd_without_room_for_what_the_lanczos_method_saw(kept: int, monkeypat
     """What is not kept is computed once more, and nothing else changes."""
     stats = shared()
     expected = build(fl.KPSVD(), stats).dense()
-    monkeypatch.setattr("fisher_lab.approximations.kpsvd.KEPT_BYTES", kept)
+    monkeypatch.setattr("fisher_lab.statistics.pieces.KEPT_BYTES", kept)
     calls, right = [], contractions.right
     monkeypatch.setattr(
         contractions, "right", lambda stats, G=None: (calls.append(stats), right(stats, G))[1]
@@ -99,7 +99,7 @@ def test_kpsvd_without_room_for_what_the_lanczos_method_saw(kept: int, monkeypat
     few = len(calls)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     calls.clear()
-    monkeypatch.setattr("fisher_lab.approximations.kpsvd.KEPT_BYTES", KEPT_BYTES)
+    monkeypatch.setattr("fisher_lab.statistics.pieces.KEPT_BYTES", KEPT_BYTES)
     build(fl.KPSVD(), stats)
     assert few == len(calls) + 1
 

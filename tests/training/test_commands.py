@@ -80,6 +80,7 @@ def test_tuning_tries_the_grid_once_and_sorts_by_loss(tmp_path, monkeypatch):
     assert losses == sorted(losses)
     saved = json.loads(output.read_text())
     saved["trials"] = saved["trials"][:3]
+    del saved["digest"]  # as a file of before there was one
     output.write_text(json.dumps(saved))
     fitted = []
     original = training.commands.fit

@@ -144,11 +144,11 @@ def _rotated_gradients(stats: LayerStats, basis: Basis) -> Iterator[Tensor]:
     left, right = basis
     same = left is None and right is None
     if stats.a is None or same:
-        for P in stats.per_example(pieces.STREAM_BYTES):
+        for P in stats.per_example(pieces.stream()):
             yield _rotate(P, left, right)
         return
     # turning a and g costs less than turning P, also where P is at hand
-    for part in stats.pieces(pieces.STREAM_BYTES):
+    for part in stats.pieces(pieces.stream()):
         some = stats.examples(part)
         rotated = some.rotated(left, right)
         yield rotated.gradients()

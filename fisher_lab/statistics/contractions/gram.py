@@ -23,7 +23,7 @@ def gram_pays(stats: LayerStats) -> bool:
     if stats.rank_one or columns >= stats.dim:
         return False
     size = columns**2 * stats.itemsize
-    return size <= pieces.KEPT_BYTES
+    return size <= pieces.kept()
 
 
 def route(stats: LayerStats) -> str:
@@ -121,16 +121,16 @@ def _rows_of_examples(stats: LayerStats, part: slice) -> Tensor:
 
 def _piece_bytes(stats: LayerStats, other: LayerStats) -> int:
     """How much of the gradients on each side makes one piece of the Gram matrix."""
-    size = pieces.CHUNK_BYTES
+    size = pieces.chunk()
     both_formed = stats.formed and other.formed
     has_factors = stats.a is not None and other.a is not None
     if has_factors and both_formed:
         # larger pieces make faster products, and gradients that were formed before cost no memory
-        size = pieces.KEPT_BYTES
+        size = pieces.kept()
     # their products do: a piece of the Gram matrix takes at most a chunk
-    rows_and_columns = pieces.CHUNK_BYTES * stats.itemsize
+    rows_and_columns = pieces.chunk() * stats.itemsize
     largest = stats.dim * math.sqrt(rows_and_columns)
-    return min(size, int(largest))
+    return int(min(size, largest))
 
 
 def _is_mirrored(stats: LayerStats, other: LayerStats, mine: slice, theirs: slice) -> bool:
@@ -268,7 +268,7 @@ def _squared_pieces_of_rank_one(stats: LayerStats, other: LayerStats) -> Iterato
     b, h = other.vectors()
     everyone = slice(0, other.N)
     bytes_each = other.N * stats.itemsize  # of a row
-    for mine in pieces.slices(stats.N, bytes_each, pieces.KEPT_BYTES):
+    for mine in pieces.slices(stats.N, bytes_each, pieces.kept()):
         products = a[mine] @ b.T
         gradients = g[:, mine]
         KG = outer_gram(gradients, h)

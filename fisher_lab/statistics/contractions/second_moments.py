@@ -174,7 +174,7 @@ def _position_pieces(stats: LayerStats) -> Iterator[tuple[Tensor, Tensor]]:
     per_position += 2 * stats.R * stats.d_out
     per_example = per_position * stats.T * stats.Q
     bytes_each = per_example * stats.itemsize
-    for part in pieces.slices(stats.N, bytes_each, pieces.STREAM_BYTES):
+    for part in pieces.slices(stats.N, bytes_each, pieces.stream()):
         inputs = a[part].transpose(1, 2)
         gradients = g[:, part]
         gradients = gradients.permute(1, 3, 2, 0, 4)  # [n, Q, T, R, d_out]
@@ -189,7 +189,7 @@ def _joined(x: Tensor) -> Tensor:
 
 def _left_of_pieces(stats: LayerStats, A: Tensor | None) -> Iterator[Tensor]:
     """sum P A P^T `[Q, d_out, d_out]`, a piece of the gradients after the other."""
-    for P in stats.per_example(pieces.STREAM_BYTES):
+    for P in stats.per_example(pieces.stream()):
         image = times(P, A)  # P A
         X = _columns_of(image)
         Y = _columns_of(P)
@@ -198,7 +198,7 @@ def _left_of_pieces(stats: LayerStats, A: Tensor | None) -> Iterator[Tensor]:
 
 def _right_of_pieces(stats: LayerStats, G: Tensor | None) -> Iterator[Tensor]:
     """sum P^T G P `[Q, d_in, d_in]`, a piece of the gradients after the other."""
-    for P in stats.per_example(pieces.STREAM_BYTES):
+    for P in stats.per_example(pieces.stream()):
         turned = P.mT
         image = times(turned, G)  # P^T G
         image = image.mT
@@ -279,7 +279,7 @@ def modes(stats: LayerStats, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     width = prod(sizes)
     weight = stats.inputs(slice(0, width))
     totals: list[Tensor] = []
-    for P in weight.per_example(pieces.STREAM_BYTES):
+    for P in weight.per_example(pieces.stream()):
         tensors = P.unflatten(-1, tuple(sizes))
         products = _products_of_modes(tensors)
         if not totals:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fisher_lab._ground.arguments import number
+from fisher_lab._ground.arguments import check_kind, number
 from fisher_lab._ground.linalg import kept, spd_inverse, symmetrize
 from fisher_lab._passes.capture import hooked
 from fisher_lab._passes.model import Output
@@ -551,7 +551,12 @@ class KBFGS(LayerOptimizer):
 
 
 def _trainable_linear(model: nn.Module) -> list[str]:
-    """Names of the Linear layers with something to train."""
+    """Names of the Linear layers with something to train.
+
+    Raises:
+        TypeError: for what is no model.
+    """
+    check_kind("model", model, nn.Module, "a torch.nn.Module, not its parameters")
     found = []
     for name, module in model.named_modules():
         if type(module) is not nn.Linear:  # a subclass may compute something else

@@ -56,7 +56,11 @@ class Comparison(Measurements):
 
         Raises:
             KeyError: if it was not measured.
+            TypeError: for names that are none.
         """
+        names = {"layer": layer, "approximation": approximation, "error": error}
+        for what, name in names.items():
+            check_kind(what, name, str, "a name")
         wanted = (layer, approximation, error, damping)
         for row in self.rows:
             key = (row.layer, row.approximation, row.error, row.damping)
@@ -80,8 +84,6 @@ class Comparison(Measurements):
             KeyError: if the errors or their standard errors were not measured.
             TypeError: for names that are none.
         """
-        for name, text in (("layer", layer), ("a", a), ("b", b), ("error", error)):
-            check_kind(name, text, str, "a name")
         value_a = self.value(layer, a, error, damping)
         value_b = self.value(layer, b, error, damping)
         for found in self.covariances:

@@ -115,6 +115,7 @@ def fit(
     if metrics is not None:
         run.metrics = Metrics(path_of("metrics", metrics))
     run.checkpoint = None if checkpoint is None else path_of("checkpoint", checkpoint)
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
     check_kind("resume", resume, bool, "True or False")
     if resume and run.checkpoint is None:
         raise ValueError(

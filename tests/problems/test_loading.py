@@ -231,7 +231,7 @@ def test_a_name_can_be_taken_only_once():
     def digits_mlp():
         """Not the one of the library."""
 
-    with pytest.raises(ValueError, match="named 'digits_mlp' is registered already"):
+    with pytest.raises(ValueError, match="Got a second problem named 'digits_mlp'"):
         problems.problem(digits_mlp)
 
 

@@ -116,7 +116,7 @@ def test_lines_are_sorted_and_cut(capsys, monkeypatch):
     blocks = re.findall(r"^ (\S+) .*?  ([A-Z]\S+) +(\S+)", out, re.MULTILINE)
     assert [name for name, *_ in blocks] == ["0", "2", "4", ALL]
     assert blocks[0][1] == "TENGraD"  # exact for so few examples
-    assert "36 more lines are not shown." in out
+    assert re.search(r"^\d+ more lines are not shown\.$", out, re.MULTILINE)
     assert "trace" not in out
 
 

@@ -14,6 +14,7 @@ from fisher_lab import problems
 from fisher_lab._ground.text import did_you_mean
 from fisher_lab._passes.labels import FisherKind
 from fisher_lab.approximations import Approximation
+from fisher_lab.results.grid import check_measured, check_top
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,8 @@ class ShowOptions:
         wanted = list(self.columns)
         if self.sort is not None:
             wanted.append(self.sort)
-        for name in wanted:
-            if name not in errors:
-                known = ", ".join(errors)
-                guess = did_you_mean(name, errors)
-                raise ValueError(
-                    f"Got error {name!r}{guess}, expected one of those measured: {known}."
-                )
-        if self.top is not None and self.top < 1:
-            raise ValueError(f"Got {self.top} lines per layer, expected 1 or more.")
+        check_measured(wanted, errors)
+        check_top(self.top)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from fisher_lab._ground.arguments import check_kind, names_of
+from fisher_lab._ground.memory import readable
 from fisher_lab._ground.text import did_you_mean, printable
 from fisher_lab.results.measurements import Measurements
 from fisher_lab.results.rows import Cost, Row, costs_by_pair
@@ -114,8 +115,7 @@ def ordered(
     Raises:
         ValueError: for an error that was not measured, or no line at all.
     """
-    if top is not None and top < 1:
-        raise ValueError(f"Got {top} lines per layer, expected 1 or more.")
+    check_top(top)
     column = None
     if sort is not None:
         column = columns_of(comparison, [sort])[0]
@@ -127,6 +127,12 @@ def ordered(
         kept = lines[:top]
         found.append(LayerLines(group.title, tuple(kept), len(lines) - len(kept)))
     return found
+
+
+def check_top(top: int | None) -> None:
+    """Raise ValueError where no line of a layer would be left."""
+    if top is not None and top < 1:
+        raise ValueError(f"Got {top} lines per layer, expected 1 or more.")
 
 
 def extremes(group: LayerLines, column: Column, distance: Distance) -> tuple[float, float] | None:
@@ -158,11 +164,17 @@ def _measured_names(
     wanted = names_of(argument, names)
     for name in wanted:
         check_kind(argument, name, str, "names")
+    check_measured(wanted, measured)
+    return wanted
+
+
+def check_measured(names: Iterable[str], measured: Collection[str]) -> None:
+    """Raise ValueError for an error that is none of those measured."""
+    for name in names:
         if name not in measured:
             known = ", ".join(measured)
             guess = did_you_mean(name, measured)
             raise ValueError(f"Got error {name!r}{guess}, expected one of those measured: {known}.")
-    return wanted
 
 
 # -- texts -----------------------------------------------------------------------------------------
@@ -203,6 +215,14 @@ def row_text(row: Row | None) -> str:
     if row.stderr is None or row.stderr <= max(row.noise, ROUNDING):
         return as_text(row.value)
     return f"{as_text(row.value)} ± {row.stderr:.2g}"
+
+
+def cost_texts(cost: Cost | None) -> tuple[str, str]:
+    """Time and size of a line; empty over all layers, which cost nothing of their own."""
+    if cost is None:
+        return "", ""
+    milliseconds = cost.seconds * 1e3
+    return f"{milliseconds:.1f} ms", readable(cost.bytes)
 
 
 def heading(comparison: Measurements) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from fisher_lab._ground.memory import readable
 from fisher_lab._ground.notebook import Cell, html_table
 from fisher_lab.results.grid import (
     Line,
     column_title,
     columns_of,
+    cost_texts,
     heading,
     layer_lines,
     row_text,
@@ -69,6 +69,5 @@ def _value(row: Row | None) -> Cell:
 def _cost(line: Line) -> list[Cell]:
     if line.cost is None:
         return [Cell(""), Cell("")]
-    seconds = line.cost.seconds
-    size = line.cost.bytes
-    return [Cell(f"{seconds * 1e3:.1f} ms", seconds), Cell(readable(size), size)]
+    time, size = cost_texts(line.cost)
+    return [Cell(time, line.cost.seconds), Cell(size, line.cost.bytes)]

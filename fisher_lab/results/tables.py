@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from fisher_lab._ground.arguments import is_whole
 from fisher_lab._ground.arguments import shown as told
-from fisher_lab._ground.memory import readable
 from fisher_lab._ground.text import printable
 from fisher_lab.results.grid import (
     Column,
@@ -19,6 +18,7 @@ from fisher_lab.results.grid import (
     Line,
     column_title,
     columns_of,
+    cost_texts,
     extremes,
     heading,
     importance,
@@ -203,7 +203,7 @@ def _cost_widths(view: View) -> list[int]:
     longest = list(map(len, COSTS))
     for group in view.groups:
         for line in group.lines:
-            for place, text in enumerate(_cost(line)):
+            for place, text in enumerate(cost_texts(line.cost)):
                 longest[place] = max(longest[place], len(text))
     return longest
 
@@ -226,26 +226,31 @@ def _table(view: View, columns: Sequence[Column], width: int) -> Table:
         table.add_column(cost, justify="right", width=longest)
     for group in view.groups:
         name = group.title
+        ends = {column: _ends(view, group, column) for column in columns}
         for line in group.lines:
-            values = [_cell(view, group, line, column) for column in columns]
-            table.add_row(Text(name), Text(_label(line)), *values, *_cost(line))
+            values = [_cell(view, line, column, ends[column]) for column in columns]
+            table.add_row(Text(name), Text(_label(line)), *values, *cost_texts(line.cost))
             name = ""  # a layer is named once
         table.add_section()
     return table
 
 
-def _cell(view: View, group: LayerLines, line: Line, column: Column) -> Text:
+def _ends(view: View, group: LayerLines, column: Column) -> tuple[float, float] | None:
+    """Distances of the best and the worst value of a layer; None where none are marked."""
+    if view.distance is None:
+        return None
+    return extremes(group, column, view.distance)
+
+
+def _cell(view: View, line: Line, column: Column, ends: tuple[float, float] | None) -> Text:
     """A value, marked if it is the best or the worst of its layer."""
     from rich.text import Text
 
     row = line.rows.get(column)
     text = Text(row_text(row))
-    if row is None or view.distance is None:
+    if row is None or view.distance is None or ends is None:
         return text
-    found = extremes(group, column, view.distance)
-    if found is None:
-        return text
-    best, worst = found
+    best, worst = ends
     far = view.distance(row)
     if far == best:
         text.stylize(BEST)
@@ -256,11 +261,3 @@ def _cell(view: View, group: LayerLines, line: Line, column: Column) -> Text:
 
 def _label(line: Line) -> str:
     return printable(line.approximation)
-
-
-def _cost(line: Line) -> tuple[str, str]:
-    """Time and size as texts."""
-    if line.cost is None:
-        return "", ""
-    milliseconds = line.cost.seconds * 1e3
-    return f"{milliseconds:.1f} ms", readable(line.cost.bytes)

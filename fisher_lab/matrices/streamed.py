@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar, checked_scalar
-from fisher_lab.matrices.dense import Dense
+from fisher_lab.matrices.in_passes import InPasses
 from fisher_lab.statistics import LayerStats, as_sums, contractions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Streamed(FisherMatrix):
+class Streamed(InPasses):
     """U U^T / N for columns U that come piece by piece.
 
     A product (with one or many X) is one pass over the pieces, the Frobenius norm one pass for each
@@ -116,25 +116,9 @@ class Streamed(FisherMatrix):
         c = checked_scalar(c, "factor", self)
         return replace(self, factor=self.factor * c)
 
-    @property
-    def signature(self) -> None:
-        """It stays alone: its columns are its own."""
-        return None
-
-    def rescued(self, p: float, damping: Scalar) -> FisherMatrix:
-        """Of the dense matrix."""
-        return self._formed().rescued(p, damping)
-
     def _dense(self) -> Tensor:
         total = self.factor.new_zeros(self.dim, self.dim)
         for piece, weight in self.parts():
             block = contractions.dense(piece)
             total += weight * block
         return total
-
-    def _powered(self, p: float, damping: Scalar) -> FisherMatrix:
-        return self._formed()._powered(p, damping)
-
-    def _formed(self) -> Dense:
-        """The dense block."""
-        return Dense(self.dense(), self.shape)

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from fisher_lab.matrices.base import AnyStats, FisherMatrix, Scalar, checked_scalar
-from fisher_lab.matrices.dense import Dense
 from fisher_lab.matrices.diagonal import DiagonalMatrix
 from fisher_lab.matrices.eigenbasis import EigenbasisDiagonal
+from fisher_lab.matrices.in_passes import InPasses
 from fisher_lab.matrices.kronecker import Kronecker
 from fisher_lab.statistics import VocabularyStats, VocabularySums
 
@@ -38,8 +38,8 @@ MOST_STEPS = 20  # passes for one end of the spectrum
 PROBES = 4  # numbers of eigenvalues that one pass counts
 
 
-@dataclass(frozen=True, eq=False)
-class VocabularyBlock(FisherMatrix):
+@dataclass(frozen=True, eq=False, repr=False)
+class VocabularyBlock(InPasses):
     """U U^T for the columns U of a vocabulary, never formed whole.
 
     Args:
@@ -106,24 +106,8 @@ class VocabularyBlock(FisherMatrix):
         c = checked_scalar(c, "factor", self)
         return VocabularyBlock(VocabularySums(self.stats.scaled(c)))
 
-    @property
-    def signature(self) -> None:
-        """It stays alone: its columns are its own."""
-        return None
-
-    def rescued(self, p: float, damping: Scalar) -> FisherMatrix:
-        """Of the dense matrix."""
-        return self._formed().rescued(p, damping)
-
     def _dense(self) -> Tensor:
         return self.sums.dense()
-
-    def _powered(self, p: float, damping: Scalar) -> FisherMatrix:
-        return self._formed()._powered(p, damping)
-
-    def _formed(self) -> Dense:
-        """The dense matrix."""
-        return Dense(self.dense(), self.shape)
 
     def quadratic(self, stats: AnyStats) -> Tensor:
         """<F, self>, by products with the columns of F."""
